@@ -1,0 +1,26 @@
+"""Corebound: core-bound, tensor-parallel inference of large language models on x86 servers."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from corebound.comm import init_distributed as init_distributed
+    from corebound.engine import LLM as LLM
+
+# Public names are loaded on first use, so that `corebound plan` and `corebound doctor` never import torch.
+_LAZY = {"LLM": "corebound.engine", "init_distributed": "corebound.comm"}
+_LAZY_MODULES = ("comm", "kernels", "topology")
+
+__all__ = ["LLM", "init_distributed"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"corebound.{name}")
+    raise AttributeError(f"module 'corebound' has no attribute {name!r}")

@@ -1,0 +1,128 @@
+"""The only reader of the process environment: typed, validated views of the variables that Corebound knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from corebound.config.suggest import nearest, require_choice, unknown_name
+from corebound.errors import ConfigError
+
+KERNEL_CHOICES = ("auto", "native", "reference")
+COMM_CHOICES = ("auto", "shm", "hierarchical", "ccl", "gloo")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+# Every COREBOUND_ variable with its meaning. docs/configuration.md is checked against this table.
+VARIABLES: dict[str, str] = {
+    "COREBOUND_ACCELERATOR": "name of the accelerator to use in place of the detected one",
+    "COREBOUND_COMM": f"provider of collectives: {', '.join(COMM_CHOICES)}",
+    "COREBOUND_COMM_TIMEOUT_S": "seconds after which a collective gives up (default 60)",
+    "COREBOUND_ISA": "name of the instruction-set variant to force; unset takes the best one that runs here",
+    "COREBOUND_JOB_ID": "set by the agent: unique name of this launch, part of every segment name",
+    "COREBOUND_KERNELS": f"kernel implementation: {', '.join(KERNEL_CHOICES)}",
+    "COREBOUND_LOG_LEVEL": f"least severe message shown: {', '.join(LOG_LEVELS)}",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """User settings from the environment. `isa` None means the best variant that can run."""
+
+    accelerator: str | None = None
+    comm: str = "auto"
+    comm_timeout_s: float = 60.0
+    isa: str | None = None
+    kernels: str = "auto"
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankEnvironment:
+    """What the agent tells a rank about its place in the launch."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_size: int
+    master_addr: str
+    master_port: int
+    job_id: str
+
+
+def settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Return the validated COREBOUND_ settings.
+
+    Raises: ConfigError for a misspelt COREBOUND_ variable, or a value that is not one of the choices.
+    """
+    env = os.environ if environ is None else environ
+    for name in env:
+        # Only near misses are errors: Kubernetes puts a COREBOUND_..._SERVICE_HOST in every pod beside a service of ours.
+        if name.startswith("COREBOUND_") and name not in VARIABLES and nearest(name, VARIABLES, cutoff=0.85):
+            raise unknown_name("environment variable", name, VARIABLES)
+
+    def choice(name: str, valid: tuple[str, ...], default: str) -> str:
+        return require_choice("value", env.get(name) or default, valid, where=name)
+
+    return Settings(
+        accelerator=env.get("COREBOUND_ACCELERATOR") or None,
+        comm=choice("COREBOUND_COMM", COMM_CHOICES, "auto"),
+        comm_timeout_s=_positive_float(env, "COREBOUND_COMM_TIMEOUT_S", 60.0),
+        isa=env.get("COREBOUND_ISA") or None,
+        kernels=choice("COREBOUND_KERNELS", KERNEL_CHOICES, "auto"),
+        log_level=choice("COREBOUND_LOG_LEVEL", LOG_LEVELS, "info"),
+    )
+
+
+def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironment | None:
+    """Return this process's place in a launch, or None when it was not launched as a rank.
+
+    Raises: ConfigError when only some of the variables are set, or one is not a number.
+    """
+    env = os.environ if environ is None else environ
+    if "RANK" not in env and "WORLD_SIZE" not in env:
+        return None
+    needed = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if not env.get(name)]
+    if missing:
+        raise ConfigError(
+            f"incomplete rank environment: {', '.join(missing)} not set",
+            hint="start the script with `corebound run`, or unset RANK and WORLD_SIZE to run alone",
+        )
+    return RankEnvironment(
+        rank=_integer(env, "RANK"),
+        local_rank=_integer(env, "LOCAL_RANK"),
+        world_size=_integer(env, "WORLD_SIZE"),
+        local_size=_integer(env, "LOCAL_WORLD_SIZE" if env.get("LOCAL_WORLD_SIZE") else "LOCAL_SIZE", default=1),
+        master_addr=env["MASTER_ADDR"],
+        master_port=_integer(env, "MASTER_PORT"),
+        job_id=env.get("COREBOUND_JOB_ID") or f"port{env['MASTER_PORT']}",
+    )
+
+
+def snapshot() -> dict[str, str]:
+    """Return a copy of the whole environment, to start other processes with."""
+    return dict(os.environ)
+
+
+def _integer(env: Mapping[str, str], name: str, *, default: int | None = None) -> int:
+    text = env.get(name)
+    if not text and default is not None:
+        return default
+    try:
+        return int(text or "")
+    except ValueError:
+        raise ConfigError(f"environment variable {name}: expected a whole number, found {text!r}") from None
+
+
+def _positive_float(env: Mapping[str, str], name: str, default: float) -> float:
+    text = env.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value > 0:
+        raise ConfigError(f"environment variable {name}: expected a number above 0, found {text!r}")
+    return value
