@@ -1,0 +1,1 @@
+"""Filled by the first module of this package."""
