@@ -1,1 +1,1 @@
-"""Filled by the first module of this package."""
+"""Models: one decoder, and one short file per family that describes it. Importing this package imports no torch."""
