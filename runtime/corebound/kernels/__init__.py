@@ -1,1 +1,41 @@
-"""Filled by the first module of this package."""
+"""Operators of the decoder: one public function each, over a native or a plain-torch implementation chosen at start.
+
+Importing this package does not import torch; the first call of an operator does.
+
+Shape letters used throughout: T tokens, H hidden size, Hq query heads, Hkv key/value heads, D head size, B sequences,
+K inputs and N outputs of a linear layer, I intermediate size, P positions.
+"""
+
+from corebound.kernels.ops import (
+    add_layer_norm,
+    add_rms_norm,
+    attention,
+    gelu,
+    layer_norm,
+    linear,
+    rms_norm,
+    rotary,
+    silu_mul,
+    split_qkv,
+    store_kv,
+)
+from corebound.kernels.table import OPS, Row, active_isa, forced, table
+
+__all__ = [
+    "OPS",
+    "Row",
+    "active_isa",
+    "add_layer_norm",
+    "add_rms_norm",
+    "attention",
+    "forced",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "rms_norm",
+    "rotary",
+    "silu_mul",
+    "split_qkv",
+    "store_kv",
+    "table",
+]
