@@ -1,1 +1,24 @@
-"""Filled by the first module of this package."""
+"""What this machine is: allowed CPUs, sockets, NUMA nodes, caches, memory and instruction sets, read without torch."""
+
+from __future__ import annotations
+
+from corebound.topology.cpulist import format_cpu_list, parse_cpu_list
+from corebound.topology.isa import IsaReport, IsaVariant
+from corebound.topology.model import Cache, CgroupLimits, Core, Cpu, HugePages, Memory, NumaNode, Topology
+from corebound.topology.read import read_topology
+
+__all__ = [
+    "Cache",
+    "CgroupLimits",
+    "Core",
+    "Cpu",
+    "HugePages",
+    "IsaReport",
+    "IsaVariant",
+    "Memory",
+    "NumaNode",
+    "Topology",
+    "format_cpu_list",
+    "parse_cpu_list",
+    "read_topology",
+]
