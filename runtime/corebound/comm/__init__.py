@@ -1,1 +1,72 @@
-"""Filled by the first module of this package."""
+"""Collective communication: one object per group of ranks, several providers, a choice that explains itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+from corebound.comm import rendezvous, select
+from corebound.comm.base import Collectives, as_timedelta, check_timeout
+from corebound.config import env
+from corebound.errors import CommError
+
+__all__ = ["Collectives", "create", "init_distributed", "new_group"]
+
+
+def init_distributed(timeout_s: float | None = None, *, provider: str | None = None) -> Collectives:
+    """Return the collectives of the whole launch after every rank has joined.
+
+    A process that was not launched as a rank gets a group of one. A default process group that exists already is used
+    as it is. `timeout_s` limits joining and is the default of every operation; None takes COREBOUND_COMM_TIMEOUT_S.
+
+    Raises: CommTimeoutError that lists the ranks present and missing; CommError when the provider cannot work.
+    """
+    settings = env.settings()
+    provider = provider or settings.comm
+    timeout_s = check_timeout(settings.comm_timeout_s if timeout_s is None else timeout_s)
+    if dist.is_initialized():
+        return create(None, timeout_s, provider=provider)
+    select.check_provider(provider)
+    place = env.rank_environment()
+    if place is None or place.world_size == 1:
+        return select.single(provider)
+    group = rendezvous.join(place, timeout_s)
+    return select.create(group, provider, timeout_s, owns_group=True)
+
+
+def create(
+    group: dist.ProcessGroup | None = None, timeout_s: float | None = None, *, provider: str | None = None
+) -> Collectives:
+    """Return the collectives of a torch process group that exists (None: the default one). Every member calls it.
+
+    Raises: CommError when the provider asked for cannot work, or this process is not a member.
+    """
+    settings = env.settings()
+    group = group if group is not None else dist.group.WORLD
+    if not isinstance(group, dist.ProcessGroup):
+        raise CommError("collectives: this process is not a member of the process group")
+    timeout_s = check_timeout(settings.comm_timeout_s if timeout_s is None else timeout_s)
+    return select.create(group, provider or settings.comm, timeout_s)
+
+
+def new_group(
+    ranks: Sequence[int], timeout_s: float | None = None, *, provider: str | None = None
+) -> Collectives | None:
+    """Return the collectives of some ranks of the launch, or None on a rank that is not among them.
+
+    Every rank of the launch calls it, with the same ranks, after init_distributed(). Members are ordered by rank.
+
+    Raises: CommError for ranks that do not exist or repeat, or when init_distributed() was not called.
+    """
+    settings = env.settings()
+    timeout_s = check_timeout(settings.comm_timeout_s if timeout_s is None else timeout_s)
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    if sorted(set(ranks)) != sorted(ranks) or not ranks or not all(0 <= rank < world_size for rank in ranks):
+        raise CommError(f"new_group: expected distinct ranks from 0 to {world_size - 1}, found {list(ranks)}")
+    if not dist.is_initialized():
+        return select.single(provider or settings.comm)
+    group = dist.new_group(sorted(ranks), timeout=as_timedelta(timeout_s), backend="gloo")
+    if not isinstance(group, dist.ProcessGroup):
+        return None
+    return select.create(group, provider or settings.comm, timeout_s, owns_group=True)

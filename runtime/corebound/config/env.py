@@ -100,6 +100,11 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironmen
     )
 
 
+def set_default(name: str, value: str) -> None:
+    """Set a variable that a library below us reads, unless the user has set it."""
+    os.environ.setdefault(name, value)
+
+
 def snapshot() -> dict[str, str]:
     """Return a copy of the whole environment, to start other processes with."""
     return dict(os.environ)
