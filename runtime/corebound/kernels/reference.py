@@ -48,7 +48,7 @@ def split_qkv(
     if layout == "per_head":
         if num_heads != num_kv_heads:
             raise KernelError(
-                f"split_qkv: layout per_head needs equally many kv and query heads, found {num_kv_heads} and {num_heads}"
+                f"split_qkv: layout per_head needs equal head counts, found {num_heads} query and {num_kv_heads} kv"
             )
         q, k, v = qkv.view(tokens, num_heads, 3, head_dim).unbind(2)
     elif layout == "stacked":
