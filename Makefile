@@ -1,14 +1,102 @@
-# Corebound: `make help` lists the targets.
-VENV   ?= .venv
-PYTHON := $(abspath $(VENV))/bin/python
+# Corebound's verbs. `make` alone lists them.
+INVENTORY ?= local
+PYTHON3   ?= python3
+VENV      ?= .venv
+BIN       := $(abspath $(VENV))/bin
+PYTHON    := $(BIN)/python
+TESTS     ?=
+
+SHELL         := /bin/bash
+.SHELLFLAGS   := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS     += --no-print-directory
+
+SETUP       = $(PYTHON3) runtime/packaging/setup_venv.py --venv $(VENV) $(if $(ALLOW_CUDA_TORCH),--allow-cuda)
+PLAYBOOK    = INVENTORY=$(INVENTORY) playbooks/scripts/run_playbook
+SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook
+CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp')
+CONTAINERS  = $(shell git ls-files 'images/*Containerfile*')
+
+##@ First steps
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@printf '\nINVENTORY=%s chooses the machines; there are: %s\n' '$(INVENTORY)' \
+	  "$$(cd inventories && ls -d */ | tr -d / | grep -v '^defaults$$' | paste -sd ' ')"
+
+.PHONY: setup
+setup: ## Prepare this checkout: system packages, .venv, pinned tools, torch (CPU build)
+	@$(SETUP) develop
 
 .PHONY: native
-native: ## Build the native libraries into runtime/corebound/lib
-	@mkdir -p build && flock build/native.lock sh -ec '\
-	  $(abspath $(VENV))/bin/cmake -S runtime/csrc -B build/native -G Ninja -DPython_EXECUTABLE=$(PYTHON) \
-	    -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja >build/native-configure.log || { cat build/native-configure.log; exit 1; }; \
-	  $(abspath $(VENV))/bin/cmake --build build/native; \
-	  $(abspath $(VENV))/bin/cmake --install build/native --prefix build/native-install >/dev/null; \
-	  mkdir -p runtime/corebound/lib; \
-	  for f in build/native-install/corebound/lib/*.so; do cp $$f runtime/corebound/lib/.$$(basename $$f).new; \
-	    mv runtime/corebound/lib/.$$(basename $$f).new runtime/corebound/lib/$$(basename $$f); done'
+native: setup ## Build the native libraries into runtime/corebound/lib
+	@mkdir -p build && flock build/native.lock runtime/packaging/build_native.sh $(BIN)
+
+##@ Machines
+
+.PHONY: deploy
+deploy: ## Install Corebound on every machine of INVENTORY, deliver the model and prove it with a smoke run
+	@$(PLAYBOOK) --list-inventory >/dev/null
+	@$(SETUP) deploy
+	@$(MAKE) wheel
+	@$(PLAYBOOK) site.yml
+
+.PHONY: smoke
+smoke: ## Run two core-bound ranks on every machine and print a table of what they did
+	@$(PLAYBOOK) --list-inventory >/dev/null
+	@$(SETUP) deploy
+	@$(PLAYBOOK) smoke.yml
+
+.PHONY: reset
+reset: ## Remove everything that deploy put on the machines of INVENTORY
+	@$(PLAYBOOK) --list-inventory >/dev/null
+	@$(SETUP) deploy
+	@$(PLAYBOOK) reset.yml
+
+.PHONY: wheel
+wheel: ## Build the wheel that deploy installs, into dist/
+	@$(SETUP) deploy
+	@$(PYTHON) runtime/packaging/build_wheel.py
+
+##@ Checks
+
+.PHONY: test
+test: native ## Run every test that needs nothing but this machine (TESTS=path or -k expression narrows it)
+	@$(PYTHON) -m pytest -m "not lab and not k8s and not bench" $(TESTS)
+
+.PHONY: test-all
+test-all: native ## Run the same suite and fail when a part of it was skipped
+	@mkdir -p reports
+	@$(PYTHON) -m pytest -m "not lab and not k8s and not bench" --junitxml=reports/tests.xml
+	@$(PYTHON) .ci/check_skips.py reports/tests.xml
+
+.PHONY: lint
+lint: setup ## Check style, layers, playbooks, scripts and the project's own rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(if $(CXX_SOURCES),$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES))
+	@$(BIN)/yamllint --strict .
+	@LC_ALL=C.UTF-8 PATH=$(BIN):$$PATH $(BIN)/ansible-lint --offline -q
+	@$(BIN)/shellcheck --severity=style $(SCRIPTS)
+	@$(if $(CONTAINERS),$(BIN)/hadolint $(CONTAINERS))
+	@PYTHONPATH=runtime $(BIN)/lint-imports
+	@$(PYTHON) .ci/check_repository.py
+
+.PHONY: format
+format: setup ## Rewrite Python and C++ sources in the project's format
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+	@$(if $(CXX_SOURCES),$(BIN)/clang-format -i $(CXX_SOURCES))
+
+.PHONY: typecheck
+typecheck: setup ## Check types, strictly
+	@$(BIN)/mypy
+	@$(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/runtime/files/*.py .ci/*.py
+
+# Part of the public surface; each comes with the part of the project that it serves.
+LATER := test-lab test-k8s images bundle manifests lab-up lab-down bench
+.PHONY: $(LATER)
+$(LATER):
+	@echo "error: make $@ comes with a later release; \`make help\` lists what there is" >&2; exit 2
