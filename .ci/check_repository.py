@@ -81,11 +81,9 @@ def file_problems(name: str, path: Path, places: list[str]) -> Iterator[str]:
 def environment_variables(source: str) -> list[str]:
     """Return the keys of VARIABLES in the source of config/env.py, read without importing it."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "VARIABLES":
-            if isinstance(node.value, ast.Dict):
-                return [
-                    key.value for key in node.value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)
-                ]
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "VARIABLES":
+            keys = node.value.keys if isinstance(node.value, ast.Dict) else []
+            return [str(ast.literal_eval(key)) for key in keys if key is not None]
     return []
 
 

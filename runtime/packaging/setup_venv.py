@@ -84,9 +84,8 @@ def install_system_packages() -> None:
         why = "this user is not root and has no passwordless sudo" if prefix is None else "there is no apt-get here"
         if needed:
             fail(f"missing system packages: {' '.join(needed)}; {why}", f"run as root: {command}")
-        say(
-            f"going on without {' '.join(wished)} (memory is then not bound to NUMA nodes); to add it, as root: {command}"
-        )
+        say(f"going on without {' '.join(wished)}: memory is then not bound to NUMA nodes")
+        say(f"to add it, run as root: {command}")
         return
     say(f"installing system packages: {' '.join(wanted)}")
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
