@@ -36,7 +36,7 @@ def read_cpus(tree: Tree, affinity: tuple[int, ...] | None, warnings: list[str])
         warnings.append(
             f"{_BASE}/online leaves out {len(hidden)} CPUs that the process may use: the container changes sysfs"
         )
-    online |= hidden
+        online = {cpu for cpu in present | hidden if _has_topology(tree, cpu)}
     if not any(_has_topology(tree, cpu) for cpu in online):
         warnings.append(f"{_BASE} has no topology files: every CPU is taken for a core of its own")
     return tuple(_read_cpu(tree, cpu, cpu in online) for cpu in sorted(present | online))

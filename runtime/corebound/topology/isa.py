@@ -53,14 +53,14 @@ class IsaReport:
 
     @property
     def best(self) -> str:
-        """The name of the best variant that can run."""
-        return next(variant.name for variant in self.variants if variant.supported)
+        """The name of the best variant that can run; never `amx`, which is left to oneDNN inside torch."""
+        return next(variant.name for variant in self.variants if variant.supported and variant.name != "amx")
 
 
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
 _AVX512_BF16 = (*_AVX512, "avx512_bf16")
-_AMX = (*_AVX512_BF16, "amx_tile", "amx_bf16")
+_AMX = (*_AVX512_BF16, "amx_tile", "amx_bf16", "amx_int8")
 
 # What each variant needs, best first; csrc/isa decides at run time, this table serves where it cannot be asked.
 REQUIRED_FEATURES: dict[str, tuple[str, ...]] = {
@@ -71,20 +71,18 @@ REQUIRED_FEATURES: dict[str, tuple[str, ...]] = {
     "generic": (),
 }
 
-PERMISSION_UNKNOWN = "permission for AMX state (only the native library can ask for it)"
-
 
 def assess_isa(
     native: Mapping[str, Any] | None,
     flags: Iterable[str] | None,
     *,
     brand: str = "",
-    native_problem: str = "it was not asked",
+    native_problem: str | None = None,
 ) -> IsaReport:
     """Return what can be used, given the native report and the flags of /proc/cpuinfo (None where there is none).
 
     A feature on which the two disagree counts as missing and is named in a warning. `native_problem` says why there
-    is no native report.
+    is no native report where one was due; None where none can be, as for another machine's files.
     """
     known = None if flags is None else {name: name in set(flags) for name in FEATURES}
     if native is None:
@@ -92,16 +90,17 @@ def assess_isa(
     return _from_native(native, known, brand)
 
 
-def _from_flags(known: dict[str, bool] | None, flags: set[str], brand: str, problem: str) -> IsaReport:
+def _from_flags(known: dict[str, bool] | None, flags: set[str], brand: str, problem: str | None) -> IsaReport:
     if known is None:
-        warning = f"instruction sets are unknown: no native report ({problem}) and no flags in /proc/cpuinfo"
+        unknown_warning = f"instruction sets are unknown: no native report ({problem}) and no flags in /proc/cpuinfo"
         unknown = tuple(IsaVariant(name, not needs, needs) for name, needs in REQUIRED_FEATURES.items())
-        return IsaReport("none", brand=brand, variants=unknown, warnings=(warning,))
+        return IsaReport("none", brand=brand, variants=unknown, warnings=(unknown_warning,) if problem else ())
+    warning = f"instruction sets are those of /proc/cpuinfo alone: no native report ({problem})"
     variants = []
     for name, needs in REQUIRED_FEATURES.items():
         missing = tuple(feature for feature in needs if not known[feature])
         if name == "amx" and not missing:
-            missing = (PERMISSION_UNKNOWN,)
+            missing = ("amx_permission",)  # only the native library can ask for it
         variants.append(IsaVariant(name, not missing, missing))
     return IsaReport(
         "cpuinfo",
@@ -112,7 +111,7 @@ def _from_flags(known: dict[str, bool] | None, flags: set[str], brand: str, prob
         os_avx="avx" in flags,
         os_avx512="avx512f" in flags,
         os_amx="amx_tile" in flags,
-        warnings=(f"instruction sets are those of /proc/cpuinfo alone: no native report ({problem})",),
+        warnings=(warning,) if problem else (),
     )
 
 

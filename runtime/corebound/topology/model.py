@@ -107,7 +107,10 @@ class CgroupLimits:
 
 @dataclass(frozen=True)
 class Topology:
-    """A machine as one process sees it; `allowed_cpus` is what that process may run on."""
+    """A machine as one process sees it; `allowed_cpus` is what that process may run on.
+
+    Where the kernel shows no NUMA nodes, `has_numa` is False and `nodes` is a single stand-in for the whole machine.
+    """
 
     allowed_cpus: tuple[int, ...]
     cpus: tuple[Cpu, ...]
@@ -118,6 +121,7 @@ class Topology:
     memory: Memory
     warnings: tuple[str, ...] = ()
     cgroup: CgroupLimits = field(default_factory=CgroupLimits)
+    has_numa: bool = True
 
     @property
     def online_cpus(self) -> tuple[int, ...]:
@@ -180,8 +184,10 @@ class Topology:
         """Return the allowed nodes whose memory is local to the CPUs of a node.
 
         That is the node itself, all nodes with the same CPUs under fake NUMA, or the nearest node with memory where the
-        node has none or cpuset.mems forbids it. Empty when no node with memory is allowed.
+        node has none or cpuset.mems forbids it. Empty when no node with memory is allowed, or none is known.
         """
+        if not self.has_numa:
+            return ()
         own = self.node(node_id)
         usable = [node for node in self.nodes if node.allowed and node.memory_bytes > 0]
         local = tuple(node.id for node in usable if node.id == node_id or (node.cpus and node.cpus == own.cpus))

@@ -23,6 +23,9 @@ def read_nodes(tree: Tree, cpus: tuple[Cpu, ...], cgroup: CgroupLimits, warnings
     if homeless:
         warnings.append(f"{len(homeless)} CPUs belong to no NUMA node; node {ids[0]} is taken")
         nodes[0] = replace(nodes[0], cpus=tuple(sorted({*nodes[0].cpus, *homeless})))
+    if len(nodes) == 1:
+        # A node's own meminfo misses memory that a hypervisor adds later.
+        nodes[0] = replace(nodes[0], memory_bytes=_total_memory(tree) or nodes[0].memory_bytes)
     return _with_kinds(tree, nodes, warnings)
 
 

@@ -52,6 +52,7 @@ def read_topology(root: str | Path = "/", affinity: Iterable[int] | None = None)
         memory=read_memory(tree, cgroup),
         warnings=(*warnings, *isa.warnings),
         cgroup=cgroup,
+        has_numa=tree.is_dir("sys/devices/system/node/node0") or len(nodes) > 1 or nodes[0].id != 0,
     )
 
 
@@ -92,7 +93,7 @@ def _read_isa(tree: Tree) -> IsaReport:
     cpuinfo = read_cpuinfo(tree)
     if not tree.is_live:
         # The native library would report this machine, not the one below the root.
-        return assess_isa(None, cpuinfo.flags, brand=cpuinfo.brand, native_problem="the root is not this machine")
+        return assess_isa(None, cpuinfo.flags, brand=cpuinfo.brand)
     try:
         report: Mapping[str, Any] | None = native_isa_report()
     except KernelError as error:
