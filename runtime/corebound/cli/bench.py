@@ -8,7 +8,7 @@ import click
 
 from corebound.config.suggest import nearest
 
-# Subcommand -> (module that holds its click command as `command`, one line of help). Loaded on use: some need torch.
+# Subcommand -> (module that holds its click command under the same name, one line of help). Some need torch.
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "allreduce": ("corebound.cli.bench_allreduce", "Time the sum over ranks, beside the floor and gloo."),
     "generate": ("corebound.cli.bench_generate", "Time prefill and decode of a model."),
@@ -25,9 +25,10 @@ class _Benchmarks(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in BENCHMARKS:
             return None
-        command = importlib.import_module(BENCHMARKS[cmd_name][0]).command
+        module = BENCHMARKS[cmd_name][0]
+        command = getattr(importlib.import_module(module), cmd_name)
         if not isinstance(command, click.Command):
-            raise TypeError(f"{BENCHMARKS[cmd_name][0]}.command is not a command")
+            raise TypeError(f"{module}.{cmd_name} is not a command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -37,13 +38,11 @@ class _Benchmarks(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
+        if args and not args[0].startswith("-") and args[0] not in BENCHMARKS:
             close = nearest(args[0], BENCHMARKS)
-            hint = f" Did you mean `{close}`?" if close else f" Benchmarks: {', '.join(sorted(BENCHMARKS))}."
-            error.message = f"{error.message.rstrip('.')}.{hint}"
-            raise
+            hint = f"Did you mean `{close}`?" if close else f"Benchmarks: {', '.join(sorted(BENCHMARKS))}."
+            raise click.UsageError(f"No such benchmark {args[0]!r}. {hint}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 @click.command(cls=_Benchmarks)
