@@ -28,10 +28,7 @@ def tracked_files() -> list[str]:
 def role_problems(roles: Path) -> Iterator[str]:
     """Yield where a role lacks a part, or its defaults and its argument specification name different variables."""
     for role in sorted(path for path in roles.iterdir() if path.is_dir()):
-        parts = {
-            name: role / name
-            for name in ("defaults/main.yml", "meta/argument_specs.yml", "tasks/main.yml", "README.md")
-        }
+        parts = {name: role / name for name in ROLE_PARTS}
         missing = [name for name, path in parts.items() if not path.is_file()]
         if missing:
             yield f"{role.name}: missing {', '.join(missing)}"
