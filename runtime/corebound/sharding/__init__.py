@@ -1,1 +1,6 @@
-"""Filled by the first module of this package."""
+"""Sharding: family tables, the plan of a split, and weights read slice by slice. Importing it imports no torch."""
+
+from corebound.sharding.geometry import Geometry
+from corebound.sharding.plan import RankShare, ShardPlan, alibi_slopes, shard_plan
+
+__all__ = ["Geometry", "RankShare", "ShardPlan", "alibi_slopes", "shard_plan"]

@@ -1,0 +1,224 @@
+"""The shard plan: which rank holds which part of every parameter. Pure: sizes in, ranges out, no torch, no files."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from corebound.errors import ShardingError
+from corebound.sharding.families import TABLES
+from corebound.sharding.geometry import Geometry
+from corebound.sharding.partition import balanced_grain, deal, deal_heads
+from corebound.sharding.table import Axis, Decision, FamilyTable, Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankShare:
+    """The contiguous parts of the model's dimensions that one rank holds."""
+
+    rank: int
+    query_heads: range
+    kv_heads: range
+    intermediate: range
+    vocab: range
+    kv_head_map: tuple[int, ...]
+    """For each local query head the local kv head that it reads."""
+
+    @property
+    def even_groups(self) -> bool:
+        """Return whether the local query heads share the local kv heads in groups of equal size."""
+        group, rest = divmod(len(self.query_heads), len(self.kv_heads))
+        return rest == 0 and self.kv_head_map == tuple(head // group for head in range(len(self.query_heads)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One parameter of a model: its name without prefix, the layer it is in (or None), its rule and whole shape."""
+
+    name: str
+    layer: int | None
+    rule: Rule
+    shape: tuple[int, ...]
+
+    @property
+    def field(self) -> str:
+        """Return the decoder's name of the tensor that this parameter is a part of."""
+        return self.rule.field if self.layer is None else f"layers.{self.layer}.{self.rule.field}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """How a model is split over `num_ranks`: what every rank holds and what is done with each parameter."""
+
+    geometry: Geometry
+    num_ranks: int
+    shares: tuple[RankShare, ...]
+
+    @functools.cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Return all parameters in the order in which a step reads them, stacked ones next to each other."""
+        return model_parameters(self.geometry)
+
+    @property
+    def table(self) -> FamilyTable:
+        """Return the family table that the plan follows."""
+        return TABLES[self.geometry.family]
+
+    def ranges(self, parameter: Parameter, rank: int) -> tuple[range, ...]:
+        """Return the parts of the parameter's cut dimension that a rank holds, in the order it holds them."""
+        axis = parameter.rule.axes[parameter.rule.cut_dim]
+        if parameter.rule.decision is Decision.REPLICATE:
+            return (range(parameter.shape[0]),)
+        return axis_ranges(axis, self.geometry, self.shares[rank])
+
+    def local_shape(self, parameter: Parameter, rank: int) -> tuple[int, ...]:
+        """Return the shape of a rank's part of a parameter."""
+        shape = list(parameter.shape)
+        shape[parameter.rule.cut_dim] = sum(len(part) for part in self.ranges(parameter, rank))
+        return tuple(shape)
+
+    def field_shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor that the decoder of a rank holds, by field."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for parameter in self.parameters:
+            local = self.local_shape(parameter, rank)
+            before = shapes.get(parameter.field)
+            shapes[parameter.field] = local if before is None else (before[0] + local[0], *local[1:])
+        return shapes
+
+    def num_elements(self, rank: int) -> int:
+        """Return how many weights a rank holds."""
+        total = 0
+        for shape in self.field_shapes(rank).values():
+            size = 1
+            for length in shape:
+                size *= length
+            total += size
+        return total
+
+
+def shard_plan(geometry: Geometry, num_ranks: int) -> ShardPlan:
+    """Return the plan that splits a model over `num_ranks`.
+
+    Raises: ShardingError that says which numbers of ranks work.
+    """
+    _check_splittable(geometry, num_ranks)
+    inner = geometry.intermediate_size
+    # The first ranks have the surplus heads and rank 0 samples as well, so the surplus of the others goes to the last.
+    intermediate = deal(inner, num_ranks, grain=balanced_grain(inner, num_ranks), surplus_last=True)
+    vocab = deal(geometry.vocab_size, num_ranks, surplus_last=True)
+    group = geometry.num_heads // geometry.num_kv_heads
+    shares = tuple(
+        RankShare(
+            rank=rank,
+            query_heads=q,
+            kv_heads=kv,
+            intermediate=intermediate[rank],
+            vocab=vocab[rank],
+            kv_head_map=tuple(head // group - kv.start for head in q),
+        )
+        for rank, (q, kv) in enumerate(deal_heads(geometry.num_heads, geometry.num_kv_heads, num_ranks))
+    )
+    return ShardPlan(geometry=geometry, num_ranks=num_ranks, shares=shares)
+
+
+def model_parameters(geometry: Geometry) -> tuple[Parameter, ...]:
+    """Return every parameter that a checkpoint of this model must have."""
+    table = TABLES[geometry.family]
+
+    def of(rules: tuple[Rule, ...], prefix: str, layer: int | None) -> list[Parameter]:
+        return [
+            Parameter(
+                name=prefix + rule.name,
+                layer=layer,
+                rule=rule,
+                shape=tuple(axis_size(axis, geometry) for axis in rule.axes),
+            )
+            for rule in rules
+            if rule.needs is None or rule.needs in geometry.features
+        ]
+
+    found = of(table.rules, "", None)
+    for layer in range(geometry.num_layers):
+        found += of(table.layer_rules, table.layer_prefix.format(layer=layer), layer)
+    return tuple(found)
+
+
+def axis_size(axis: Axis, geometry: Geometry) -> int:
+    """Return the length of an axis in the whole model."""
+    q, kv = geometry.num_heads * geometry.head_dim, geometry.num_kv_heads * geometry.head_dim
+    return {
+        Axis.HIDDEN: geometry.hidden_size,
+        Axis.VOCAB: geometry.vocab_size,
+        Axis.QUERY: q,
+        Axis.KV: kv,
+        Axis.QKV_PER_HEAD: q + 2 * kv,
+        Axis.QKV_STACKED: q + 2 * kv,
+        Axis.INTERMEDIATE: geometry.intermediate_size,
+        Axis.GATE_UP_STACKED: 2 * geometry.intermediate_size,
+    }[axis]
+
+
+def axis_ranges(axis: Axis, geometry: Geometry, share: RankShare) -> tuple[range, ...]:
+    """Return the parts of an axis that a rank holds, in the order it holds them."""
+    width = geometry.head_dim
+
+    def rows(heads: range, scale: int, offset: int = 0) -> range:
+        return range(offset + heads.start * scale, offset + heads.stop * scale)
+
+    if axis is Axis.VOCAB:
+        return (share.vocab,)
+    if axis is Axis.INTERMEDIATE:
+        return (share.intermediate,)
+    if axis is Axis.GATE_UP_STACKED:
+        return (share.intermediate, rows(share.intermediate, 1, geometry.intermediate_size))
+    if axis is Axis.QUERY:
+        return (rows(share.query_heads, width),)
+    if axis is Axis.KV:
+        return (rows(share.kv_heads, width),)
+    if axis is Axis.QKV_PER_HEAD:
+        assert geometry.num_heads == geometry.num_kv_heads, "q, k, v per head need as many kv heads as heads"
+        return (rows(share.query_heads, 3 * width),)
+    if axis is Axis.QKV_STACKED:
+        num_q, num_kv = geometry.num_heads * width, geometry.num_kv_heads * width
+        return (
+            rows(share.query_heads, width),
+            rows(share.kv_heads, width, num_q),
+            rows(share.kv_heads, width, num_q + num_kv),
+        )
+    return (range(axis_size(axis, geometry)),)
+
+
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """Return the slope of every head of the whole model; a rank takes the slice of its query heads.
+
+    The table depends on the number of all heads: a geometric series for the largest power of two, then every second
+    member of the series for twice as many. It must never be computed from a rank's own number.
+
+    Source: Press et al., Train Short, Test Long (2022), section 3, and its rule for other numbers of heads.
+    """
+    power = 1 << (num_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (head + 1) / power) for head in range(power)]
+    slopes += [2.0 ** (-4.0 * (2 * head + 1) / power) for head in range(num_heads - power)]
+    return tuple(slopes)
+
+
+def _check_splittable(geometry: Geometry, num_ranks: int) -> None:
+    limits = {
+        "num_attention_heads": geometry.num_heads,
+        "intermediate_size": geometry.intermediate_size,
+        "vocab_size": geometry.vocab_size,
+    }
+    field, largest = min(limits.items(), key=lambda item: item[1])
+    if 1 <= num_ranks <= largest:
+        return
+    counts = [str(count) for count in range(1, largest + 1)]
+    if largest == 1:
+        usable = "1"
+    elif largest > 12:
+        usable = f"any number from 1 to {largest}"
+    else:
+        usable = f"{', '.join(counts[:-1])} or {counts[-1]}"
+    raise ShardingError(
+        f"cannot split {geometry.name} over {num_ranks} ranks: {field} is {largest}", hint=f"use {usable}"
+    )

@@ -1,0 +1,177 @@
+"""Reads a rank's part of a checkpoint, slice by slice, straight into the tensors it will compute with.
+
+Bytes are read with pread, not mapped, so that the page cache never counts as memory of the rank: the peak is its
+shard and one small buffer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from corebound.errors import ModelLoadError
+from corebound.sharding.arena import allocate
+from corebound.sharding.checkpoint import TensorEntry
+from corebound.sharding.plan import Parameter, ShardPlan
+
+Progress = Callable[[int, int], None]
+
+_TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CHUNK_BYTES = 4 << 20  # stays in the second-level cache, where the check of the values finds it again
+_PAGE_BYTES = 4096
+
+# A weight beyond this is no trained number: flipping the top bit of an exponent multiplies it by 2**128.
+_LARGEST_PLAUSIBLE = 2.0**40
+
+
+def load_shard(
+    plan: ShardPlan,
+    rank: int,
+    entries: Mapping[str, TensorEntry],
+    *,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of a rank by field, in `dtype`, reading only the bytes that it needs.
+
+    `entries` are the tensors by parameter name, as match_parameters returns them. `progress` is called with the bytes
+    read so far and the bytes there are to read.
+
+    Raises: ModelLoadError naming file and tensor for bytes that are missing or values that no model has.
+    """
+    fields = allocate(plan.field_shapes(rank), dtype)
+    targets = _targets(plan, rank, fields)
+    targets.sort(key=lambda target: (entries[target[0].name].path, entries[target[0].name].start))
+    meter = _Meter(sum(_read_bytes(plan, rank, p, entries[p.name]) for p, _ in targets), progress)
+    files: dict[Path, list[tuple[Parameter, torch.Tensor]]] = {}
+    for parameter, target in targets:
+        files.setdefault(entries[parameter.name].path, []).append((parameter, target))
+    for path, members in files.items():
+        with _opened(path) as descriptor:
+            for parameter, target in members:
+                reader = _Reader(descriptor, entries[parameter.name], meter)
+                reader.fill(target, plan.ranges(parameter, rank), parameter.rule.cut_dim)
+    return fields
+
+
+def _targets(plan: ShardPlan, rank: int, fields: Mapping[str, torch.Tensor]) -> list[tuple[Parameter, torch.Tensor]]:
+    """Return each parameter with its rows of the field it is a part of."""
+    filled = dict.fromkeys(fields, 0)
+    targets = []
+    for parameter in plan.parameters:
+        start, rows = filled[parameter.field], plan.local_shape(parameter, rank)[0]
+        targets.append((parameter, fields[parameter.field][start : start + rows]))
+        filled[parameter.field] = start + rows
+    return targets
+
+
+def _read_bytes(plan: ShardPlan, rank: int, parameter: Parameter, entry: TensorEntry) -> int:
+    share = sum(len(part) for part in plan.ranges(parameter, rank))
+    return entry.num_bytes // parameter.shape[parameter.rule.cut_dim] * share
+
+
+class _Meter:
+    def __init__(self, num_bytes: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, num_bytes, progress
+
+    def add(self, num_bytes: int) -> None:
+        self._done += num_bytes
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+class _Reader:
+    """Copies parts of one tensor of a file into a target, converting and checking chunk by chunk."""
+
+    def __init__(self, descriptor: int, entry: TensorEntry, meter: _Meter) -> None:
+        self._descriptor, self._entry, self._meter = descriptor, entry, meter
+        self._width = entry.shape[1] if len(entry.shape) > 1 else 1
+        self._row_bytes = self._width * entry.item_bytes
+
+    def fill(self, target: torch.Tensor, parts: tuple[range, ...], cut_dim: int) -> None:
+        """Fill `target` with the parts of the dimension `cut_dim`, one after the other."""
+        if cut_dim == 1:
+            assert len(parts) == 1, "inputs are cut in one piece"
+            self._fill_rows(target, range(self._entry.shape[0]), parts[0])
+            return
+        rows = target.view(target.shape[0], self._width)
+        start = 0
+        for part in parts:
+            self._fill_rows(rows[start : start + len(part)], part, range(self._width))
+            start += len(part)
+
+    def _fill_rows(self, target: torch.Tensor, rows: range, columns: range) -> None:
+        """Fill target [rows, columns] from the rectangle of the tensor."""
+        source = _TORCH_DTYPES[self._entry.dtype]
+        # Parts of rows shorter than a page touch every page anyway: read whole rows and keep the columns.
+        narrow = len(columns) < self._width and len(columns) * self._entry.item_bytes < _PAGE_BYTES
+        wanted = range(self._width) if narrow else columns
+        step = max(1, _CHUNK_BYTES // (len(wanted) * self._entry.item_bytes))
+        direct = source == target.dtype and not narrow
+        buffer = None if direct else torch.empty((min(step, len(rows)), len(wanted)), dtype=source)
+        for start in range(0, len(rows), step):
+            part = target[start : start + step]
+            chunk = part if buffer is None else buffer[: part.shape[0]]
+            self._read(chunk, rows.start + start, wanted)
+            if buffer is not None:
+                chunk = chunk[:, columns.start : columns.stop] if narrow else chunk
+                part.copy_(chunk)
+            self._check(chunk, target.dtype)
+            self._meter.add(part.numel() * self._entry.item_bytes)
+
+    def _read(self, chunk: torch.Tensor, first_row: int, columns: range) -> None:
+        view = memoryview(chunk.view(-1).view(torch.uint8).numpy())
+        offset = self._entry.start + first_row * self._row_bytes + columns.start * self._entry.item_bytes
+        if len(columns) == self._width:
+            self._read_span(view, offset)
+            return
+        part_bytes = len(columns) * self._entry.item_bytes
+        for row in range(chunk.shape[0]):
+            self._read_span(view[row * part_bytes : (row + 1) * part_bytes], offset + row * self._row_bytes)
+
+    def _read_span(self, view: memoryview, offset: int) -> None:
+        while view:
+            try:
+                count = os.preadv(self._descriptor, [view], offset)
+            except OSError as error:
+                raise self._damaged(f"cannot be read: {error.strerror or error}") from error
+            if count == 0:
+                raise self._damaged(f"the file ends at byte {offset}, before the tensor does")
+            view, offset = view[count:], offset + count
+
+    def _check(self, chunk: torch.Tensor, target: torch.dtype) -> None:
+        if chunk.numel() == 0:
+            return
+        low, high = (float(value) for value in torch.aminmax(chunk))
+        if not (-_LARGEST_PLAUSIBLE <= low and high <= _LARGEST_PLAUSIBLE):
+            # A NaN makes both ends NaN, so this is also where a NaN is found.
+            raise self._damaged(f"expected finite weights, found values from {low:g} to {high:g}")
+        largest = max(-low, high)
+        if largest > torch.finfo(target).max:
+            name = str(target).removeprefix("torch.")
+            raise ModelLoadError(
+                f"{self._entry.path}: tensor {self._entry.name!r}: a weight of {largest:g} does not fit {name}",
+                hint="use --dtype bfloat16 or float32",
+            )
+
+    def _damaged(self, what: str) -> ModelLoadError:
+        return ModelLoadError(
+            f"{self._entry.path}: tensor {self._entry.name!r}: {what}",
+            hint="the file is damaged or changed while it was read: fetch it again",
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ModelLoadError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
