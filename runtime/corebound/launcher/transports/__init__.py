@@ -1,1 +1,1 @@
-"""Filled by the first module of this package."""
+"""Ways to start one agent on each node of a plan."""

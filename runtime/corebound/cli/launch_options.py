@@ -1,0 +1,124 @@
+"""The flags of every command that launches ranks, and the LaunchSpec that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from corebound.config.suggest import require_choice
+from corebound.launcher.spec import LAUNCHERS, LaunchSpec
+from corebound.logs import get_logger
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_log = get_logger(__name__)
+
+
+def _launcher(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else require_choice("launcher", value, LAUNCHERS, where="--launcher")
+
+
+def _option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
+    """Return a click option whose long names are accepted with - in place of _ too."""
+    alike = [name for name in (text.replace("_", "-") for text in names if text.startswith("--")) if name not in names]
+    return click.option(*names, *alike, **attributes)
+
+
+_PATH = click.Path(path_type=Path)
+# In the order of the help text.
+_OPTIONS = (
+    _option("-H", "--hostfile", type=_PATH, help="File with `host slots=N` lines; without it, this machine alone."),
+    _option("-i", "--include", metavar="SPEC", help="Hosts and slots to use: NAME[:slot,slot...]@NAME..."),
+    _option("-e", "--exclude", metavar="SPEC", help="Hosts and slots to leave out, in the same form."),
+    _option("--num_nodes", type=int, metavar="N", help="Use the first N hosts of the hostfile."),
+    _option(
+        "--num_accelerators",
+        "--num_gpus",
+        "num_accelerators",
+        type=int,
+        metavar="N",
+        help="Ranks on each host; on this machine alone by default one for each NUMA node.",
+    ),
+    _option(
+        "--bind_cores_to_rank/--no_bind_cores_to_rank",
+        "--bind-cores-to-rank/--no-bind-cores-to-rank",
+        "bind_cores_to_rank",
+        default=None,
+        help="Give each rank cores and memory of its own.",
+    ),
+    _option("--bind_core_list", metavar="LIST", help="Bind to these CPUs only, such as 0-3,8 (implies binding)."),
+    _option("--launcher", callback=_launcher, metavar=f"{{{','.join(LAUNCHERS)}}}", help="How to reach the hosts."),
+    _option("--launcher_args", metavar="TEXT", help="More arguments for the launcher's own command."),
+    _option("--master_addr", metavar="HOST", help="Where ranks meet; by default the first host."),
+    _option("--master_port", type=int, metavar="N", help="Port where ranks meet; by default 29500, or a free one."),
+    _option("--ssh_port", type=int, metavar="N", help="Port of the hosts' SSH servers."),
+    _option("--node_rank", type=int, metavar="N", help="With --no_ssh: which host of the hostfile this is, from 0."),
+    _option("--no_ssh", is_flag=True, help="Start this node's ranks only; run the command on every node yourself."),
+    _option("--module", is_flag=True, help="SCRIPT is a Python module, run as with python -m."),
+    _option("--no_python", is_flag=True, help="SCRIPT is a program, run without Python."),
+    _option("--no_local_rank", is_flag=True, help="Do not pass --local_rank=N to the script."),
+    _option(
+        "--enable_each_rank_log", type=_PATH, metavar="DIR", help="Also write each rank's output to a file in DIR."
+    ),
+    _option("--force_multi", is_flag=True, help="Treat a single host as a remote one."),
+    _option(
+        "--save_pid", is_flag=True, help="Write the agent's process id to <temporary directory>/<our pid>.corebound."
+    ),
+)
+
+
+def launch_options(command: _Command) -> _Command:
+    """Return a command function with every launch flag added; its keyword arguments go to `spec_from_options`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+OPTION_NAMES = frozenset(
+    {
+        "hostfile", "include", "exclude", "num_nodes", "num_accelerators", "bind_cores_to_rank", "bind_core_list",
+        "launcher", "launcher_args", "master_addr", "master_port", "ssh_port", "node_rank", "no_ssh", "module",
+        "no_python", "no_local_rank", "enable_each_rank_log", "force_multi", "save_pid",
+    }
+)  # fmt: skip
+
+
+def spec_from_options(
+    command: tuple[str, ...],
+    *,
+    arguments: tuple[str, ...] = (),
+    pass_local_rank: bool = False,
+    bind_by_default: bool = False,
+    rank0_stdin: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    **options: Any,
+) -> LaunchSpec:
+    """Return the spec for the keyword arguments that `launch_options` adds; others are not accepted.
+
+    `bind_by_default` is for commands of ours: without a flag they bind where each rank can have a core of its own.
+    The flags on how a script is run (--module, --no_python, --no_local_rank) are the business of `corebound run`; where
+    they are still set here, a warning says that they have no effect.
+
+    Raises: ConfigError for values that are out of range or contradict each other.
+    """
+    foreign = set(options) - OPTION_NAMES
+    if foreign:
+        raise TypeError(f"not launch options: {', '.join(sorted(foreign))}")
+    for name in ("module", "no_python", "no_local_rank"):
+        if options.pop(name, False):
+            _log.warning("--%s has no effect here: this command runs no script", name)
+    bind_cores: bool | None = options.pop("bind_cores_to_rank", None)
+    if bind_cores is None and not bind_by_default:
+        bind_cores = False
+    return LaunchSpec(
+        command=command,
+        arguments=arguments,
+        pass_local_rank=pass_local_rank,
+        rank0_stdin=rank0_stdin,
+        env=env or {},
+        bind_cores_to_rank=bind_cores,
+        log_dir=options.pop("enable_each_rank_log", None),
+        **options,
+    )

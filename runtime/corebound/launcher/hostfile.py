@@ -1,0 +1,101 @@
+"""The hostfile grammar: one `host slots=N` a line; blank lines and `#` comments are allowed.
+
+A slot is a place for one rank (one process), as a rule a socket or a NUMA node; it is not a core.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from corebound.errors import ConfigError
+
+MAX_SLOTS = 4096
+HOST_NAME = re.compile(
+    r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9_.-]+)?"
+)
+_WORD = re.compile(r"\S+")
+_HINT = "write `host slots=N` on each line, N being the number of ranks on that host"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host and how many ranks it has places for."""
+
+    name: str
+    num_slots: int
+
+
+def read_hostfile(path: Path) -> tuple[Host, ...]:
+    """Return the hosts of a file, in its order.
+
+    Raises: ConfigError when the file is missing, unreadable or does not follow the grammar.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"hostfile {path}: no such file", hint="leave out --hostfile to run on this machine alone"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"hostfile {path}: {error.strerror}") from error
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"hostfile {path}: expected UTF-8 text, found byte {data[error.start]:#04x}") from error
+    return parse_hostfile(text, source=str(path))
+
+
+def parse_hostfile(text: str, *, source: str = "hostfile") -> tuple[Host, ...]:
+    """Return the hosts of a hostfile's text, in its order.
+
+    Raises: ConfigError naming `source`, line and column.
+    """
+    hosts: dict[str, tuple[Host, int]] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        host = _parse_line(line, f"{source}, line {number}")
+        if host is None:
+            continue
+        if host.name in hosts:
+            column = line.index(host.name) + 1
+            raise ConfigError(
+                f"{source}, line {number}, column {column}: host {host.name} is already on line {hosts[host.name][1]}",
+                hint="give each host one line, with all its slots",
+            )
+        hosts[host.name] = (host, number)
+    if not hosts:
+        raise ConfigError(f"{source}: expected at least one host, found none", hint=_HINT)
+    return tuple(host for host, _ in hosts.values())
+
+
+def _parse_line(line: str, place: str) -> Host | None:
+    words = list(_WORD.finditer(line.partition("#")[0]))
+    if not words:
+        return None
+    name, *rest = words
+    at = f"{place}, column"
+    if HOST_NAME.fullmatch(name[0]) is None:
+        raise ConfigError(f"{at} {name.start() + 1}: expected a host name, found {name[0]!r}", hint=_HINT)
+    if not rest:
+        raise ConfigError(f"{at} {name.end() + 1}: expected slots=N after {name[0]}, found nothing", hint=_HINT)
+    slots, *junk = rest
+    key, equals, value = slots[0].partition("=")
+    if key != "slots" or not equals:
+        raise ConfigError(f"{at} {slots.start() + 1}: expected slots=N, found {slots[0]!r}", hint=_HINT)
+    column = slots.start() + len("slots=") + 1
+    if not re.fullmatch(r"[0-9]{1,9}", value) or not 1 <= int(value) <= MAX_SLOTS:
+        found = repr(value) if value else "nothing"
+        raise ConfigError(f"{at} {column}: expected a number of slots from 1 to {MAX_SLOTS}, found {found}", hint=_HINT)
+    if junk:
+        raise ConfigError(
+            f"{at} {junk[0].start() + 1}: expected the end of the line, found {junk[0][0]!r}",
+            hint="start a comment with #",
+        )
+    return Host(name[0], int(value))
+
+
+def render_hostfile(hosts: Iterable[Host]) -> str:
+    """Return the text of a hostfile."""
+    return "".join(f"{host.name} slots={host.num_slots}\n" for host in hosts)

@@ -1,0 +1,232 @@
+"""Carries out a launch: reserves a port, starts the agents, forwards signals, reports the first failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import selectors
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from corebound.config import env
+from corebound.errors import EXIT_LAUNCH, ConfigError, LaunchError
+from corebound.launcher.corelist import parse_core_list
+from corebound.launcher.events import Failure, failure_from_event
+from corebound.launcher.part import AgentPart, RankPart
+from corebound.launcher.plan import LaunchPlan, NodePlan, plan
+from corebound.launcher.ports import reserve_port
+from corebound.launcher.processes import processes_of_job, remove_segments, send
+from corebound.launcher.signals import SignalPipe, describe_status
+from corebound.launcher.spec import LOCALHOST, LaunchSpec
+from corebound.launcher.supervise import FORWARDED
+from corebound.launcher.transports.local import LocalAgent
+from corebound.logs import get_logger
+from corebound.topology import Topology, read_topology
+
+_log = get_logger(__name__)
+
+
+@dataclass
+class LaunchOutcome:
+    """How a launch ended: `failure` is the first one, None when all went well or a signal stopped it."""
+
+    exit_code: int = 0
+    failure: Failure | None = None
+    interrupted: signal.Signals | None = None
+    pids: dict[int, int] = field(default_factory=dict)
+
+
+def launch(spec: LaunchSpec) -> int:
+    """Run a launch to its end and return its exit code: 0, the first failing rank's, or 128+n for signal n.
+
+    The failure is logged with host, rank, reason and last lines.
+
+    Raises: CoreboundError when the launch cannot be started as asked.
+    """
+    outcome = run_launch(spec)
+    if outcome.failure is not None:
+        _log.error("%s", outcome.failure.render())
+    elif outcome.interrupted is not None:
+        _log.warning("stopped by %s", outcome.interrupted.name)
+    return outcome.exit_code
+
+
+def run_launch(spec: LaunchSpec) -> LaunchOutcome:
+    """Run a launch to its end and return how it ended; nothing is left running and no segment remains.
+
+    Raises: CoreboundError when the launch cannot be started as asked.
+    """
+    topology: list[Topology] = []
+
+    def topology_of(host: str) -> Topology | None:
+        if not is_this_machine(host):
+            return None
+        if not topology:
+            topology.append(read_topology())
+        return topology[0]
+
+    environ = env.snapshot()
+    require_transport(spec, plan(spec, topology_of, environ=environ))
+    asked = spec.master_port
+    if spec.no_ssh:
+        asked = plan(spec, topology_of).master_port  # all nodes must agree, so none may choose
+    with reserve_port(asked) as reservation:
+        whole = plan(spec, topology_of, environ=environ, master_port=reservation.port)
+        node = whole.nodes[spec.node_rank or 0]
+        for text in whole.warnings:
+            _log.warning("%s", text)
+        return _run_agent(spec, whole, node)
+
+
+def is_this_machine(host: str) -> bool:
+    """Return whether a host name of a plan means the machine we are on, without asking the network."""
+    own = socket.gethostname()
+    return host in (LOCALHOST, "127.0.0.1", "::1", own, own.partition(".")[0])
+
+
+def require_transport(spec: LaunchSpec, whole: LaunchPlan) -> None:
+    """Check that this release can start the plan. Raises: LaunchError when it cannot."""
+    if spec.no_ssh:
+        return
+    names = [node.host for node in whole.nodes]
+    remote = [name for name in names if not is_this_machine(name)]
+    if spec.launcher == "local" and (remote or len(names) > 1):
+        raise ConfigError(
+            f"--launcher local runs on this machine alone, the plan has {', '.join(names)}",
+            hint="choose hosts with --include or --num_nodes",
+        )
+    if spec.launcher not in (None, "local") or spec.force_multi or remote or len(names) > 1:
+        wanted = spec.launcher or "ssh"
+        raise LaunchError(
+            f"launcher {wanted} (hosts: {', '.join(names)}) is not in this release",
+            hint="start the command on every node yourself with --no_ssh --node_rank N --master_addr HOST, "
+            "or run on this machine alone",
+        )
+
+
+def _run_agent(spec: LaunchSpec, whole: LaunchPlan, node: NodePlan) -> LaunchOutcome:
+    job_id = secrets.token_hex(8)
+    part = _part(spec, node, job_id)
+    outcome = LaunchOutcome()
+    with SignalPipe(FORWARDED) as signals:
+        agent = LocalAgent(part)
+        with _pid_file(spec, agent.pid):
+            _follow(agent, signals, outcome)
+            code = agent.wait()
+    if outcome.exit_code < 0:
+        # No word of its end: the agent was killed. Its ranks died with it; what they had started may live on.
+        outcome.exit_code = code if code else EXIT_LAUNCH
+        if outcome.failure is None:
+            outcome.failure = Failure(host=node.host, pid=agent.pid, exit_code=code, reason=describe_status(code))
+        _clean_up(job_id)
+    return outcome
+
+
+def _part(spec: LaunchSpec, node: NodePlan, job_id: str) -> AgentPart:
+    log_prefix = None
+    if spec.log_dir is not None:
+        _make_log_dir(spec.log_dir)
+        log_prefix = str(spec.log_dir.absolute() / f"{time.strftime('%Y%m%d%H%M%S')}_rank")
+    # The agent sees the cores; the number of threads is its to set unless the caller fixed it.
+    ranks = tuple(
+        RankPart(
+            rank=rank.rank,
+            local_rank=rank.local_rank,
+            slot=rank.slot,
+            command=rank.command,
+            env={name: value for name, value in rank.env.items() if name != "OMP_NUM_THREADS" or name in spec.env},
+        )
+        for rank in node.ranks
+    )
+    return AgentPart(
+        job_id=job_id,
+        host=node.host,
+        num_slots=node.num_slots,
+        ranks=ranks,
+        bind_cores=spec.binds,
+        core_list=None if spec.bind_core_list is None else parse_core_list(spec.bind_core_list),
+        log_prefix=log_prefix,
+        rank0_stdin=spec.rank0_stdin,
+        grace_s=spec.grace_s,
+        parent_pid=os.getpid(),
+    )
+
+
+def _make_log_dir(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "expected a directory, found a file" if path.is_file() else error.strerror
+        raise ConfigError(f"--enable_each_rank_log {path}: {reason}") from error
+
+
+def _follow(agent: LocalAgent, signals: SignalPipe, outcome: LaunchOutcome) -> None:
+    """Handle the agent's events and our own signals until the agent has ended; exit_code -1 if it did not say how."""
+    outcome.exit_code = -1
+    pending = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(agent.events_fd, selectors.EVENT_READ)
+        selector.register(signals, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is signals:
+                    for number in signals.read():
+                        if number in FORWARDED:
+                            outcome.interrupted = outcome.interrupted or number
+                            agent.signal(number)
+                    continue
+                data = os.read(agent.events_fd, 1 << 16)
+                if not data:
+                    return
+                *lines, pending = (pending + data).split(b"\n")
+                for line in lines:
+                    _on_event(json.loads(line), outcome)
+
+
+def _on_event(event: dict[str, Any], outcome: LaunchOutcome) -> None:
+    kind = event["event"]
+    if kind == "started":
+        outcome.pids = {int(rank): pid for rank, pid in event["pids"].items()}
+        _log.debug("ranks started: %s", ", ".join(f"{rank} is pid {pid}" for rank, pid in outcome.pids.items()))
+    elif kind == "warning":
+        _log.warning("%s", event["text"])
+    elif kind == "failed":
+        outcome.failure = failure_from_event(event)
+    elif kind == "done":
+        outcome.exit_code = event["exit_code"]
+
+
+def _clean_up(job_id: str) -> None:
+    """Kill what a killed agent could not, and remove the job's segments."""
+    deadline_s = time.monotonic() + 2.0
+    while (left := processes_of_job(job_id)) and time.monotonic() < deadline_s:
+        send(left, signal.SIGKILL)
+        time.sleep(0.02)
+    remove_segments(job_id)
+
+
+@contextmanager
+def _pid_file(spec: LaunchSpec, agent_pid: int) -> Iterator[None]:
+    if not spec.save_pid:
+        yield
+        return
+    path = Path(tempfile.gettempdir()) / f"{os.getpid()}.corebound"
+    try:
+        with path.open("x") as file:
+            file.write(f"{agent_pid}\n")
+    except FileExistsError:
+        path.unlink()  # of a process that had our number before us
+        path.write_text(f"{agent_pid}\n")
+    _log.info("the agent's process id is in %s", path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

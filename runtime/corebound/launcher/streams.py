@@ -1,0 +1,79 @@
+"""Carries a rank's output on, keeps its last lines, and copies it to a log file."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections import defaultdict, deque
+from typing import BinaryIO
+
+_CHUNK_BYTES = 1 << 16
+_PARTIAL_LINE_MS = 100
+_LINE_END = (b"\n", b"\r")
+TAIL_LINES = 20
+_TAIL_LINE_BYTES = 2000
+
+# A lock for each sink, shared by all ranks: whole lines of different ranks must not tear each other.
+_write_locks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+
+
+class Pump:
+    """A thread that moves one stream of a rank to `sink_fd`, line by line.
+
+    A thread each, because a terminal that has stopped reading must block the rank that writes, not the supervision.
+    """
+
+    def __init__(self, source_fd: int, sink_fd: int, log: BinaryIO | None) -> None:
+        self._source_fd = source_fd
+        self._sink_fd: int | None = sink_fd
+        self._log = log
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until the stream has ended and all of it was written."""
+        self._thread.join(timeout_s)
+
+    def tail(self) -> list[str]:
+        """Return the last lines that were seen."""
+        return list(self._tail)
+
+    def _run(self) -> None:
+        pending = b""
+        poll = select.poll()
+        poll.register(self._source_fd, select.POLLIN)
+        while True:
+            if pending and not poll.poll(_PARTIAL_LINE_MS):
+                self._write(pending)  # a prompt or a progress bar without a line end must not wait
+                pending = b""
+            data = os.read(self._source_fd, _CHUNK_BYTES)
+            if not data:
+                break
+            if self._log is not None:
+                self._log.write(data)
+            pending += data
+            end = max(pending.rfind(mark) for mark in _LINE_END) + 1
+            if len(pending) - end > _CHUNK_BYTES:
+                end = len(pending)
+            self._write(pending[:end])
+            pending = pending[end:]
+        self._write(pending)
+        os.close(self._source_fd)
+
+    def _write(self, data: bytes) -> None:
+        if not data:
+            return
+        self._tail.extend(
+            line[:_TAIL_LINE_BYTES] for line in data.decode(errors="replace").splitlines() if line.strip()
+        )
+        if self._sink_fd is None:
+            return
+        try:
+            with _write_locks[self._sink_fd]:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(self._sink_fd, view) :]
+        except OSError:
+            self._sink_fd = None  # nobody reads any more; the tail and the log still matter

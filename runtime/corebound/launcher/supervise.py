@@ -1,0 +1,208 @@
+"""Watches the ranks of one node: the first failure stops all others, and nothing of the job is left behind.
+
+Everything that can happen (a child ends, a signal or a word from the launcher arrives, a deadline passes) wakes one
+selector; nothing polls. The agent is the reaper of all orphans below it, so "no child left" means that no process of
+the job is left, wherever it hid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable
+
+from corebound.errors import EXIT_COMM, EXIT_LAUNCH
+from corebound.launcher.corelist import render_core_list
+from corebound.launcher.events import EventWriter, Failure, failure_of_exit
+from corebound.launcher.processes import descendants, send
+from corebound.launcher.ranks import RankProcess
+from corebound.launcher.signals import SignalPipe
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WATCHED = (signal.SIGCHLD, *FORWARDED)
+_CONTROL_FD = 0
+_KILL_REPEAT_S = 0.1
+_KILL_LIMIT_S = 5.0
+
+
+class Supervisor:
+    """Runs a node's ranks to their end. Descriptor 0 carries the launcher's words and ends when the launcher does."""
+
+    def __init__(
+        self, *, host: str, grace_s: float, events: EventWriter, signals: SignalPipe, control: bytes = b""
+    ) -> None:
+        self._host = host
+        self._grace_s = grace_s
+        self._events = events
+        self._signals = signals
+        self._control = control
+        self._ranks: list[RankProcess] = []
+        self._failure: Failure | None = None
+        self._interrupt: signal.Signals | None = None
+        self._kill_at_s: float | None = None
+        self._give_up_at_s: float | None = None
+        self._policy_refused = False
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(signals, selectors.EVENT_READ, self._on_signal)
+        self._selector.register(_CONTROL_FD, selectors.EVENT_READ, self._on_control)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the job is being brought down."""
+        return self._kill_at_s is not None
+
+    def watch(self, rank: RankProcess) -> None:
+        """Take over a rank that was just started."""
+        self._ranks.append(rank)
+        self._selector.register(rank.status_fd, selectors.EVENT_READ, lambda: self._on_status(rank))
+
+    def run(self) -> int:
+        """Wait until no process of the job is left and return the exit code of the launch."""
+        while self._reap():
+            timeout_s = None if self._kill_at_s is None else max(0.0, self._kill_at_s - time.monotonic())
+            for key, _ in self._selector.select(timeout_s):
+                handler: Callable[[], None] = key.data
+                handler()
+            if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s and not self._kill():
+                break
+        for rank in self._ranks:
+            rank.drain(timeout_s=0.5)
+        if self._failure is not None:
+            return self._failure.exit_code
+        return 0 if self._interrupt is None else 128 + self._interrupt
+
+    def fail(self, failure: Failure) -> None:
+        """Record the first failure and stop everything."""
+        if self._failure is None and self._interrupt is None:
+            self._failure = failure
+            self._events.failed(failure)
+            self.stop(signal.SIGTERM)
+
+    def stop(self, number: signal.Signals) -> None:
+        """Ask all processes of the job to stop; a second call kills them."""
+        now_s = time.monotonic()
+        if self.stopping:
+            self._kill_at_s = now_s
+            return
+        self._kill_at_s = now_s + self._grace_s
+        self._give_up_at_s = self._kill_at_s + _KILL_LIMIT_S
+        for rank in self._ranks:
+            if rank.exit_code is None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(rank.pid, number)
+        grouped = {rank.pid for rank in self._ranks}
+        send((pid for pid in descendants(os.getpid()) if _session(pid) not in grouped), number)
+
+    def _kill(self) -> bool:
+        """Kill what is left; return False when the kernel cannot end it."""
+        left = descendants(os.getpid())
+        now_s = time.monotonic()
+        if self._give_up_at_s is not None and now_s > self._give_up_at_s:
+            self._events.warning(f"processes {sorted(left)} on {self._host} do not end even when killed")
+            return False
+        send(left, signal.SIGKILL)
+        self._kill_at_s = now_s + _KILL_REPEAT_S
+        return True
+
+    def _reap(self) -> bool:
+        """Collect all children that have ended; return whether any process of the job is left."""
+        ended: list[RankProcess] = []
+        by_pid = {rank.pid: rank for rank in self._ranks if rank.exit_code is None}
+        left = True
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                left = False
+                break
+            if pid == 0:
+                break
+            if pid in by_pid:
+                code = os.waitstatus_to_exitcode(status)
+                rank = by_pid[pid]
+                rank.exit_code = rank.process.returncode = code if code >= 0 else 128 - code
+                ended.append(rank)
+        for rank in sorted(ended, key=_cause_first):
+            self._on_end(rank)
+        if left and not self.stopping and all(rank.exit_code is not None for rank in self._ranks):
+            self.stop(signal.SIGTERM)  # the ranks are done; what they started and left behind is not
+        return left
+
+    def _on_end(self, rank: RankProcess) -> None:
+        if rank.status_fd >= 0:
+            self._on_status(rank)
+        if rank.exit_code and self._failure is None and self._interrupt is None:
+            rank.stderr.join(0.2)  # its last words may still be in the pipe
+            log = None if rank.log is None else str(rank.log.name)
+            self.fail(
+                failure_of_exit(
+                    host=self._host,
+                    rank=rank.part.rank,
+                    pid=rank.pid,
+                    code=rank.exit_code,
+                    log=log,
+                    tail=rank.stderr.tail(),
+                )
+            )
+
+    def _on_status(self, rank: RankProcess) -> None:
+        fd = rank.status_fd
+        if fd < 0 or not rank.read_status():
+            return
+        self._selector.unregister(fd)
+        report = rank.report or {}
+        if "error" in report:
+            self.fail(self._not_started(rank, f"could not be started: {report['error']}"))
+        elif rank.binding is not None and report:
+            expected = sorted(rank.binding.cpus)
+            if report["cpus"] != expected:
+                found = render_core_list(report["cpus"])
+                self.fail(
+                    self._not_started(rank, f"runs on CPUs {found} where {render_core_list(expected)} was to be set")
+                )
+            if report["policy_error"] and not self._policy_refused:
+                self._policy_refused = True
+                self._events.warning(
+                    f"{self._host}: memory policy refused ({report['policy_error']}); pages go where they are first "
+                    "touched. In a container, add the capability SYS_NICE"
+                )
+
+    def _not_started(self, rank: RankProcess, reason: str) -> Failure:
+        return Failure(host=self._host, rank=rank.part.rank, pid=rank.pid, exit_code=EXIT_LAUNCH, reason=reason)
+
+    def _on_signal(self) -> None:
+        for number in self._signals.read():
+            if number in FORWARDED:
+                self._interrupted(number)
+
+    def _on_control(self) -> None:
+        data = os.read(_CONTROL_FD, 4096)
+        if not data:
+            self._selector.unregister(_CONTROL_FD)
+            self._interrupted(signal.SIGTERM)  # the launcher is gone
+            return
+        *lines, self._control = (self._control + data).split(b"\n")
+        for line in lines:
+            self._interrupted(signal.Signals(json.loads(line)["signal"]))
+
+    def _interrupted(self, number: signal.Signals) -> None:
+        if self._failure is None and self._interrupt is None:
+            self._interrupt = number
+        self.stop(number)
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return -1
+
+
+def _cause_first(rank: RankProcess) -> tuple[bool, bool, int]:
+    """Order ranks that ended together: a kill before an error, and a lost peer (an effect) last."""
+    code = rank.exit_code or 0
+    return code == EXIT_COMM, code <= 128, rank.part.rank
