@@ -12,7 +12,7 @@ SHELL         := /bin/bash
 MAKEFLAGS     += --no-print-directory
 
 SETUP       = $(PYTHON3) runtime/packaging/setup_venv.py --venv $(VENV) $(if $(ALLOW_CUDA_TORCH),--allow-cuda)
-PLAYBOOK    = INVENTORY=$(INVENTORY) playbooks/scripts/run_playbook
+PLAYBOOK    = INVENTORY=$(INVENTORY) VENV=$(VENV) playbooks/scripts/run_playbook
 SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook
 CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp')
 CONTAINERS  = $(shell git ls-files 'images/*Containerfile*')
@@ -38,20 +38,20 @@ native: setup ## Build the native libraries into runtime/corebound/lib
 
 .PHONY: deploy
 deploy: ## Install Corebound on every machine of INVENTORY, deliver the model and prove it with a smoke run
-	@$(PLAYBOOK) --list-inventory >/dev/null
+	@$(PLAYBOOK) --check-inventory
 	@$(SETUP) deploy
 	@$(MAKE) wheel
 	@$(PLAYBOOK) site.yml
 
 .PHONY: smoke
 smoke: ## Run two core-bound ranks on every machine and print a table of what they did
-	@$(PLAYBOOK) --list-inventory >/dev/null
+	@$(PLAYBOOK) --check-inventory
 	@$(SETUP) deploy
 	@$(PLAYBOOK) smoke.yml
 
 .PHONY: reset
 reset: ## Remove everything that deploy put on the machines of INVENTORY
-	@$(PLAYBOOK) --list-inventory >/dev/null
+	@$(PLAYBOOK) --check-inventory
 	@$(SETUP) deploy
 	@$(PLAYBOOK) reset.yml
 

@@ -1,0 +1,71 @@
+"""Filters of the playbooks: pure functions over what the inventory says and what a machine reports."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SHARED_PREFIX = "corebound"
+SHARED_FILE = Path(__file__).resolve().parents[2] / "inventories/defaults/group_vars/all/corebound.yml"
+
+
+def role_options(roles_dir: str) -> dict[str, list[str]]:
+    """Return role -> names of its variables, from the argument specifications; `corebound` are the shared ones."""
+    options = {SHARED_PREFIX: sorted(yaml.safe_load(SHARED_FILE.read_text(encoding="utf-8")))}
+    for path in sorted(Path(roles_dir).glob("*/meta/argument_specs.yml")):
+        entry_points = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values()
+        options[path.parents[1].name] = sorted({name for entry in entry_points for name in entry.get("options") or {}})
+    return options
+
+
+def unknown_variables(names: Iterable[str], options: dict[str, list[str]]) -> list[str]:
+    """Return one sentence for each variable that carries a role's prefix but is none of its variables."""
+    sentences = []
+    for name in sorted(names):
+        role = max((role for role in options if name.startswith(f"{role}_")), key=len, default=None)
+        if role is None or name in options[role]:
+            continue
+        near = difflib.get_close_matches(name, options[role], n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"there are: {', '.join(options[role])}"
+        sentences.append(f"unknown variable {name}: {remedy}")
+    return sentences
+
+
+def count_ids(text: str) -> int:
+    """Return how many ids a kernel list such as `0-3,8` names; an empty list names none."""
+    total = 0
+    for part in text.strip().split(","):
+        if part:
+            first, _, last = part.partition("-")
+            total += int(last or first) - int(first) + 1
+    return total
+
+
+def checksums(files: Iterable[dict[str, Any]], root: str) -> dict[str, str]:
+    """Return path relative to `root` -> SHA-256 of the files that ansible.builtin.find found below it."""
+    return {str(Path(item["path"]).relative_to(root)): str(item["checksum"]) for item in files}
+
+
+def damaged(manifest: str, found: dict[str, str]) -> list[str]:
+    """Return the files that the text of a corebound-manifest.json names and that are missing or have another hash."""
+    files = json.loads(manifest)["files"]
+    return sorted(name for name, entry in files.items() if found.get(name) != entry["sha256"])
+
+
+class FilterModule:
+    """The names under which playbooks use the functions above."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return filter name -> function."""
+        return {
+            "corebound_role_options": role_options,
+            "corebound_unknown_variables": unknown_variables,
+            "corebound_count_ids": count_ids,
+            "corebound_checksums": checksums,
+            "corebound_damaged": damaged,
+        }
