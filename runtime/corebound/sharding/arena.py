@@ -1,4 +1,4 @@
-"""One anonymous mapping for all weights of a rank: huge pages where the kernel has them, touched first by the reader."""
+"""One anonymous mapping for all weights of a rank: in huge pages if it may, first touched by the reader."""
 
 from __future__ import annotations
 

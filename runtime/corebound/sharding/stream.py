@@ -124,7 +124,7 @@ class _Reader:
             self._meter.add(part.numel() * self._entry.item_bytes)
 
     def _read(self, chunk: torch.Tensor, first_row: int, columns: range) -> None:
-        view = memoryview(chunk.view(-1).view(torch.uint8).numpy())
+        view = chunk.view(-1).view(torch.uint8).numpy().data
         offset = self._entry.start + first_row * self._row_bytes + columns.start * self._entry.item_bytes
         if len(columns) == self._width:
             self._read_span(view, offset)
@@ -147,7 +147,7 @@ class _Reader:
         if chunk.numel() == 0:
             return
         low, high = (float(value) for value in torch.aminmax(chunk))
-        if not (-_LARGEST_PLAUSIBLE <= low and high <= _LARGEST_PLAUSIBLE):
+        if not (low >= -_LARGEST_PLAUSIBLE and high <= _LARGEST_PLAUSIBLE):
             # A NaN makes both ends NaN, so this is also where a NaN is found.
             raise self._damaged(f"expected finite weights, found values from {low:g} to {high:g}")
         largest = max(-low, high)

@@ -1,0 +1,65 @@
+"""The tensors of a decoder on one rank, arranged for its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWeights:
+    """The tensors of one layer. A norm is its weight, or weight and bias; an absent bias is None."""
+
+    attention_norm: tuple[Tensor, ...]
+    qkv_weight: Tensor
+    qkv_bias: Tensor | None
+    attention_out_weight: Tensor
+    attention_out_bias: Tensor | None
+    mlp_norm: tuple[Tensor, ...]
+    mlp_in_weight: Tensor
+    mlp_in_bias: Tensor | None
+    mlp_out_weight: Tensor
+    mlp_out_bias: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderWeights:
+    """All tensors of a rank. With a tied head `head` is the embedding tensor itself."""
+
+    embedding: Tensor
+    embedding_norm: tuple[Tensor, ...]
+    layers: tuple[LayerWeights, ...]
+    final_norm: tuple[Tensor, ...]
+    head: Tensor
+
+
+def arrange(fields: Mapping[str, Tensor], num_layers: int) -> DecoderWeights:
+    """Return the tensors of a rank, given by the field names of the family tables."""
+
+    def norm(prefix: str) -> tuple[Tensor, ...]:
+        return tuple(fields[name] for name in (f"{prefix}_weight", f"{prefix}_bias") if name in fields)
+
+    def layer(prefix: str) -> LayerWeights:
+        return LayerWeights(
+            attention_norm=norm(f"{prefix}attention_norm"),
+            qkv_weight=fields[f"{prefix}qkv_weight"],
+            qkv_bias=fields.get(f"{prefix}qkv_bias"),
+            attention_out_weight=fields[f"{prefix}attention_out_weight"],
+            attention_out_bias=fields.get(f"{prefix}attention_out_bias"),
+            mlp_norm=norm(f"{prefix}mlp_norm"),
+            mlp_in_weight=fields[f"{prefix}mlp_in_weight"],
+            mlp_in_bias=fields.get(f"{prefix}mlp_in_bias"),
+            mlp_out_weight=fields[f"{prefix}mlp_out_weight"],
+            mlp_out_bias=fields.get(f"{prefix}mlp_out_bias"),
+        )
+
+    embedding = fields["embedding_weight"]
+    return DecoderWeights(
+        embedding=embedding,
+        embedding_norm=norm("embedding_norm"),
+        layers=tuple(layer(f"layers.{index}.") for index in range(num_layers)),
+        final_norm=norm("final_norm"),
+        head=fields.get("head_weight", embedding),
+    )
