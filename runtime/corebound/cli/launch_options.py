@@ -20,10 +20,24 @@ def _launcher(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return None if value is None else require_choice("launcher", value, LAUNCHERS, where="--launcher")
 
 
+class _LaunchOption(click.Option):
+    """An option whose long names are accepted with - in place of _ too; help shows one spelling."""
+
+    def add_to_parser(self, parser: click.parser._OptionParser, ctx: click.Context) -> None:
+        shown = self.opts, self.secondary_opts
+        self.opts, self.secondary_opts = ([*names, *_with_dashes(names)] for names in shown)
+        try:
+            super().add_to_parser(parser, ctx)
+        finally:
+            self.opts, self.secondary_opts = shown
+
+
+def _with_dashes(names: list[str]) -> list[str]:
+    return [name.replace("_", "-") for name in names if name.startswith("--") and "_" in name]
+
+
 def _option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
-    """Return a click option whose long names are accepted with - in place of _ too."""
-    alike = [name for name in (text.replace("_", "-") for text in names if text.startswith("--")) if name not in names]
-    return click.option(*names, *alike, **attributes)
+    return click.option(*names, cls=_LaunchOption, **attributes)
 
 
 _PATH = click.Path(path_type=Path)
@@ -43,8 +57,6 @@ _OPTIONS = (
     ),
     _option(
         "--bind_cores_to_rank/--no_bind_cores_to_rank",
-        "--bind-cores-to-rank/--no-bind-cores-to-rank",
-        "bind_cores_to_rank",
         default=None,
         help="Give each rank cores and memory of its own.",
     ),

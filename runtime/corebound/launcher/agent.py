@@ -1,7 +1,8 @@
 """The agent of one node: binds and starts its ranks, supervises them and cleans up.
 
-Run as `python -m corebound.launcher.agent`. Its part of the plan is the first line of standard input. Later lines are `{"signal": n}`; the end of standard input
-means that the launcher is gone. `--events-fd N` names a descriptor for events; without it they are logged.
+Run as `python -m corebound.launcher.agent`. Its part of the plan is the first line of standard input. Later lines are
+`{"signal": n}`; the end of standard input means that the launcher is gone. `--events-fd N` names a descriptor for
+events; without it they are logged.
 """
 
 from __future__ import annotations
@@ -59,9 +60,17 @@ def run_part(part: AgentPart, host: str, events: EventWriter, signals: SignalPip
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if part.parent_pid is not None:
         set_death_signal(part.parent_pid, signal.SIGTERM)
-    arrangement = arrange(read_topology(), part.num_slots, bind_cores=part.bind_cores, core_list=part.core_list)
+    topology = read_topology()
+    arrangement = arrange(topology, part.num_slots, bind_cores=part.bind_cores, core_list=part.core_list)
     environ = _base_environ(part, arrangement, events)
-    supervisor = Supervisor(host=host, grace_s=part.grace_s, events=events, signals=signals, control=control)
+    supervisor = Supervisor(
+        host=host,
+        grace_s=part.grace_s,
+        events=events,
+        signals=signals,
+        control=control,
+        several_memory_nodes=sum(node.memory_bytes > 0 for node in topology.nodes) > 1,
+    )
     try:
         pids = {}
         try:

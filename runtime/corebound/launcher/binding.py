@@ -219,11 +219,16 @@ def _binding_warnings(
 ) -> tuple[str, ...]:
     warnings = []
     nodes_of = {cpu: core.node for core in topology.physical_cores() for cpu in core.cpus}
+    spans = []
     for local_rank, binding in enumerate(bindings):
         nodes = sorted({nodes_of[cpu] for cpu in binding.cpus})
         if len(nodes) > 1:
-            memory = f"memory is {binding.memory_policy}d" if binding.memory_policy == "interleave" else "first touch"
-            warnings.append(f"local rank {local_rank} spans NUMA nodes {render_core_list(nodes)}: {memory}")
+            spans.append(f"local rank {local_rank} has nodes {render_core_list(nodes)}")
+    if spans:
+        num_nodes = len(set(nodes_of.values()))
+        warnings.append(
+            f"fewer ranks than NUMA nodes, so memory is interleaved: {', '.join(spans)}; {num_nodes} ranks get a node each"
+        )
     used = {cpu for binding in bindings for cpu in binding.cpus}
     idle = [core for core in topology.physical_cores() if not used.intersection(core.cpus)]
     if idle and core_list is None:

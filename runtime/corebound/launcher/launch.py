@@ -74,10 +74,10 @@ def run_launch(spec: LaunchSpec) -> LaunchOutcome:
         return topology[0]
 
     environ = env.snapshot()
-    require_transport(spec, plan(spec, topology_of, environ=environ))
-    asked = spec.master_port
-    if spec.no_ssh:
-        asked = plan(spec, topology_of).master_port  # all nodes must agree, so none may choose
+    draft = plan(spec, topology_of)
+    require_transport(spec, draft)
+    # Without a transport the nodes must agree on the port on their own, so none may choose.
+    asked = draft.master_port if spec.no_ssh else spec.master_port
     with reserve_port(asked) as reservation:
         whole = plan(spec, topology_of, environ=environ, master_port=reservation.port)
         node = whole.nodes[spec.node_rank or 0]

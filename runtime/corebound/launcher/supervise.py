@@ -33,7 +33,14 @@ class Supervisor:
     """Runs a node's ranks to their end. Descriptor 0 carries the launcher's words and ends when the launcher does."""
 
     def __init__(
-        self, *, host: str, grace_s: float, events: EventWriter, signals: SignalPipe, control: bytes = b""
+        self,
+        *,
+        host: str,
+        grace_s: float,
+        events: EventWriter,
+        signals: SignalPipe,
+        control: bytes = b"",
+        several_memory_nodes: bool = True,
     ) -> None:
         self._host = host
         self._grace_s = grace_s
@@ -45,7 +52,8 @@ class Supervisor:
         self._interrupt: signal.Signals | None = None
         self._kill_at_s: float | None = None
         self._give_up_at_s: float | None = None
-        self._policy_refused = False
+        # Where there is one node only, a refused policy changes nothing.
+        self._policy_matters = several_memory_nodes
         self._selector = selectors.DefaultSelector()
         self._selector.register(signals, selectors.EVENT_READ, self._on_signal)
         self._selector.register(_CONTROL_FD, selectors.EVENT_READ, self._on_control)
@@ -164,8 +172,8 @@ class Supervisor:
                 self.fail(
                     self._not_started(rank, f"runs on CPUs {found} where {render_core_list(expected)} was to be set")
                 )
-            if report["policy_error"] and not self._policy_refused:
-                self._policy_refused = True
+            if report["policy_error"] and self._policy_matters:
+                self._policy_matters = False
                 self._events.warning(
                     f"{self._host}: memory policy refused ({report['policy_error']}); pages go where they are first "
                     "touched. In a container, add the capability SYS_NICE"

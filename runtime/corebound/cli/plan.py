@@ -1,0 +1,117 @@
+"""corebound plan: what a launch would do, without doing it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from corebound.cli.launch_options import launch_options, spec_from_options
+from corebound.cli.run import CONTEXT, script_spec
+from corebound.config import env
+from corebound.launcher.corelist import render_core_list
+from corebound.launcher.launch import is_this_machine
+from corebound.launcher.plan import LaunchPlan
+from corebound.launcher.plan import plan as make_plan
+from corebound.launcher.spec import LaunchSpec
+from corebound.launcher.transports.local import agent_command
+from corebound.topology import Topology, read_topology
+
+
+@click.command(context_settings=CONTEXT)
+@launch_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Read DIR/sys and DIR/proc in place of this machine's; every host is taken to look like that.",
+    metavar="DIR",
+)
+@click.argument("script", required=False)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def plan(script: str | None, args: tuple[str, ...], as_json: bool, root: Path | None, **options: Any) -> int:
+    """Show the ranks of a launch: hosts, cores, memory, threads, environment and commands. Nothing is started.
+
+    Takes the flags of `corebound run`, and a script with its arguments if you like. Cores of other hosts are not known
+    from here: their agents choose them by the same rules.
+
+    \b
+    Examples:
+      corebound plan --bind_cores_to_rank
+      corebound plan --hostfile hosts --json -- script.py --steps 10
+    """  # noqa: D301  click reads the \\b
+    if script is None:
+        for name in ("module", "no_python", "no_local_rank"):
+            options.pop(name)
+        spec = spec_from_options(("SCRIPT",), **options)
+    else:
+        spec = script_spec(script, args, options)
+    whole = make_plan(spec, partial(_topology_of, root, {}), environ=env.snapshot())
+    for text in (*whole.warnings, *(f"{node.host}: {text}" for node in whole.nodes for text in node.warnings)):
+        click.echo(f"warning: {text}", err=True)
+    if as_json:
+        click.echo(json.dumps(as_dict(whole), indent=2))
+    else:
+        print_plan(spec, whole, Console(soft_wrap=True))
+    return 0
+
+
+def _topology_of(root: Path | None, seen: dict[Path, Topology], host: str) -> Topology | None:
+    """Return the topology of a host, each root read once."""
+    if root is None and not is_this_machine(host):
+        return None
+    path = root or Path("/")
+    if path not in seen:
+        seen[path] = read_topology(path)
+    return seen[path]
+
+
+def as_dict(whole: LaunchPlan) -> dict[str, Any]:
+    """Return the plan as `--json` prints it; `commands` holds the agent's command for each host."""
+    return {
+        "ranks": [rank.as_row() for rank in whole.ranks],
+        "commands": [list(agent_command()) for _ in whole.nodes],
+        "hosts": [
+            {"host": node.host, "node_rank": node.node_rank, "num_slots": node.num_slots, "bound": node.bound}
+            for node in whole.nodes
+        ],
+    }
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def print_plan(spec: LaunchSpec, whole: LaunchPlan, console: Console) -> None:
+    """Print the plan as a table, one rank a line."""
+    table = Table(box=None, header_style="bold")
+    for column in ("rank", "local rank", "host", "cpus", "threads", "memory", "binding"):
+        table.add_column(column, no_wrap=True, justify="right" if "rank" in column or column == "threads" else "left")
+    for node in whole.nodes:
+        for rank in node.ranks:
+            binding = rank.binding
+            memory = (
+                "" if binding is None else f"{binding.memory_policy} {render_core_list(binding.memory_nodes)}".rstrip()
+            )
+            table.add_row(
+                str(rank.rank),
+                str(rank.local_rank),
+                rank.host,
+                "chosen on the host" if binding is None else render_core_list(binding.cpus),
+                "" if binding is None else str(binding.num_threads),
+                memory,
+                "" if node.bound is None else "own cores" if node.bound else "shared, not bound",
+            )
+    console.print(table)
+    console.print(
+        f"\n{_count(len(whole.ranks), 'rank')} on {_count(len(whole.nodes), 'host')} meet at {whole.master_addr}:{whole.master_port}"
+        + ("" if spec.master_port else " (a free port, should that one be busy)"),
+        highlight=False,
+    )
+    console.print(f"rank 0 runs: {shlex.join(whole.ranks[0].command)}", highlight=False, markup=False)
