@@ -17,7 +17,9 @@ def read_nodes(tree: Tree, cpus: tuple[Cpu, ...], cgroup: CgroupLimits, warnings
     ids = tree.cpu_list(f"{_BASE}/online") or tree.numbered(_BASE, "node")
     ids = tuple(node for node in ids if tree.is_dir(f"{_BASE}/node{node}"))
     if not ids:
-        return (NumaNode(0, tuple(sorted(online)), _total_memory(tree), distances={0: 10}),)
+        whole = tree.text("proc/meminfo") or ""
+        total, free = _meminfo_bytes(whole, "MemTotal"), _meminfo_bytes(whole, "MemFree")
+        return (NumaNode(0, tuple(sorted(online)), total, distances={0: 10}, free_bytes=free),)
     nodes = [_read_node(tree, node, ids, online, cgroup) for node in ids]
     homeless = online.difference(*(node.cpus for node in nodes))
     if homeless:
@@ -25,7 +27,12 @@ def read_nodes(tree: Tree, cpus: tuple[Cpu, ...], cgroup: CgroupLimits, warnings
         nodes[0] = replace(nodes[0], cpus=tuple(sorted({*nodes[0].cpus, *homeless})))
     if len(nodes) == 1:
         # A node's own meminfo misses memory that a hypervisor adds later.
-        nodes[0] = replace(nodes[0], memory_bytes=_total_memory(tree) or nodes[0].memory_bytes)
+        whole = tree.text("proc/meminfo") or ""
+        nodes[0] = replace(
+            nodes[0],
+            memory_bytes=_meminfo_bytes(whole, "MemTotal") or nodes[0].memory_bytes,
+            free_bytes=_meminfo_bytes(whole, "MemFree") or nodes[0].free_bytes,
+        )
     return _with_kinds(tree, nodes, warnings)
 
 
@@ -95,7 +102,3 @@ def _side_cache_bytes(tree: Tree, base: str) -> int:
 def _meminfo_bytes(text: str, name: str) -> int:
     match = re.search(rf"\b{name}:\s+(\d+) kB", text)
     return int(match[1]) << 10 if match else 0
-
-
-def _total_memory(tree: Tree) -> int:
-    return _meminfo_bytes(tree.text("proc/meminfo") or "", "MemTotal")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from corebound import native
 from corebound.errors import HostError, KernelError
 from corebound.topology.cgroups import read_cgroup
 from corebound.topology.cpulist import format_cpu_list, parse_cpu_list
@@ -18,6 +15,7 @@ from corebound.topology.cpus import read_caches, read_cpuinfo, read_cpus
 from corebound.topology.isa import IsaReport, assess_isa
 from corebound.topology.memory import read_memory
 from corebound.topology.model import CgroupLimits, Cpu, Topology
+from corebound.topology.native_report import native_isa_report
 from corebound.topology.nodes import assign_nodes, read_nodes
 from corebound.topology.tree import Tree
 
@@ -99,22 +97,3 @@ def _read_isa(tree: Tree) -> IsaReport:
     except KernelError as error:
         return assess_isa(None, cpuinfo.flags, brand=cpuinfo.brand, native_problem=error.message)
     return assess_isa(report, cpuinfo.flags, brand=cpuinfo.brand)
-
-
-def native_isa_report() -> dict[str, Any]:
-    """Return the report of csrc/isa. Raises: KernelError when the native library cannot give one."""
-    return _native_json("corebound_isa_report")
-
-
-def _native_json(symbol: str) -> dict[str, Any]:
-    library = native.core_library()
-    try:
-        function = getattr(library, symbol)
-    except AttributeError:
-        raise KernelError(f"native library has no {symbol}", hint="rebuild it: `make native`") from None
-    function.restype = ctypes.c_char_p
-    function.argtypes = []
-    report = json.loads(function() or b"null")
-    if not isinstance(report, dict):
-        raise KernelError(f"{symbol}: expected a JSON object, found {type(report).__name__}")
-    return report

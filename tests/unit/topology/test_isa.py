@@ -136,7 +136,7 @@ def test_an_old_processor_names_what_each_variant_lacks() -> None:
 
 @pytest.mark.native
 def test_the_table_of_required_features_is_that_of_the_native_library() -> None:
-    from corebound.topology.read import native_isa_report
+    from corebound.topology.native_report import native_isa_report
 
     report = native_isa_report()
     present = {name for name, value in report["features"].items() if value}
