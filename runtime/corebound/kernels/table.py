@@ -43,9 +43,10 @@ class Row(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class NativeSupport:
-    """What the native libraries offer: operator -> active variant, or the reason why they offer nothing."""
+    """What the native libraries offer: operator -> active variant, and why that one; or why they offer nothing."""
 
     variants: Mapping[str, str] = field(default_factory=dict)
+    reason: str = "best variant that runs here"
     problem: str = ""
 
 
@@ -136,7 +137,7 @@ def _choose(op: str, mode: str, support: NativeSupport, missing: Collection[str]
     if mode == "reference":
         return Row(op=op, implementation="reference", variant="reference", reason="COREBOUND_KERNELS=reference")
     if op in support.variants and op not in missing:
-        return Row(op=op, implementation="native", variant=support.variants[op], reason="best variant that runs here")
+        return Row(op=op, implementation="native", variant=support.variants[op], reason=support.reason)
     reason = support.problem or "no native implementation"
     if mode == "native":
         raise KernelError(

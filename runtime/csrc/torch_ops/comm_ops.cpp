@@ -1,3 +1,110 @@
+// The shared-memory collectives as torch operators, so that torch.compile can trace them.
+//
+// Failures are raised as RuntimeError whose text starts with "corebound-comm <code>: "; corebound.comm turns them into
+// its own exceptions. The in-place operators return nothing: that is the form torch can functionalise.
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
-STABLE_TORCH_LIBRARY_FRAGMENT(corebound, m) { (void)m; }
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "comm/api.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int bytes_only = 4; // the DType that can be moved and not summed
+
+int dtype_code(ScalarType dtype) {
+  switch (dtype) {
+  case ScalarType::Float:
+    return 0;
+  case ScalarType::BFloat16:
+    return 1;
+  case ScalarType::Half:
+    return 2;
+  case ScalarType::Int:
+    return 3;
+  default:
+    return bytes_only;
+  }
+}
+
+void check(int code) {
+  if (code != 0) [[unlikely]] {
+    throw std::runtime_error("corebound-comm " + std::to_string(code) + ": " + corebound_comm_error());
+  }
+}
+
+int64_t num_bytes(const Tensor &x) { return x.numel() * static_cast<int64_t>(x.element_size()); }
+
+void sum_into(const Tensor &whole, int64_t group, double timeout_s) {
+  check(corebound_comm_all_reduce(group, whole.mutable_data_ptr(), whole.numel(), dtype_code(whole.scalar_type()),
+                                  timeout_s));
+}
+
+void shm_all_reduce_(Tensor x, int64_t group, double timeout_s) {
+  if (x.is_contiguous()) [[likely]] {
+    return sum_into(x, group, timeout_s);
+  }
+  Tensor whole = torch::stable::contiguous(x);
+  sum_into(whole, group, timeout_s);
+  torch::stable::copy_(x, whole);
+}
+
+Tensor shm_all_reduce(Tensor x, int64_t group, double timeout_s) {
+  Tensor result = torch::stable::new_empty(x, x.sizes());
+  torch::stable::copy_(result, x);
+  sum_into(result, group, timeout_s);
+  return result;
+}
+
+// `size` is an argument so that the result's shape is known when the operator is traced.
+Tensor shm_all_gather(Tensor x, int64_t group, int64_t size, double timeout_s) {
+  if (size != corebound_comm_size(group)) {
+    throw std::runtime_error("corebound-comm 3: shm all_gather: the group does not have " + std::to_string(size) +
+                             " members");
+  }
+  Tensor whole = torch::stable::contiguous(x);
+  std::vector<int64_t> shape = {size};
+  for (int64_t i = 0; i < x.dim(); ++i) {
+    shape.push_back(x.size(i));
+  }
+  Tensor result = torch::stable::new_empty(x, shape);
+  check(
+      corebound_comm_all_gather(group, whole.const_data_ptr(), result.mutable_data_ptr(), num_bytes(whole), timeout_s));
+  return result;
+}
+
+void shm_broadcast_(Tensor x, int64_t group, int64_t root, double timeout_s) {
+  Tensor whole = x.is_contiguous() ? x : torch::stable::contiguous(x);
+  check(corebound_comm_broadcast(group, whole.mutable_data_ptr(), num_bytes(whole), static_cast<int>(root), timeout_s));
+  if (whole.get() != x.get() && whole.const_data_ptr() != x.const_data_ptr()) {
+    torch::stable::copy_(x, whole);
+  }
+}
+
+void shm_barrier(int64_t group, double timeout_s) { check(corebound_comm_barrier(group, timeout_s)); }
+
+} // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(corebound, m) {
+  m.def("shm_all_reduce_(Tensor(a!) x, int group, float timeout_s=-1.0) -> ()");
+  m.def("shm_all_reduce(Tensor x, int group, float timeout_s=-1.0) -> Tensor");
+  m.def("shm_all_gather(Tensor x, int group, int size, float timeout_s=-1.0) -> Tensor");
+  m.def("shm_broadcast_(Tensor(a!) x, int group, int root=0, float timeout_s=-1.0) -> ()");
+  m.def("shm_barrier(int group, float timeout_s=-1.0) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(corebound, CPU, m) {
+  m.impl("shm_all_reduce_", TORCH_BOX(&shm_all_reduce_));
+  m.impl("shm_all_reduce", TORCH_BOX(&shm_all_reduce));
+  m.impl("shm_all_gather", TORCH_BOX(&shm_all_gather));
+  m.impl("shm_broadcast_", TORCH_BOX(&shm_broadcast_));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(corebound, CompositeExplicitAutograd, m) { m.impl("shm_barrier", TORCH_BOX(&shm_barrier)); }

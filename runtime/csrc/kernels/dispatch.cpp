@@ -1,0 +1,91 @@
+// Chooses a variant's functions, and reports what every variant has. Compiled for the baseline.
+#include <string>
+
+#include "isa/isa.h"
+#include "kernels/kernels.h"
+
+namespace corebound::kernels {
+
+namespace generic {
+extern const KernelSet kernel_set;
+}
+namespace avx2 {
+extern const KernelSet kernel_set;
+}
+namespace avx512 {
+extern const KernelSet kernel_set;
+}
+namespace avx512_bf16 {
+extern const KernelSet kernel_set;
+}
+
+namespace {
+
+// AMX has no kernels of its own: where it is forced, the best of the others runs.
+const KernelSet &kernels_of(isa::Variant variant) {
+  switch (variant) {
+  case isa::Variant::amx:
+  case isa::Variant::avx512_bf16:
+    return avx512_bf16::kernel_set;
+  case isa::Variant::avx512:
+    return avx512::kernel_set;
+  case isa::Variant::avx2:
+    return avx2::kernel_set;
+  case isa::Variant::generic:
+    break;
+  }
+  return generic::kernel_set;
+}
+
+constexpr const char *op_names[] = {"layer_norm", "add_layer_norm", "rms_norm", "add_rms_norm", "split_qkv", "rotary",
+                                    "store_kv",   "attention",      "gelu",     "silu_mul",     "linear"};
+
+std::string table_json() {
+  const std::string dtypes = "[\"float32\", \"bfloat16\", \"float16\"]";
+  std::string variants;
+  for (const KernelSet *set :
+       {&avx512_bf16::kernel_set, &avx512::kernel_set, &avx2::kernel_set, &generic::kernel_set}) {
+    variants += (variants.empty() ? "{\"name\": \"" : ", {\"name\": \"") + std::string(set->name) +
+                "\", \"dtypes\": " + dtypes + "}";
+  }
+  std::string out = "[";
+  for (const char *op : op_names) {
+    out += (out.size() > 1 ? ", {\"op\": \"" : "{\"op\": \"") + std::string(op) + "\", \"variants\": [" + variants +
+           "], \"active\": \"" + active_kernels().name + "\"}";
+  }
+  return out + "]";
+}
+
+} // namespace
+
+const KernelSet &active_kernels() { return kernels_of(isa::active()); }
+
+int64_t attention_items(const AttentionArgs &args) {
+  int64_t items = 0;
+  for (int64_t b = 0; b < args.sequences; ++b) {
+    const int64_t queries = args.query_starts[b + 1] - args.query_starts[b];
+    for (int64_t g = 0; g < args.num_groups; ++g) {
+      const int64_t tile = queries_per_item(args.groups[g].count);
+      items += (queries + tile - 1) / tile;
+    }
+  }
+  return items;
+}
+
+int64_t attention_scratch_bytes(const AttentionArgs &args) {
+  // Rows are padded to 16 floats so that every one of them can be loaded as whole vectors.
+  const int64_t dim = (args.head_dim + 15) / 16 * 16;
+  const int64_t rows = attention_query_tile, keys = attention_key_tile;
+  // Queries, results, scores, keys transposed, values; then maximum and sum of each row.
+  return static_cast<int64_t>(sizeof(float)) * (2 * rows * dim + rows * keys + 2 * keys * dim + 2 * rows);
+}
+
+} // namespace corebound::kernels
+
+// JSON text, valid until the next call on the same thread: for every op its variants, best first, their dtypes, and
+// the active one.
+COREBOUND_API const char *corebound_kernel_table(void) {
+  thread_local std::string text;
+  text = corebound::kernels::table_json();
+  return text.c_str();
+}

@@ -1,0 +1,145 @@
+// The native kernels: arguments of each op, and the table of functions that every instruction-set variant fills.
+//
+// Common contract. Pointers are to contiguous row-major arrays of the named element type, aligned to that type only.
+// Outputs may not overlap inputs, unless a field says so. Kernels allocate nothing, start no threads and keep no state:
+// a caller splits the stated range between threads, and calls on disjoint ranges may run at the same time.
+#pragma once
+
+#include <cstdint>
+
+#include "export.h"
+
+namespace corebound::kernels {
+
+enum class DType : int { float32, bfloat16, float16 };
+inline constexpr int num_dtypes = 3;
+
+// Layer norm and RMS norm; a range is of rows. With `residual`, x + residual is rounded to the element type, stored to
+// `sum`, and normalised; `sum` may be `x` or `residual` itself.
+struct NormArgs {
+  const void *x;        // [rows, width]
+  const void *residual; // [rows, width] or null
+  const void *weight;   // [width]
+  const void *bias;     // [width]; null for RMS norm
+  void *y;              // [rows, width]; may be `x`
+  void *sum;            // [rows, width]; null without residual
+  int64_t width;
+  float eps;
+  DType dtype;
+};
+
+// Copies q, k and v out of a fused projection; a range is of tokens.
+struct SplitQkvArgs {
+  const void *qkv; // [T, (heads + 2 kv_heads) head_dim]
+  void *q;         // [T, heads, head_dim]
+  void *k;         // [T, kv_heads, head_dim]
+  void *v;
+  int64_t heads, kv_heads, head_dim;
+  bool per_head; // for each head its q, k, v (heads == kv_heads); otherwise all q, all k, all v
+  int64_t element_bytes;
+};
+
+// Rotates the first 2 * half dimensions of each head; a range is of tokens.
+struct RotaryArgs {
+  const void *x;            // [T, heads, head_dim]
+  void *out;                // same; may be `x`
+  const int64_t *positions; // [T], each within the rows of cos and sin
+  const float *cos;         // [P, half]
+  const float *sin;
+  int64_t heads, head_dim, half;
+  bool interleaved; // pairs (2i, 2i + 1); otherwise (i, i + half)
+  DType dtype;
+};
+
+// Writes tokens into the blocked cache; a range is of tokens.
+struct StoreKvArgs {
+  const void *k; // [T, kv_heads, head_dim]
+  const void *v;
+  void *key_cache; // [blocks, kv_heads, block_size, head_dim]
+  void *value_cache;
+  const int64_t *slots; // [T], each within blocks * block_size
+  int64_t kv_heads, head_dim, block_size;
+  int64_t element_bytes;
+};
+
+// Consecutive query heads that read the same kv head.
+struct HeadGroup {
+  int32_t first;
+  int32_t count; // 1 to max_group_heads
+  int32_t kv_head;
+};
+
+inline constexpr int max_group_heads = 8;
+inline constexpr int attention_query_tile = 64; // rows (queries x heads of a group) that share one pass over the keys
+inline constexpr int attention_key_tile = 64;
+inline constexpr int64_t max_head_dim = 512;
+
+// Causal attention over the blocked cache; a range is of work items, in the order of `attention_items`.
+struct AttentionArgs {
+  const void *q; // [T, heads, head_dim]
+  const void *key_cache;
+  const void *value_cache;     // [blocks, kv_heads, block_size, head_dim]
+  void *out;                   // [T, heads, head_dim]
+  const int32_t *block_tables; // [sequences, max_blocks]
+  const int32_t *query_starts; // [sequences + 1]
+  const int32_t *context_lengths;
+  const float *alibi_slopes; // [heads] or null
+  const HeadGroup *groups;
+  int64_t num_groups;
+  int64_t sequences, max_blocks, heads, kv_heads, head_dim, block_size;
+  float scale;
+  DType dtype;
+};
+
+struct UnaryArgs {
+  const void *x;
+  void *y;    // may be `x`
+  bool exact; // GELU by the error function; otherwise by the tanh formula
+  DType dtype;
+};
+
+// y = silu(first half of each row) * second half; a range is of rows.
+struct SiluMulArgs {
+  const void *gate_up; // [rows, 2 width]
+  void *y;             // [rows, width]
+  int64_t width;
+  DType dtype;
+};
+
+inline constexpr int64_t max_linear_rows = 8;
+
+// y = x weight^T + bias for few rows; a range is of outputs (rows of `weight`). The weight is read once for all rows.
+struct LinearArgs {
+  const void *x;      // [rows, inputs], rows 1 to max_linear_rows
+  const void *weight; // [outputs, inputs]
+  const void *bias;   // [outputs] or null
+  void *y;            // [rows, outputs]
+  int64_t rows, inputs, outputs;
+  DType dtype;
+};
+
+// One variant's functions. `scratch` of attention is `attention_scratch_bytes` long, aligned to 64, not shared.
+struct KernelSet {
+  const char *name;
+  void (*layer_norm)(const NormArgs &, int64_t begin, int64_t end);
+  void (*rms_norm)(const NormArgs &, int64_t begin, int64_t end);
+  void (*split_qkv)(const SplitQkvArgs &, int64_t begin, int64_t end);
+  void (*rotary)(const RotaryArgs &, int64_t begin, int64_t end);
+  void (*store_kv)(const StoreKvArgs &, int64_t begin, int64_t end);
+  void (*attention)(const AttentionArgs &, void *scratch, int64_t begin, int64_t end);
+  void (*gelu)(const UnaryArgs &, int64_t begin, int64_t end);
+  void (*silu_mul)(const SiluMulArgs &, int64_t begin, int64_t end);
+  void (*linear)(const LinearArgs &, int64_t begin, int64_t end);
+};
+
+// The functions of the active variant: the best compiled one that isa::active() allows.
+COREBOUND_EXPORT const KernelSet &active_kernels();
+
+// Queries of one sequence that one work item handles for a group of `count` heads.
+constexpr int64_t queries_per_item(int64_t count) { return attention_query_tile / count; }
+
+// Work items of an attention call, and the scratch that one thread needs.
+COREBOUND_EXPORT int64_t attention_items(const AttentionArgs &args);
+COREBOUND_EXPORT int64_t attention_scratch_bytes(const AttentionArgs &args);
+
+} // namespace corebound::kernels

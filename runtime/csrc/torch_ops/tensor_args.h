@@ -1,0 +1,137 @@
+// Checks and helpers shared by the operators: an argument that does not fit is an error that names it, what was
+// expected and what was found.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/kernels.h"
+
+namespace corebound::torch_ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// torch turns the exception into a RuntimeError. (Its own check macro would add this file's path to the message.)
+template <class... Parts> [[noreturn]] void fail(const Parts &...parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+inline std::string shape_text(const Tensor &t) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t i = 0; i < t.dim(); ++i) {
+    text << (i ? ", " : "") << t.size(i);
+  }
+  text << ']';
+  return text.str();
+}
+
+inline const char *dtype_text(ScalarType type) {
+  switch (type) {
+  case ScalarType::Float:
+    return "float32";
+  case ScalarType::BFloat16:
+    return "bfloat16";
+  case ScalarType::Half:
+    return "float16";
+  case ScalarType::Double:
+    return "float64";
+  case ScalarType::Int:
+    return "int32";
+  case ScalarType::Long:
+    return "int64";
+  default:
+    return "another type";
+  }
+}
+
+// Returns the tensor with contiguous memory: itself, or a copy.
+inline Tensor dense(const Tensor &t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+inline void check_type(const char *where, const Tensor &t, ScalarType expected) {
+  if (!t.is_cpu()) {
+    fail(where, ": expected a CPU tensor, found one on another device");
+  }
+  if (t.scalar_type() != expected) {
+    fail(where, ": expected ", dtype_text(expected), ", found ", dtype_text(t.scalar_type()));
+  }
+}
+
+// A size of -1 fits anything.
+inline void check_shape(const char *where, const Tensor &t, std::initializer_list<int64_t> expected) {
+  bool fits = t.dim() == static_cast<int64_t>(expected.size());
+  int64_t i = 0;
+  for (int64_t size : expected) {
+    fits = fits && (size < 0 || t.size(i) == size);
+    ++i;
+  }
+  if (fits) {
+    return;
+  }
+  std::ostringstream text;
+  for (int64_t size : expected) {
+    text << (text.tellp() > 0 ? ", " : "");
+    size < 0 ? text << '*' : text << size;
+  }
+  fail(where, ": expected shape [", text.str(), "], found ", shape_text(t));
+}
+
+inline void check(const char *where, const Tensor &t, ScalarType type, std::initializer_list<int64_t> shape) {
+  check_type(where, t, type);
+  check_shape(where, t, shape);
+}
+
+inline kernels::DType kernel_dtype(const char *where, const Tensor &t) {
+  if (!t.is_cpu()) {
+    fail(where, ": expected a CPU tensor, found one on another device");
+  }
+  switch (t.scalar_type()) {
+  case ScalarType::Float:
+    return kernels::DType::float32;
+  case ScalarType::BFloat16:
+    return kernels::DType::bfloat16;
+  case ScalarType::Half:
+    return kernels::DType::float16;
+  default:
+    fail(where, ": expected float32, bfloat16 or float16, found ", dtype_text(t.scalar_type()));
+  }
+}
+
+// A new contiguous tensor of the type of `like`. The C function skips the dispatcher, which matters for small ops.
+inline Tensor new_tensor(const Tensor &like, std::initializer_list<int64_t> shape) {
+  int64_t strides[4] = {1, 1, 1, 1};
+  const int64_t dims = static_cast<int64_t>(shape.size());
+  for (int64_t i = dims - 2; i >= 0; --i) {
+    strides[i] = strides[i + 1] * std::max<int64_t>(shape.begin()[i + 1], 1);
+  }
+  int32_t dtype = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, shape.begin(), strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// Runs f(begin, end) over [0, count) in torch's own thread pool, at least `grain` at a time.
+template <class F> void parallel(int64_t count, int64_t grain, const F &f) {
+  if (count <= 0) {
+    return;
+  }
+  if (count <= grain || torch::stable::get_num_threads() == 1) {
+    f(int64_t{0}, count);
+    return;
+  }
+  torch::stable::parallel_for(0, count, grain, f);
+}
+
+} // namespace corebound::torch_ops
