@@ -1,0 +1,173 @@
+"""The loop of rank 0: schedule, run on all ranks, append the new tokens, give out text."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from corebound.engine.kv_cache import BlockCopy
+from corebound.engine.request import FinishReason, Request, RequestOutput
+from corebound.engine.sampling import Answer
+from corebound.engine.scheduler import Chunk, Scheduler
+from corebound.engine.sequence import Sequence
+from corebound.engine.step import SamplingRow, StepInput, input_of
+from corebound.engine.text import TextStream, Tokenizer
+from corebound.errors import RequestError
+
+
+class StepRunner(Protocol):
+    """What the engine needs of an executor; tests give it a model of a few lines."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the model knows."""
+
+    def run(self, inputs: list[StepInput], copies: list[BlockCopy]) -> list[Answer]:
+        """Compute one step and return the answers of the inputs that have a sampling row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """News of one request after a step: text that is certain now, and the whole output once it is finished."""
+
+    request_id: int
+    new_text: str
+    output: RequestOutput | None
+
+
+@dataclass(eq=False)
+class _Active:
+    sequence: Sequence
+    stream: TextStream
+    seed: int
+
+
+class Engine:
+    """Continues any number of requests together. `submit` at any time; call `step` while `has_work`."""
+
+    def __init__(
+        self,
+        runner: StepRunner,
+        scheduler: Scheduler,
+        tokenizer: Tokenizer,
+        *,
+        eos_token_ids: frozenset[int] = frozenset(),
+        max_context: int | None = None,
+    ) -> None:
+        self._runner = runner
+        self._scheduler = scheduler
+        self._tokenizer = tokenizer
+        self._eos_token_ids = eos_token_ids
+        self._max_context = max_context
+        self._active: dict[Sequence, _Active] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is unfinished."""
+        return self._scheduler.has_work
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises: RequestError as `check` does."""
+        params = request.params
+        max_length = self.check(request)
+        sequence = Sequence(request, max_length)
+        stream = TextStream(self._tokenizer, request.prompt_token_ids, params.stop)
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        self._scheduler.add(sequence)
+        self._active[sequence] = _Active(sequence, stream, seed)
+
+    def check(self, request: Request) -> int:
+        """Return the most tokens that prompt and continuation together can come to.
+
+        Raises: RequestError when the request could never run: no prompt, unknown token ids, longer than the model's
+        context or than the whole KV cache.
+        """
+        prompt, params = request.prompt_token_ids, request.params
+        where = f"prompt {request.id}"
+        if not prompt:
+            raise RequestError(f"{where} is empty: at least one token is needed")
+        last = self._runner.vocab_size - 1
+        unknown = [token for token in prompt if not 0 <= token <= last]
+        if unknown:
+            raise RequestError(f"{where}: token id {unknown[0]} is not in the vocabulary, 0 to {last}")
+        if params.num_beams > 1:
+            raise RequestError(f"num_beams {params.num_beams}: beam search comes with a later release", hint="use 1")
+        limit = self._max_context
+        if limit is not None and len(prompt) >= limit:
+            raise RequestError(
+                f"{where} has {len(prompt)} tokens: the model's context is {limit}, with at least one to generate",
+                hint="shorten the prompt",
+            )
+        max_length = min(len(prompt) + params.max_new_tokens, limit or sys.maxsize)
+        self._scheduler.check_fits(max_length)
+        return max_length
+
+    def step(self) -> list[Update]:
+        """Run one step on all ranks and return what became known by it."""
+        chunks = self._scheduler.schedule()
+        answers = iter(self._runner.run([input_of(chunk, self._row(chunk)) for chunk in chunks], []))
+        updates = []
+        for chunk in chunks:
+            wants_logits = chunk.wants_logits
+            self._scheduler.complete(chunk)
+            if wants_logits:
+                updates.append(self._append(self._active[chunk.sequence], next(answers).token_ids[0]))
+        return updates
+
+    def _row(self, chunk: Chunk) -> SamplingRow | None:
+        if not chunk.wants_logits:
+            return None
+        active = self._active[chunk.sequence]
+        params = chunk.sequence.request.params
+        penalty = params.repetition_penalty
+        seen = np.unique(np.array(chunk.sequence.token_ids if penalty != 1.0 else [], np.int32))
+        return SamplingRow(
+            temperature=params.temperature,
+            top_k=min(params.top_k or 0, self._runner.vocab_size) if not params.is_greedy else 0,
+            top_p=params.top_p,
+            repetition_penalty=penalty,
+            seed=active.seed,
+            position=chunk.sequence.num_generated,
+            seen=seen,
+        )
+
+    def _append(self, active: _Active, token_id: int) -> Update:
+        sequence = active.sequence
+        sequence.token_ids.append(token_id)
+        sequence.token_times_s.append(time.perf_counter())
+        active.stream.add(token_id)
+        reason = self._finish_reason(active, token_id)
+        new_text = active.stream.take(is_last=reason is not None)
+        if reason is None:
+            return Update(request_id=sequence.request.id, new_text=new_text, output=None)
+        self._scheduler.finish(sequence)
+        del self._active[sequence]
+        output = _output(active, reason)
+        return Update(request_id=sequence.request.id, new_text=new_text, output=output)
+
+    def _finish_reason(self, active: _Active, token_id: int) -> FinishReason | None:
+        params = active.sequence.request.params
+        is_end = token_id in params.stop_token_ids or (token_id in self._eos_token_ids and not params.ignore_eos)
+        if is_end or active.stream.is_stopped:
+            return "stop"
+        return "length" if len(active.sequence.token_ids) >= active.sequence.max_length else None
+
+
+def _output(active: _Active, reason: FinishReason) -> RequestOutput:
+    sequence = active.sequence
+    times = sequence.token_times_s
+    return RequestOutput(
+        prompt=sequence.request.prompt,
+        text=active.stream.text,
+        token_ids=tuple(sequence.generated_token_ids),
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        finish_reason=reason,
+        first_token_s=times[0] - sequence.submitted_s,
+        token_gaps_s=tuple(later - earlier for earlier, later in itertools.pairwise(times)),
+    )

@@ -1,0 +1,205 @@
+"""`LLM`: a model on all ranks of a launch, or on one process alone, and the one call that continues prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from corebound import models
+from corebound.comm import init_distributed
+from corebound.comm.base import Collectives
+from corebound.engine import kv_cache as kv
+from corebound.engine.engine import Engine
+from corebound.engine.executor import Executor
+from corebound.engine.place import local_size, place_of_this_rank
+from corebound.engine.progress import Progress
+from corebound.engine.request import Request, RequestOutput, SamplingParams, require_dtype
+from corebound.engine.scheduler import Scheduler
+from corebound.engine.text import HuggingFaceTokenizer
+from corebound.errors import RequestError
+from corebound.logs import get_logger
+from corebound.topology import read_topology
+
+_LOGGER = get_logger(__name__)
+
+OnText = Callable[[int, str], None]
+
+# A model without position limit (alibi) still needs a bound on how much cache is useful.
+_UNLIMITED_CONTEXT = 4096
+
+
+class LLM:
+    """A model ready to continue prompts.
+
+    Alone it uses this process; started by `corebound run`, every rank makes one with the same arguments and calls the
+    same methods, and the ranks share the work. `kv_cache_gib` is the size of the cache on each rank; by default the
+    ranks of a machine share half of its available memory, and take pages of it only as they are needed.
+
+    Raises: ModelLoadError, ShardingError, HostError, CommError.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: str = "bfloat16",
+        kv_cache_gib: float | None = None,
+        max_num_sequences: int = 64,
+        max_step_tokens: int = 512,
+        show_progress: bool | None = None,
+    ) -> None:
+        torch_dtype = getattr(torch, require_dtype(dtype))
+        self.model_dir = models.resolve_model(str(model))
+        self.description = models.describe(self.model_dir)
+        self.collectives: Collectives = init_distributed()
+        with Progress(f"loading {model}", enabled=self.is_first and show_progress is not False) as progress:
+            self._decoder = models.load_model(self.model_dir, torch_dtype, self.collectives, progress.update)
+        num_blocks = self._num_blocks(kv_cache_gib, max_num_sequences)
+        cache = kv.allocate_kv_cache(
+            num_blocks=num_blocks,
+            num_layers=self._decoder.num_layers,
+            num_kv_heads=self._decoder.num_kv_heads,
+            head_dim=self._decoder.head_dim,
+            block_size=kv.BLOCK_SIZE,
+            dtype=self._decoder.dtype,
+        )
+        self._executor = Executor(self._decoder, cache, self.collectives, kv.BLOCK_SIZE)
+        self._num_requests = 0
+        self._is_closed = False
+        if self.is_first:
+            self._start_engine(num_blocks, max_num_sequences, max_step_tokens)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is rank 0: the one whose prompts count."""
+        return self.collectives.rank == 0
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | None = None,
+        *,
+        on_text: OnText | None = None,
+    ) -> list[RequestOutput]:
+        """Return the continuation of every prompt, in order.
+
+        Prompts are texts or lists of token ids and may differ in length. On several ranks all call this together;
+        rank 0's arguments count and all get the outputs. `on_text(index, text)` is called on rank 0 as text appears.
+
+        Raises: RequestError for a prompt that cannot run, on every rank; nothing was generated then.
+        """
+        if self._is_closed:
+            raise RequestError("generate() on an LLM that is closed")
+        answer: dict[str, Any] = {}
+        if self.is_first:
+            try:
+                requests = self._requests(prompts, params or SamplingParams())
+                answer["outputs"] = [output.to_message() for output in self._run(requests, on_text)]
+            except RequestError as error:
+                answer["error"], answer["hint"] = error.message, error.hint
+            # Any other error ends this process; the others then lose their peer and end too.
+            self._executor.stop()
+        else:
+            self._executor.follow()
+        answer = self.collectives.broadcast_object(answer)
+        if "error" in answer:
+            raise RequestError(answer["error"], hint=answer["hint"])
+        return [RequestOutput.from_message(message) for message in answer["outputs"]]
+
+    def ranks(self) -> list[dict[str, Any]]:
+        """Return where every rank runs and with what: CPUs, memory nodes, ISA, collectives, peak memory.
+
+        All ranks call it.
+        """
+        here = place_of_this_rank(self.collectives.name)
+        return [self.collectives.broadcast_object(here, root=rank) for rank in range(self.collectives.size)]
+
+    def close(self) -> None:
+        """Leave the group of ranks. Calling it again does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.collectives.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start_engine(self, num_blocks: int, max_num_sequences: int, max_step_tokens: int) -> None:
+        scheduler = Scheduler(
+            kv.BlockAllocator(num_blocks),
+            block_size=kv.BLOCK_SIZE,
+            max_num_sequences=max_num_sequences,
+            max_step_tokens=max_step_tokens,
+        )
+        self._tokenizer = HuggingFaceTokenizer(self.model_dir)
+        self._engine = Engine(
+            self._executor,
+            scheduler,
+            self._tokenizer,
+            eos_token_ids=frozenset(self.description.eos_token_ids),
+            max_context=self.description.max_positions,
+        )
+
+    def _num_blocks(self, kv_cache_gib: float | None, max_num_sequences: int) -> int:
+        """Return the number of blocks that every rank can hold: all address the same ones."""
+        # After every rank has its weights, so that the memory they take is not counted as available.
+        self.collectives.barrier()
+        context = self.description.max_positions or _UNLIMITED_CONTEXT
+        num_blocks = kv.num_blocks_for_memory(
+            bytes_per_block=kv.block_bytes(
+                num_layers=self._decoder.num_layers,
+                num_kv_heads=self._decoder.num_kv_heads,
+                head_dim=self._decoder.head_dim,
+                element_bytes=self._decoder.dtype.itemsize,
+                block_size=kv.BLOCK_SIZE,
+            ),
+            kv_cache_gib=kv_cache_gib,
+            available_bytes=read_topology().memory.available_bytes,
+            local_size=local_size(),
+            max_useful_tokens=max_num_sequences * context,
+            block_size=kv.BLOCK_SIZE,
+        )
+        counts = self.collectives.all_gather(torch.tensor([num_blocks], dtype=torch.int32))
+        num_blocks = int(counts.min())
+        if self.is_first:
+            _LOGGER.info("KV cache: %d tokens in %d blocks", num_blocks * kv.BLOCK_SIZE, num_blocks)
+        return num_blocks
+
+    def _requests(
+        self, prompts: str | Sequence[str] | Sequence[Sequence[int]], params: SamplingParams
+    ) -> list[Request]:
+        ignored = params.without_effect()
+        if ignored:
+            _LOGGER.warning("%s: no effect, because temperature is 0 (greedy)", ", ".join(ignored))
+        requests: list[Request] = []
+        for prompt in [prompts] if isinstance(prompts, str) else prompts:
+            if isinstance(prompt, str):
+                text, token_ids = prompt, self._tokenizer.encode(prompt)
+            else:
+                token_ids = list(prompt)
+                text = self._tokenizer.decode(token_ids)
+            requests.append(Request(id=len(requests), prompt=text, prompt_token_ids=tuple(token_ids), params=params))
+        return requests
+
+    def _run(self, requests: list[Request], on_text: OnText | None) -> list[RequestOutput]:
+        # All are checked before the first one starts.
+        for request in requests:
+            self._engine.check(request)
+        for request in requests:
+            self._engine.submit(request)
+        outputs: dict[int, RequestOutput] = {}
+        while self._engine.has_work:
+            for update in self._engine.step():
+                if update.new_text and on_text is not None:
+                    on_text(update.request_id, update.new_text)
+                if update.output is not None:
+                    outputs[update.request_id] = update.output
+        return [outputs[request.id] for request in requests]

@@ -1,0 +1,161 @@
+"""The engine over a fake model: right tokens whatever the order, the batch and the memory."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corebound.engine.engine import Engine
+from corebound.errors import RequestError
+from unit.engine.engine_fakes import (
+    VOCAB_SIZE,
+    FakeRunner,
+    LetterTokenizer,
+    continuation,
+    make_request,
+    make_scheduler,
+)
+
+
+def make_engine(num_blocks=64, block_size=4, eos=(), max_context=None, **options):
+    scheduler = make_scheduler(num_blocks, block_size, **options)
+    runner = FakeRunner(block_size)
+    engine = Engine(runner, scheduler, LetterTokenizer(), eos_token_ids=frozenset(eos), max_context=max_context)
+    return engine, runner, scheduler
+
+
+def run(engine, max_steps=2000):
+    outputs, texts = {}, {}
+    for _ in range(max_steps):
+        if not engine.has_work:
+            return outputs, texts
+        for update in engine.step():
+            texts[update.request_id] = texts.get(update.request_id, "") + update.new_text
+            if update.output is not None:
+                assert update.request_id not in outputs
+                outputs[update.request_id] = update.output
+    raise AssertionError("the engine does not finish")
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 25), st.integers(1, 12)), min_size=1, max_size=7),
+    st.integers(10, 30),
+    st.integers(1, 4),
+    st.integers(1, 30),
+)
+def test_every_request_gets_its_own_continuation(shapes, num_blocks, max_num_sequences, max_step_tokens):
+    engine, _, scheduler = make_engine(num_blocks, max_num_sequences=max_num_sequences, max_step_tokens=max_step_tokens)
+    prompts = [[(index * 31 + position) % VOCAB_SIZE for position in range(n)] for index, (n, _) in enumerate(shapes)]
+    for index, (prompt, (_, count)) in enumerate(zip(prompts, shapes, strict=True)):
+        engine.submit(make_request(index, prompt, max_new_tokens=count))
+    outputs, texts = run(engine)
+    for index, (prompt, (_, count)) in enumerate(zip(prompts, shapes, strict=True)):
+        assert list(outputs[index].token_ids) == continuation(prompt, count)
+        assert outputs[index].finish_reason == "length"
+        assert texts[index] == outputs[index].text == LetterTokenizer().decode(continuation(prompt, count))
+    assert scheduler.allocator.num_free == num_blocks
+
+
+def test_a_preempted_request_continues_where_it_was():
+    engine, _, scheduler = make_engine(num_blocks=6, block_size=4)
+    for index in range(3):
+        engine.submit(make_request(index, [index + 1] * 7, max_new_tokens=14))
+    outputs, _ = run(engine)
+    assert scheduler.num_preemptions > 0
+    for index in range(3):
+        assert list(outputs[index].token_ids) == continuation([index + 1] * 7, 14)
+
+
+def test_a_request_can_join_while_others_run():
+    engine, runner, _ = make_engine()
+    engine.submit(make_request(0, [5, 6], max_new_tokens=6))
+    engine.step()
+    engine.submit(make_request(1, [7, 8, 9], max_new_tokens=2))
+    outputs, _ = run(engine)
+    assert runner.steps[:2] == [[2], [1, 3]]
+    assert list(outputs[1].token_ids) == continuation([7, 8, 9], 2)
+
+
+def test_the_end_token_ends_the_text_and_is_part_of_the_output():
+    tokens = continuation([5, 6], 20)
+    engine, _, _ = make_engine(eos=[tokens[4]])
+    engine.submit(make_request(0, [5, 6], max_new_tokens=20))
+    output = run(engine)[0][0]
+    assert (list(output.token_ids), output.finish_reason) == (tokens[: tokens.index(tokens[4]) + 1], "stop")
+
+
+def test_the_end_token_can_be_ignored():
+    tokens = continuation([5, 6], 9)
+    engine, _, _ = make_engine(eos=[tokens[4]])
+    engine.submit(make_request(0, [5, 6], max_new_tokens=9, ignore_eos=True))
+    assert list(run(engine)[0][0].token_ids) == tokens
+
+
+def test_a_stop_token_of_the_request_ends_it():
+    tokens = continuation([5, 6], 9)
+    engine, _, _ = make_engine()
+    engine.submit(make_request(0, [5, 6], max_new_tokens=9, stop_token_ids=(tokens[2],)))
+    output = run(engine)[0][0]
+    assert (output.finish_reason, output.token_ids[-1]) == ("stop", tokens[2])
+
+
+def test_a_stop_string_ends_the_text_before_itself():
+    text = LetterTokenizer().decode(continuation([5, 6], 12))
+    engine, _, _ = make_engine()
+    engine.submit(make_request(0, [5, 6], max_new_tokens=12, stop=(text[3:5],)))
+    outputs, texts = run(engine)
+    assert outputs[0].text == texts[0] == text[: text.find(text[3:5])]
+    assert outputs[0].finish_reason == "stop"
+
+
+def test_the_models_context_limits_the_continuation():
+    engine, _, _ = make_engine(max_context=10)
+    engine.submit(make_request(0, [1] * 7, max_new_tokens=50))
+    output = run(engine)[0][0]
+    assert (len(output.token_ids), output.finish_reason) == (3, "length")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ([], {}, "prompt 3 is empty"),
+        ([1, VOCAB_SIZE], {}, r"token id 97 is not in the vocabulary, 0 to 96"),
+        ([1, -1], {}, "token id -1"),
+        ([1] * 30, {}, "prompt 3 has 30 tokens: the model's context is 30"),
+        ([1] * 9, {"max_new_tokens": 20}, "whole cache holds 16"),
+    ],
+)
+def test_a_request_that_cannot_run_is_refused_before_it_starts(prompt, params, message):
+    engine, _, _ = make_engine(num_blocks=4, max_context=30)
+    with pytest.raises(RequestError, match=message):
+        engine.submit(make_request(3, prompt, **params))
+    assert not engine.has_work
+
+
+def test_the_row_of_a_request_carries_its_seed_position_and_history():
+    engine, runner, _ = make_engine()
+    rows = []
+    original = runner.run
+    runner.run = lambda inputs, copies: rows.extend(part.row for part in inputs) or original(inputs, copies)
+    engine.submit(
+        make_request(0, [5, 6, 5], max_new_tokens=2, temperature=0.5, seed=77, repetition_penalty=1.2, top_k=500)
+    )
+    run(engine)
+    assert [(row.seed, row.position, row.temperature, row.top_k) for row in rows] == [
+        (77, 0, 0.5, VOCAB_SIZE),
+        (77, 1, 0.5, VOCAB_SIZE),
+    ]
+    assert rows[0].seen.tolist() == [5, 6]
+    assert rows[1].seen.tolist() == np.unique([5, 6, *continuation([5, 6, 5], 1)]).tolist()
+
+
+def test_requests_without_a_seed_differ():
+    engine, runner, _ = make_engine()
+    seeds = []
+    original = runner.run
+    runner.run = lambda inputs, copies: seeds.extend(part.row.seed for part in inputs) or original(inputs, copies)
+    for index in range(2):
+        engine.submit(make_request(index, [5], max_new_tokens=1, temperature=1.0))
+    run(engine)
+    assert seeds[0] != seeds[1]
