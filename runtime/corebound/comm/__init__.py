@@ -32,7 +32,7 @@ def init_distributed(timeout_s: float | None = None, *, provider: str | None = N
     if place is None or place.world_size == 1:
         return select.single(provider)
     group = rendezvous.join(place, timeout_s)
-    return select.create(group, provider, timeout_s, owns_group=True)
+    return select.create(group, provider, timeout_s, job_id=place.job_id, owns_group=True)
 
 
 def create(
@@ -47,7 +47,7 @@ def create(
     if not isinstance(group, dist.ProcessGroup):
         raise CommError("collectives: this process is not a member of the process group")
     timeout_s = check_timeout(settings.comm_timeout_s if timeout_s is None else timeout_s)
-    return select.create(group, provider or settings.comm, timeout_s)
+    return select.create(group, provider or settings.comm, timeout_s, job_id=_job_id())
 
 
 def new_group(
@@ -69,4 +69,9 @@ def new_group(
     group = dist.new_group(sorted(ranks), timeout=as_timedelta(timeout_s), backend="gloo")
     if not isinstance(group, dist.ProcessGroup):
         return None
-    return select.create(group, provider or settings.comm, timeout_s, owns_group=True)
+    return select.create(group, provider or settings.comm, timeout_s, job_id=_job_id(), owns_group=True)
+
+
+def _job_id() -> str:
+    place = env.rank_environment()
+    return place.job_id if place else "alone"

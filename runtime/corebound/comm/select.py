@@ -6,10 +6,13 @@ import logging
 
 import torch.distributed as dist
 
+from corebound.comm import shm_handshake, shm_ops
 from corebound.comm.base import Collectives
 from corebound.comm.gloo import GlooCollectives
+from corebound.comm.shm import ShmCollectives
+from corebound.comm.shm_handshake import SegmentOptions, SharedMemoryUnavailableError
 from corebound.comm.single import SingleCollectives
-from corebound.errors import CommError
+from corebound.errors import CommError, KernelError
 from corebound.logs import get_logger
 
 _LOGGER = get_logger(__name__)
@@ -28,11 +31,20 @@ def check_provider(provider: str) -> None:
 def single(provider: str, rank: int = 0) -> SingleCollectives:
     """Return the collectives of a group of one, whatever provider was asked for."""
     check_provider(provider)
-    _LOGGER.info("collectives: single (one rank)")
-    return SingleCollectives(rank)
+    chosen = SingleCollectives(rank)
+    _log(chosen, "one rank")
+    return chosen
 
 
-def create(group: dist.ProcessGroup, provider: str, timeout_s: float, *, owns_group: bool = False) -> Collectives:
+def create(
+    group: dist.ProcessGroup,
+    provider: str,
+    timeout_s: float,
+    *,
+    job_id: str,
+    owns_group: bool = False,
+    options: SegmentOptions | None = None,
+) -> Collectives:
     """Return the collectives of a torch process group, by the provider named or, for `auto`, the best that works.
 
     Every member calls it with the same arguments.
@@ -43,11 +55,42 @@ def create(group: dist.ProcessGroup, provider: str, timeout_s: float, *, owns_gr
     if group.size() == 1:
         return single(provider, dist.get_process_group_ranks(group)[0])
     gloo = GlooCollectives(group, timeout_s, owns_group=owns_group)
-    _log(gloo, "asked for" if provider == "gloo" else "default")
+    if provider == "gloo":
+        _log(gloo, "asked for")
+        return gloo
+    reason, hint = _try_library(gloo), None
+    if not reason:
+        try:
+            shm = ShmCollectives(gloo, job_id, timeout_s, options)
+        except SharedMemoryUnavailableError as error:
+            reason, hint = error.message, error.hint
+        else:
+            _log(shm, f"every rank mapped every other's segment; {_rules_text(shm)}")
+            return shm
+    if provider == "shm":
+        gloo.close()
+        raise CommError(f"COREBOUND_COMM=shm: {reason}", hint=hint or "auto falls back to gloo")
+    _log(gloo, f"no shared memory: {reason}", level=logging.WARNING)
     return gloo
 
 
-def _log(chosen: Collectives, reason: str) -> None:
+def _try_library(gloo: GlooCollectives) -> str:
+    """Return why some rank has no native library, or nothing; all ranks agree on it."""
+    error = ""
+    try:
+        shm_ops.load()
+    except KernelError as missing:
+        error = missing.message
+    verdicts = shm_handshake.exchange(gloo, {"error": error})
+    return next((f"rank {rank}: {v['error']}" for rank, v in zip(gloo.ranks, verdicts, strict=True) if v["error"]), "")
+
+
+def _rules_text(shm: ShmCollectives) -> str:
+    rules = [f"{rule['algorithm']}/{rule['store']} to {rule['max_bytes']} B" for rule in shm.details["rules"]]
+    return f"{shm.details['variant']}; {', '.join(rules)}"
+
+
+def _log(chosen: Collectives, reason: str, *, level: int = logging.INFO) -> None:
     # One line a group, not one a rank.
-    level = logging.INFO if chosen.rank == 0 else logging.DEBUG
+    level = level if chosen.rank == 0 else logging.DEBUG
     _LOGGER.log(level, "collectives: %s for ranks %s (%s)", chosen.name, ",".join(map(str, chosen.ranks)), reason)

@@ -81,9 +81,10 @@ Tensor shm_all_gather(Tensor x, int64_t group, int64_t size, double timeout_s) {
 }
 
 void shm_broadcast_(Tensor x, int64_t group, int64_t root, double timeout_s) {
-  Tensor whole = x.is_contiguous() ? x : torch::stable::contiguous(x);
+  const bool in_place = x.is_contiguous();
+  Tensor whole = in_place ? x : torch::stable::contiguous(x);
   check(corebound_comm_broadcast(group, whole.mutable_data_ptr(), num_bytes(whole), static_cast<int>(root), timeout_s));
-  if (whole.get() != x.get() && whole.const_data_ptr() != x.const_data_ptr()) {
+  if (!in_place) {
     torch::stable::copy_(x, whole);
   }
 }

@@ -1,0 +1,180 @@
+"""Proves that the ranks of a group share memory, by sharing it: each maps every other's segment and reads its token."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from corebound.comm import shm_ops
+from corebound.comm.gloo import GlooCollectives
+from corebound.errors import CommError
+
+MIB = 1024 * 1024
+_MESSAGE_BYTES = 4096
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """Where segments live and how large they are. Longer messages go in chunks of `chunk_bytes`."""
+
+    directory: Path = Path("/dev/shm")  # noqa: S108 - the shared memory file system, not a temporary directory
+    chunk_bytes: int = 512 * 1024
+    probe_budget_s: float = 0.04
+
+
+class SharedMemoryUnavailableError(CommError):
+    """These ranks cannot share memory; the message says why, and is the same on every rank."""
+
+
+def connect(gloo: GlooCollectives, job_id: str, timeout_s: float, options: SegmentOptions) -> int:
+    """Return the handle of a native group whose members all mapped each other's segments. Every member calls it.
+
+    Raises: SharedMemoryUnavailableError, on all members alike.
+    """
+    library = shm_ops.library()
+    nonce = gloo.broadcast_object(secrets.token_hex(4))
+    path = options.directory / f"corebound.{job_id}.{'-'.join(map(str, gloo.ranks))[:64]}.{nonce}.{gloo.rank}"
+    cards, handle = [], 0
+    try:
+        own, handle = _open(gloo, path, timeout_s, options)
+        cards = exchange(gloo, own)
+        _require_same_machine(gloo, cards)
+        verdicts = exchange(gloo, {"error": _attach_all(gloo, handle, cards)})
+        _raise_first_error(gloo, verdicts)
+        library.corebound_comm_unlink(handle)
+        code = library.corebound_comm_probe(handle, options.probe_budget_s)
+        if code:
+            raise shm_ops.failure(code)
+    except BaseException:
+        # Closing removes the name too, whatever step failed.
+        library.corebound_comm_close(handle)
+        raise
+    return handle
+
+
+def describe(handle: int) -> dict[str, Any]:
+    """Return what the group measured and chose: variant, segment_bytes, chunk_bytes, probe_ms, rules."""
+    text = ctypes.create_string_buffer(_MESSAGE_BYTES)
+    code = shm_ops.library().corebound_comm_describe(handle, text, len(text))
+    if code:
+        raise shm_ops.failure(code)
+    result: dict[str, Any] = json.loads(text.value)
+    return result
+
+
+def _open(gloo: GlooCollectives, path: Path, timeout_s: float, options: SegmentOptions) -> tuple[dict[str, Any], int]:
+    """Create the own segment; return what the others need to know about it, and the handle (0 on failure)."""
+    library = shm_ops.library()
+    handle = ctypes.c_int64(0)
+    token = ctypes.create_string_buffer(shm_ops.TOKEN_BYTES)
+    ranks = (ctypes.c_int * gloo.size)(*gloo.ranks)
+    cpus = sorted(os.sched_getaffinity(0))
+    affinities = exchange(gloo, {"boot_id": _boot_id(), "cpus": _compact(cpus)})
+    num_cpus = len({cpu for card in affinities for cpu in _expand(card["cpus"])})
+    crowded = num_cpus < gloo.size
+    code = library.corebound_comm_open(
+        os.fsencode(path),
+        gloo.rank,
+        gloo.size,
+        ranks,
+        options.chunk_bytes,
+        timeout_s,
+        crowded,
+        ctypes.byref(handle),
+        token,
+    )
+    card = {
+        "error": _explain(gloo, code, options) if code else "",
+        "boot_id": affinities[gloo.rank]["boot_id"],
+        "path": str(path),
+        "token": token.raw.hex(),
+        "variant": library.corebound_comm_variant().decode(),
+        "chunk_bytes": options.chunk_bytes,
+    }
+    return card, handle.value
+
+
+def _attach_all(gloo: GlooCollectives, handle: int, cards: list[dict[str, Any]]) -> str:
+    """Map every peer's segment; return what failed, or nothing."""
+    library = shm_ops.library()
+    for peer, card in enumerate(cards):
+        if peer == gloo.rank:
+            continue
+        token = bytes.fromhex(card["token"])
+        code = library.corebound_comm_attach(handle, peer, os.fsencode(card["path"]), token)
+        if code:
+            return str(shm_ops.failure(code))
+    return ""
+
+
+def _require_same_machine(gloo: GlooCollectives, cards: list[dict[str, Any]]) -> None:
+    machines: dict[str, list[str]] = {}
+    for rank, card in zip(gloo.ranks, cards, strict=True):
+        machines.setdefault(card["boot_id"], []).append(str(rank))
+    if len(machines) > 1:
+        groups = "; ".join(",".join(ranks) for ranks in machines.values())
+        raise SharedMemoryUnavailableError(f"the ranks are on {len(machines)} machines (ranks {groups})")
+    _raise_first_error(gloo, cards)
+    for what in ("variant", "chunk_bytes"):
+        if len({card[what] for card in cards}) > 1:
+            values = ", ".join(f"rank {rank} {card[what]}" for rank, card in zip(gloo.ranks, cards, strict=True))
+            raise SharedMemoryUnavailableError(f"the ranks differ in {what}, so their sums would differ: {values}")
+
+
+def _raise_first_error(gloo: GlooCollectives, cards: list[dict[str, Any]]) -> None:
+    for rank, card in zip(gloo.ranks, cards, strict=True):
+        if card["error"]:
+            raise SharedMemoryUnavailableError(f"rank {rank}: {card['error']}", hint=card.get("hint"))
+
+
+def _explain(gloo: GlooCollectives, code: int, options: SegmentOptions) -> str:
+    text = str(shm_ops.failure(code))
+    if code != shm_ops.NO_SPACE:
+        return text
+    per_rank = shm_ops.library().corebound_comm_segment_bytes(options.chunk_bytes)
+    total_mib = per_rank * gloo.size / MIB
+    free_mib = shutil.disk_usage(options.directory).free / MIB
+    return (
+        f"{options.directory} is too small: {gloo.size} ranks need {total_mib:.1f} MiB "
+        f"({per_rank / MIB:.1f} MiB each), {free_mib:.1f} MiB are free ({text}); "
+        f"give a container --shm-size=1g, a pod an emptyDir with medium Memory on /dev/shm, "
+        f"or a host `mount -o remount,size=1g {options.directory}`"
+    )
+
+
+def exchange(gloo: GlooCollectives, card: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return every member's card, in group order."""
+    data = json.dumps(card).encode()
+    if len(data) > _MESSAGE_BYTES:
+        raise CommError(f"shared-memory handshake: a message of {len(data)} bytes exceeds {_MESSAGE_BYTES}")
+    message = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8)
+    message[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return [json.loads(row.numpy().tobytes().rstrip(b"\0")) for row in gloo.all_gather(message)]
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "unknown"
+
+
+def _compact(cpus: list[int]) -> list[list[int]]:
+    """Return the numbers as [first, last] ranges: a machine may have hundreds."""
+    ranges: list[list[int]] = []
+    for cpu in cpus:
+        if ranges and ranges[-1][1] == cpu - 1:
+            ranges[-1][1] = cpu
+        else:
+            ranges.append([cpu, cpu])
+    return ranges
+
+
+def _expand(ranges: list[list[int]]) -> set[int]:
+    return {cpu for first, last in ranges for cpu in range(first, last + 1)}
