@@ -1,0 +1,60 @@
+"""The playbooks' filters: typing errors in an inventory, kernel lists, model manifests."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unit.tools.loading import ROOT, load_script
+
+filters = load_script("playbooks/filter_plugins/corebound.py")
+
+OPTIONS = {"corebound": ["corebound_prefix"], "runtime": ["runtime_prefix", "runtime_python"]}
+
+
+def test_a_misspelt_variable_gets_the_nearest_name() -> None:
+    assert filters.unknown_variables(["runtime_prefx", "ansible_host"], OPTIONS) == [
+        "unknown variable runtime_prefx: did you mean runtime_prefix?"
+    ]
+
+
+def test_a_strange_variable_gets_the_list() -> None:
+    assert filters.unknown_variables(["runtime_qqqqqq"], OPTIONS) == [
+        "unknown variable runtime_qqqqqq: there are: runtime_prefix, runtime_python"
+    ]
+
+
+def test_known_variables_and_those_of_others_pass() -> None:
+    assert filters.unknown_variables(["runtime_prefix", "corebound_prefix", "site_name"], OPTIONS) == []
+
+
+def test_every_variable_of_the_default_inventory_is_known() -> None:
+    import yaml
+
+    options = filters.role_options(str(ROOT / "playbooks/roles"))
+    for path in sorted((ROOT / "inventories/defaults/group_vars/all").glob("*.yml")):
+        names = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert filters.unknown_variables(names, options) == [], path.name
+
+
+@pytest.mark.parametrize(("text", "count"), [("0\n", 1), ("0-3", 4), ("0-3,8,10-11\n", 7), ("", 0), ("\n", 0)])
+def test_ids_are_counted(text: str, count: int) -> None:
+    assert filters.count_ids(text) == count
+
+
+@given(st.sets(st.integers(min_value=0, max_value=300)))
+def test_single_ids_count_as_many_as_they_are(ids: set[int]) -> None:
+    assert filters.count_ids(",".join(str(number) for number in sorted(ids))) == len(ids)
+
+
+def test_checksums_are_relative_to_the_folder() -> None:
+    found = [{"path": "/m/demo/a/b.json", "checksum": "x"}]
+    assert filters.checksums(found, "/m/demo") == {"a/b.json": "x"}
+
+
+def test_missing_and_changed_files_are_damaged() -> None:
+    manifest = json.dumps({"files": {"a": {"sha256": "1"}, "b": {"sha256": "2"}, "c": {"sha256": "3"}}})
+    assert filters.damaged(manifest, {"a": "1", "b": "other"}) == ["b", "c"]

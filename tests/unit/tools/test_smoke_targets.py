@@ -1,0 +1,54 @@
+"""How the smoke run reaches a node: locally for real, and ssh with fabric's words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from smoke.__main__ import generate_words, smoke
+from smoke.targets import Target, read_targets, run_on
+
+ENTRY: dict[str, Any] = {
+    "host": "here",
+    "connection": "local",
+    "address": "localhost",
+    "user": "",
+    "port": 22,
+    "key_file": "",
+    "command": "/bin/false",
+    "model": "/models/demo",
+    "hostfile": "/etc/hostfile",
+    "num_slots": 1,
+    "num_ranks": 2,
+    "prompts": ['It\'s a "quoted" $prompt'],
+    "max_new_tokens": 4,
+    "dtype": "float32",
+    "timeout_s": 5,
+}
+
+
+def test_targets_are_read_as_the_role_wrote_them(tmp_path: Path) -> None:
+    path = tmp_path / "targets.json"
+    path.write_text(json.dumps([ENTRY, {**ENTRY, "host": "there", "connection": "ssh"}]), encoding="utf-8")
+    assert [target.host for target in read_targets(path)] == ["here", "there"]
+
+
+def test_a_local_command_gets_its_words_unharmed() -> None:
+    answer = run_on(Target(**ENTRY), ["printf", "%s|", *generate_words(Target(**ENTRY))])
+    assert answer.exit_code == 0
+    assert answer.stdout.split("|")[:-1] == generate_words(Target(**ENTRY))
+    assert ENTRY["prompts"][0] in answer.stdout
+
+
+def test_a_command_that_does_not_end_is_given_up() -> None:
+    answer = run_on(Target(**{**ENTRY, "timeout_s": 1}), ["sleep", "30"])
+    assert answer.exit_code != 0
+    assert "no answer within 1 s" in answer.stderr
+
+
+def test_a_node_that_refuses_ssh_is_a_failed_check_not_a_crash() -> None:
+    there = Target(**{**ENTRY, "connection": "ssh", "address": "127.0.0.1", "port": 1})
+    report = smoke([there])
+    assert report["verdict"] == "fail"
+    assert all("cannot reach 127.0.0.1 port 1" in check["detail"] for check in report["checks"])
