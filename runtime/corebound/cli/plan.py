@@ -109,9 +109,7 @@ def print_plan(spec: LaunchSpec, whole: LaunchPlan, console: Console) -> None:
                 "" if node.bound is None else "own cores" if node.bound else "shared, not bound",
             )
     console.print(table)
-    console.print(
-        f"\n{_count(len(whole.ranks), 'rank')} on {_count(len(whole.nodes), 'host')} meet at {whole.master_addr}:{whole.master_port}"
-        + ("" if spec.master_port else " (a free port, should that one be busy)"),
-        highlight=False,
-    )
+    size = f"{_count(len(whole.ranks), 'rank')} on {_count(len(whole.nodes), 'host')}"
+    choice = "" if spec.master_port else " (a free port, should that one be busy)"
+    console.print(f"\n{size} meet at {whole.master_addr}:{whole.master_port}{choice}", highlight=False)
     console.print(f"rank 0 runs: {shlex.join(whole.ranks[0].command)}", highlight=False, markup=False)

@@ -79,7 +79,7 @@ def bind(topology: Topology, num_ranks: int, core_list: Sequence[int] | None = N
         raise ConfigError(
             f"cannot bind {num_ranks} ranks to {len(cores)} physical cores "
             f"(CPUs {render_core_list(cpu for core in cores for cpu in core.cpus)}): each rank needs a core of its own",
-            hint=f"use {_counts(len(cores))} ranks, or leave out --bind_cores_to_rank to let ranks share cores",
+            hint=f"use {_counts(len(cores))}, or leave out --bind_cores_to_rank to let ranks share cores",
         )
     sockets = _grouped(cores, lambda core: core.socket)
     tree = [_grouped(socket, lambda core: core.node) for socket in sockets]
@@ -87,7 +87,7 @@ def bind(topology: Topology, num_ranks: int, core_list: Sequence[int] | None = N
 
 
 def _counts(most: int) -> str:
-    return "1" if most == 1 else "1 or 2" if most == 2 else f"1 to {most}"
+    return "1 rank" if most == 1 else "1 or 2 ranks" if most == 2 else f"1 to {most} ranks"
 
 
 def _first_siblings(topology: Topology) -> list[Core]:
@@ -223,12 +223,11 @@ def _binding_warnings(
     for local_rank, binding in enumerate(bindings):
         nodes = sorted({nodes_of[cpu] for cpu in binding.cpus})
         if len(nodes) > 1:
-            spans.append(f"local rank {local_rank} has nodes {render_core_list(nodes)}")
+            memory = f"{binding.memory_policy} {render_core_list(binding.memory_nodes)}"
+            spans.append(f"local rank {local_rank} has nodes {render_core_list(nodes)} (memory: {memory.strip()})")
     if spans:
         num_nodes = len(set(nodes_of.values()))
-        warnings.append(
-            f"fewer ranks than NUMA nodes, so memory is interleaved: {', '.join(spans)}; {num_nodes} ranks get a node each"
-        )
+        warnings.append(f"fewer ranks than the {num_nodes} NUMA nodes: {', '.join(spans)}")
     used = {cpu for binding in bindings for cpu in binding.cpus}
     idle = [core for core in topology.physical_cores() if not used.intersection(core.cpus)]
     if idle and core_list is None:
