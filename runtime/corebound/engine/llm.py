@@ -38,6 +38,7 @@ class LLM:
     Alone it uses this process; started by `corebound run`, every rank makes one with the same arguments and calls the
     same methods, and the ranks share the work. `kv_cache_gib` is the size of the cache on each rank; by default the
     ranks of a machine share half of its available memory, and take pages of it only as they are needed.
+    `show_progress` None shows it on a terminal only; `collectives` is for a caller that has a group already.
 
     Raises: ModelLoadError, ShardingError, HostError, CommError.
     """
@@ -51,12 +52,13 @@ class LLM:
         max_num_sequences: int = 64,
         max_step_tokens: int = 512,
         show_progress: bool | None = None,
+        collectives: Collectives | None = None,
     ) -> None:
         torch_dtype = getattr(torch, require_dtype(dtype))
         self.model_dir = models.resolve_model(str(model))
         self.description = models.describe(self.model_dir)
-        self.collectives: Collectives = init_distributed()
-        with Progress(f"loading {model}", enabled=self.is_first and show_progress is not False) as progress:
+        self.collectives = collectives or init_distributed()
+        with Progress(f"loading {model}", enabled=show_progress if self.is_first else False) as progress:
             self._decoder = models.load_model(self.model_dir, torch_dtype, self.collectives, progress.update)
         num_blocks = self._num_blocks(kv_cache_gib, max_num_sequences)
         cache = kv.allocate_kv_cache(

@@ -11,12 +11,15 @@ _INTERVAL_S = 0.1
 
 
 class Progress:
-    """Shows `text` with a percentage while it is entered, and wipes it afterwards."""
+    """Shows `text` with a percentage while it is entered, and wipes it afterwards.
 
-    def __init__(self, text: str, *, enabled: bool = True, stream: TextIO | None = None) -> None:
+    `enabled` None means only on a terminal; a rank's standard error is a pipe, so its launcher must say what is behind.
+    """
+
+    def __init__(self, text: str, *, enabled: bool | None = None, stream: TextIO | None = None) -> None:
         self._text = text
         self._stream = stream or sys.stderr
-        self._enabled = enabled and self._stream.isatty()
+        self._enabled = self._stream.isatty() if enabled is None else enabled
         self._shown_s = 0.0
 
     def update(self, num_done: int, num_total: int) -> None:

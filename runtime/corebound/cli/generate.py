@@ -1,0 +1,143 @@
+"""corebound generate: continue prompts on core-bound ranks."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from corebound.cli.launch_options import launch_options, spec_from_options
+from corebound.config import env
+from corebound.engine.request import DTYPES, LATER_DTYPES, SamplingParams, require_dtype
+from corebound.errors import ConfigError
+from corebound.launcher import launch
+from corebound.launcher.launch import is_this_machine
+from corebound.launcher.plan import plan
+from corebound.launcher.spec import LaunchSpec
+from corebound.models import ModelDescription, describe, resolve_model, verify_manifest
+from corebound.models.resolve import DEMO
+from corebound.sharding import shard_plan
+from corebound.topology import Topology, read_topology
+
+RANK_COMMAND = (sys.executable, "-m", "corebound.engine.rank_main")
+# Reading a file for its digest takes as long as loading it, so only small models are checked every time.
+_MAX_VERIFIED_BYTES = 1 << 30
+
+
+def _dashes(name: str) -> str:
+    return name.replace("_", "-")
+
+
+@click.command(context_settings={"token_normalize_func": _dashes, "help_option_names": ["-h", "--help"]})
+@click.option("--model", metavar="DIR|ID", help="Directory of a Hugging Face model, an id of the hub, or `demo`.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to continue; may be repeated.")
+@click.option("--prompt-file", type=click.Path(path_type=Path), metavar="F", help="File with one prompt a line.")
+@click.option("--dtype", default="bfloat16", show_default=True, metavar=f"{{{','.join(DTYPES + LATER_DTYPES)}}}")
+@click.option("--max-new-tokens", type=int, default=64, show_default=True, metavar="N", help="Most tokens to add.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
+@click.option("--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample from the likeliest P of probability.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less.")
+@click.option("--seed", type=int, metavar="N", help="Same seed, same text, on any number of ranks.")
+@click.option("--num-beams", type=int, default=1, show_default=True, metavar="N", help="Beams of a beam search.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this; may be repeated.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the model's end-of-sequence token.")
+@click.option("--kv-cache-gib", type=float, metavar="GIB", help="KV cache of each rank; by default from free memory.")
+@click.option("--no-bind", is_flag=True, help="Do not give each rank cores of its own.")
+@click.option("--json", "as_json", is_flag=True, help="Print outputs, times and ranks as JSON.")
+@launch_options
+def generate(
+    model: str | None,
+    prompts: tuple[str, ...],
+    prompt_file: Path | None,
+    dtype: str,
+    kv_cache_gib: float | None,
+    no_bind: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Continue prompts with a model, on core-bound ranks that share its weights.
+
+    The text goes to standard output, times and everything else to standard error.
+
+    \b
+    Examples:
+      corebound generate --model demo --prompt "The old ship"
+      corebound generate --model ./llama --num-accelerators 2 --temperature 0.8 --top-p 0.9 --seed 1 --prompt "Hello"
+      corebound generate --model ./bloom --prompt-file prompts.txt --json
+    """  # noqa: D301  click reads the \b
+    started_unix_s = time.time()
+    names = SamplingParams.__dataclass_fields__.keys()
+    params = SamplingParams(**{name: options.pop(name) for name in names if name in options})
+    require_dtype(dtype)
+    _check_cache(kv_cache_gib)
+    texts = _prompts(prompts, prompt_file)
+    model_dir = resolve_model(_named(model))
+    description = describe(model_dir)
+    verify_manifest(model_dir, max_bytes=_MAX_VERIFIED_BYTES)
+    job = {
+        "model": str(model_dir),
+        "dtype": dtype,
+        "prompts": texts,
+        "params": params.to_json(),
+        "kv_cache_gib": kv_cache_gib,
+        "as_json": as_json,
+        "show_progress": sys.stderr.isatty(),
+        "started_unix_s": started_unix_s,
+    }
+    if no_bind:
+        options["bind_cores_to_rank"] = False
+    spec = spec_from_options(RANK_COMMAND, bind_by_default=True, rank0_stdin=json.dumps(job).encode(), **options)
+    check_ranks(description, spec)
+    return launch(spec)
+
+
+def check_ranks(description: ModelDescription, spec: LaunchSpec) -> None:
+    """Check that the model can be split over the ranks of the launch, before any of them starts.
+
+    Raises: ShardingError with the numbers of ranks that work; ConfigError for a launch that cannot be planned.
+    """
+    whole = plan(spec, partial(_topology_of, {}), environ=env.snapshot())
+    shard_plan(description, len(whole.ranks))
+
+
+def _topology_of(known: dict[str, Topology], host: str) -> Topology | None:
+    if not is_this_machine(host):
+        return None
+    return known.setdefault("here", read_topology())
+
+
+def _named(model: str | None) -> str:
+    if model is None:
+        click.echo("no --model given: using the bundled demo model", err=True)
+        return DEMO
+    return model
+
+
+def _check_cache(kv_cache_gib: float | None) -> None:
+    if kv_cache_gib is not None and not 0 < kv_cache_gib < float("inf"):
+        raise ConfigError(f"--kv-cache-gib: expected a size above 0, found {kv_cache_gib}")
+
+
+def _prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[str]:
+    if prompt_file is None:
+        if not prompts:
+            raise ConfigError("no prompt given", hint='write --prompt "The old ship", or --prompt-file F')
+        return list(prompts)
+    if prompts:
+        raise ConfigError("--prompt and --prompt-file cannot be used together", hint="leave out one of them")
+    try:
+        lines = prompt_file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"--prompt-file {prompt_file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--prompt-file {prompt_file}: not UTF-8 at byte {error.start}") from error
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise ConfigError(f"--prompt-file {prompt_file}: no prompt in it", hint="write one prompt a line")
+    return found

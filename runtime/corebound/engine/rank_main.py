@@ -1,0 +1,117 @@
+"""What each rank of `corebound generate` runs: `python -m corebound.engine.rank_main`, the job as JSON on rank 0."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from corebound import logs
+from corebound.comm import init_distributed
+from corebound.config import env
+from corebound.engine.llm import LLM
+from corebound.engine.metrics import summary
+from corebound.engine.request import RequestOutput, SamplingParams
+from corebound.errors import ConfigError, CoreboundError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the command line asks of the ranks. `started_unix_s` is when the user pressed return."""
+
+    model: str
+    dtype: str
+    prompts: list[str]
+    params: dict[str, Any]
+    kv_cache_gib: float | None
+    as_json: bool
+    show_progress: bool
+    started_unix_s: float
+
+
+def main() -> int:
+    """Load the model, continue the prompts, print on rank 0; return the exit code."""
+    rank = env.rank_environment()
+    logs.setup(
+        env.settings().log_level,
+        rank=rank.rank if rank else None,
+        world_size=rank.world_size if rank else None,
+        host=socket.gethostname(),
+    )
+    try:
+        _run(rank is None or rank.rank == 0)
+    except CoreboundError as error:
+        sys.stderr.write(f"{error.render()}\n")
+        return error.exit_code
+    return 0
+
+
+def _run(is_first: bool) -> None:
+    collectives = init_distributed()
+    job = Job(**collectives.broadcast_object(_read_job() if is_first else None))
+    with LLM(
+        job.model,
+        dtype=job.dtype,
+        kv_cache_gib=job.kv_cache_gib,
+        show_progress=job.show_progress,
+        collectives=collectives,
+    ) as llm:
+        ready_s = time.time() - job.started_unix_s
+        streams = len(job.prompts) == 1 and not job.as_json
+        started_s = time.perf_counter()
+        outputs = llm.generate(
+            job.prompts, SamplingParams.from_json(job.params), on_text=_write_text if streams else None
+        )
+        report = {"ready_s": ready_s, **summary(outputs, time.perf_counter() - started_s), "ranks": llm.ranks()}
+        if is_first:
+            _print(outputs, report, job, streams)
+
+
+def _read_job() -> dict[str, Any]:
+    text = sys.stdin.read()
+    try:
+        job = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"rank 0: standard input: expected a job as JSON: {error}") from error
+    if not isinstance(job, dict):
+        raise ConfigError("rank 0: standard input: expected a job as a JSON object")
+    return job
+
+
+def _write_text(_: int, text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _print(outputs: list[RequestOutput], report: dict[str, Any], job: Job, was_streamed: bool) -> None:
+    if job.as_json:
+        sys.stdout.write(json.dumps({"outputs": [output.to_json() for output in outputs], **report}) + "\n")
+        return
+    if was_streamed:
+        sys.stdout.write("\n")
+    else:
+        for output in outputs:
+            sys.stdout.write(f"{output.prompt}{output.text}\n\n")
+    sys.stdout.flush()
+    sys.stderr.write(_line(outputs, report) + "\n")
+
+
+def _line(outputs: list[RequestOutput], report: dict[str, Any]) -> str:
+    num_tokens = sum(len(output.token_ids) for output in outputs)
+    later = report["next_token_ms"]
+    parts = [
+        f"{num_tokens} tokens",
+        f"{report['tokens_per_s']:.1f} tokens/s",
+        f"first token {report['first_token_ms']:.1f} ms",
+        *([f"next {later:.1f} ms"] if later is not None else []),
+        f"ready in {report['ready_s']:.1f} s",
+        f"{len(report['ranks'])} ranks",
+    ]
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
