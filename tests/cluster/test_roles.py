@@ -1,0 +1,129 @@
+"""Single roles on this machine, each in a folder of its own: what they write, and that a second run writes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.ansible_runs import ROOT, recap, run_playbook
+
+LOCAL = ROOT / "inventories/local"
+pytestmark = pytest.mark.slow
+
+ONE_ROLE = "../tests/cluster/one_role.yml"
+
+
+@pytest.fixture
+def three_nodes(tmp_path: Path) -> Path:
+    """Returns an inventory of three names for this machine."""
+    host = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+    hosts = {
+        "node-a": host,
+        "node-b": {**host, "hostfile_slots": 4},
+        "node-c": {**host, "hostfile_address": "10.1.2.3", "hostfile_slots": 2},
+    }
+    folder = tmp_path / "three"
+    folder.mkdir()
+    text = yaml.safe_dump({"all": {"children": {"nodes": {"hosts": hosts}}}})
+    (folder / "hosts.yml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def slot_lines(path: Path) -> list[str]:
+    """Returns the hostfile's lines without comments."""
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+
+
+def test_the_hostfile_counts_sockets_and_obeys_overrides(three_nodes: Path, tmp_path: Path) -> None:
+    hostfile = tmp_path / "etc/hostfile"
+    done = run_playbook(ONE_ROLE, three_nodes, one_role="hostfile", hostfile_path=str(hostfile))
+    assert done.returncode == 0, done.stdout
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    sockets = {line for line in cpuinfo.splitlines() if line.startswith("physical id")}
+    assert slot_lines(hostfile) == [f"node-a slots={max(1, len(sockets))}", "node-b slots=4", "10.1.2.3 slots=2"]
+
+
+def test_the_hostfile_counts_numa_nodes_and_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    hostfile = tmp_path / "etc/hostfile"
+    variables = {"one_role": "hostfile", "hostfile_path": str(hostfile), "hostfile_slots_per": "numa_node"}
+    assert run_playbook(ONE_ROLE, LOCAL, **variables).returncode == 0
+    nodes = [
+        path for path in Path("/sys/devices/system/node").glob("node[0-9]*") if (path / "cpulist").read_text().strip()
+    ]
+    assert slot_lines(hostfile) == [f"localhost slots={max(1, len(nodes))}"]
+    again = run_playbook(ONE_ROLE, LOCAL, **variables)
+    assert recap(again.stdout)["changed"] == 0
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Returns a folder in the shape of a model, with a manifest."""
+    import hashlib
+
+    folder = tmp_path / "source/tiny"
+    (folder / "extra").mkdir(parents=True)
+    files = {"config.json": "{}", "weights.safetensors": "w" * 1000, "extra/vocab.txt": "a\nb\n"}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    entries = {name: {"sha256": hashlib.sha256(text.encode()).hexdigest()} for name, text in files.items()}
+    (folder / "corebound-manifest.json").write_text(json.dumps({"files": entries}), encoding="utf-8")
+    return folder
+
+
+def deliver(model: Path, target: Path) -> tuple[int, str]:
+    """Returns exit code and output of the model_delivery role."""
+    done = run_playbook(
+        ONE_ROLE, LOCAL, one_role="model_delivery", model_delivery_source=str(model), model_delivery_dir=str(target)
+    )
+    return done.returncode, done.stdout
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns path -> bytes of every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_model_arrives_whole_and_is_repaired_where_it_differs(model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "models"
+    code, output = deliver(model, target)
+    assert code == 0, output
+    assert contents(target / "tiny") == contents(model)
+
+    (target / "tiny/weights.safetensors").write_text("w" * 999 + "x", encoding="utf-8")
+    (target / "tiny/extra/vocab.txt").unlink()
+    (target / "tiny/stale.safetensors").write_text("old", encoding="utf-8")
+    kept_mtime_ns = (target / "tiny/config.json").stat().st_mtime_ns
+    code, output = deliver(model, target)
+    assert code == 0, output
+    assert contents(target / "tiny") == contents(model)
+    assert (target / "tiny/config.json").stat().st_mtime_ns == kept_mtime_ns
+
+    code, output = deliver(model, target)
+    assert recap(output)["changed"] == 0
+
+
+def test_a_damaged_source_is_not_spread(model: Path, tmp_path: Path) -> None:
+    (model / "weights.safetensors").write_text("w" * 10, encoding="utf-8")
+    code, output = deliver(model, tmp_path / "models")
+    assert code != 0
+    assert "weights.safetensors missing or not what" in " ".join(output.split())
+    assert not (tmp_path / "models").exists()
+
+
+def test_host_checks_report_every_problem_of_every_host_at_once(three_nodes: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run_playbook(
+        ONE_ROLE,
+        three_nodes,
+        one_role="host_checks",
+        corebound_prefix=str(tmp_path / "file/corebound"),
+        host_checks_min_memory_gib=1e6,
+    )
+    assert done.returncode != 0
+    for host in ("node-a", "node-b", "node-c"):
+        assert f"{host}: prefix:" in done.stdout
+        assert f"{host}: memory:" in done.stdout
+    assert "set the variable corebound_prefix" in done.stdout
