@@ -41,6 +41,8 @@ inline void fill(float *p, int64_t count, float value) {
   }
 }
 
+constexpr int64_t pointer_count = key_tile + 16; // the last pointer repeats, so that keys can be taken 16 at a time
+
 // Pointers to the keys and values at positions [begin, begin + count) of the item's sequence and kv head.
 template <class T>
 void locate(const AttentionArgs &args, const Item &item, int64_t begin, int64_t count, const T **keys,
@@ -52,28 +54,50 @@ void locate(const AttentionArgs &args, const Item &item, int64_t begin, int64_t 
     keys[j] = static_cast<const T *>(args.key_cache) + row;
     values[j] = static_cast<const T *>(args.value_cache) + row;
   }
+  for (int64_t j = count; j < (count + 15) / 16 * 16; ++j) {
+    keys[j] = keys[count - 1];
+  }
 }
 
-// Turns `visible` raw scores of a row into weights, adds alibi first, and zeroes the weights of the other keys of the
-// tile. Returns the factor by which results of earlier tiles shrink.
+struct Ramp {
+  float values[key_tile];
+};
+constexpr Ramp make_ramp() {
+  Ramp ramp{};
+  for (int i = 0; i < key_tile; ++i) {
+    ramp.values[i] = static_cast<float>(i);
+  }
+  return ramp;
+}
+constexpr Ramp ramp = make_ramp();
+
+// Turns the raw scores of a row into weights: scales the first `visible`, adds alibi, takes the exponentials, and
+// zeroes the rest of the tile. Returns the factor by which results of earlier tiles shrink.
 inline float update_softmax(float *row, int64_t visible, float scale, float slope, int64_t distance, float &largest,
                             float &sum) {
+  const Vec slopes = Vec::set(slope), start = Vec::set(slope * static_cast<float>(distance)), scales = Vec::set(scale);
+  for (int64_t j = 0; j < visible; j += Vec::width) {
+    fma(Vec::load(row + j), scales, fma(Vec::load(ramp.values + j), slopes, start)).store(row + j);
+  }
+  fill(row + visible, key_tile - visible, -__builtin_inff());
+  Vec top = Vec::set(largest);
+  for (int64_t j = 0; j < visible; j += Vec::width) {
+    top = max(top, Vec::load(row + j));
+  }
   const float before = largest;
-  fill(row + visible, key_tile - visible, 0.0F);
-  if (visible == 0) {
-    return 1.0F;
-  }
-  for (int64_t j = 0; j < visible; ++j) {
-    row[j] = row[j] * scale + slope * static_cast<float>(distance + j);
-    largest = row[j] > largest ? row[j] : largest;
-  }
+  largest = top.largest();
   const Vec shift = Vec::set(largest);
   for (int64_t j = 0; j < visible; j += Vec::width) {
-    store_upto(exp(Vec::load(row + j) - shift), row + j, visible - j);
+    exp(Vec::load(row + j) - shift).store(row + j);
   }
+  fill(row + visible, key_tile - visible, 0.0F);
   Vec total = Vec::zero();
   for (int64_t j = 0; j < visible; j += Vec::width) {
     total = total + Vec::load(row + j);
+  }
+  if (before == largest) {
+    sum += total.sum();
+    return 1.0F;
   }
   float shrink[Vec::width];
   exp(Vec::set(before - largest)).store(shrink);
@@ -81,34 +105,62 @@ inline float update_softmax(float *row, int64_t visible, float scale, float slop
   return shrink[0];
 }
 
-// results[m] += sum over j of weights[m][j] * values[j], for M rows.
-template <class T, int M>
-void add_weighted(const float *weights, const T *const *values, int64_t count, int64_t head_dim, int64_t dim,
-                  float *results) {
-  for (int64_t d = 0; d < head_dim; d += Vec::width) {
-    const int64_t n = head_dim - d;
-    Vec acc[M];
-    for (int m = 0; m < M; ++m) {
-      acc[m] = Vec::load(results + m * dim + d);
+// results[m] += sum over j of weights[m][j] * values[j], for M rows and V vectors of columns from `from` on.
+template <class T, int M, int V>
+void add_weighted_columns(const float *weights, const T *const *values, int64_t count, int64_t from, int64_t head_dim,
+                          int64_t dim, float *results) {
+  Vec acc[M][V];
+  for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < V; ++v) {
+      acc[m][v] = Vec::load(results + m * dim + from + v * Vec::width);
     }
-    for (int64_t j = 0; j < count; ++j) {
-      const Vec value = load_upto(values[j] + d, n);
-      for (int m = 0; m < M; ++m) {
-        acc[m] = fma(Vec::set(weights[m * key_tile + j]), value, acc[m]);
+  }
+  for (int64_t j = 0; j < count; ++j) {
+    Vec value[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const int64_t d = from + v * Vec::width;
+      value[v] = V > 1 ? Vec::load(values[j] + d) : load_upto(values[j] + d, head_dim - d);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const Vec weight = Vec::set(weights[m * key_tile + j]);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        acc[m][v] = fma(weight, value[v], acc[m][v]);
       }
     }
-    for (int m = 0; m < M; ++m) {
-      acc[m].store(results + m * dim + d);
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < V; ++v) {
+      acc[m][v].store(results + m * dim + from + v * Vec::width);
     }
   }
 }
 
 template <class T, int M>
+void add_weighted(const float *weights, const T *const *values, int64_t count, int64_t head_dim, int64_t dim,
+                  float *results) {
+  constexpr int registers = Vec::width == 16 ? 16 : 8;
+  constexpr int together = registers / M < 4 ? registers / M : 4;
+  int64_t d = 0;
+  if constexpr (together > 1) {
+    for (; d + together * Vec::width <= head_dim; d += together * Vec::width) {
+      add_weighted_columns<T, M, together>(weights, values, count, d, head_dim, dim, results);
+    }
+  }
+  for (; d < head_dim; d += Vec::width) {
+    add_weighted_columns<T, M, 1>(weights, values, count, d, head_dim, dim, results);
+  }
+}
+
+// Raw scores of `count` keys, rounded up to whole groups: those beyond are of the last key again.
+template <class T, int M>
 void score_keys(const T *q, const T *const *keys, int64_t count, int64_t head_dim, float *scores) {
-  constexpr int together = Vec::width == 16 ? 4 : 1;
-  int64_t j = 0;
+  // As many products at once as sum_each folds in one go.
+  constexpr int together = Vec::width > M ? Vec::width / M : 1;
   float out[M * together];
-  for (; j + together <= count; j += together) {
+  for (int64_t j = 0; j < count; j += together) {
     dot_block<M, together, 1>(q, head_dim, keys + j, head_dim, out);
     for (int m = 0; m < M; ++m) {
       for (int s = 0; s < together; ++s) {
@@ -116,15 +168,12 @@ void score_keys(const T *q, const T *const *keys, int64_t count, int64_t head_di
       }
     }
   }
-  for (; j < count; ++j) {
-    dot_block<M, 1, 1>(q, head_dim, keys + j, head_dim, out);
-    for (int m = 0; m < M; ++m) {
-      scores[m * key_tile + j] = out[m];
-    }
-  }
 }
 
 inline void shrink_row(float *row, int64_t dim, float factor) {
+  if (factor == 1.0F) {
+    return;
+  }
   for (int64_t d = 0; d < dim; d += Vec::width) {
     (Vec::load(row + d) * Vec::set(factor)).store(row + d);
   }
@@ -152,7 +201,7 @@ template <class T, int M> void attend_query(const AttentionArgs &args, const Ite
   fill(work.sums, M, 0.0F);
   for (int64_t begin = 0; begin <= position; begin += key_tile) {
     const int64_t count = position + 1 - begin < key_tile ? position + 1 - begin : key_tile;
-    const T *keys[key_tile], *values[key_tile];
+    const T *keys[pointer_count], *values[pointer_count];
     locate(args, item, begin, count, keys, values);
     score_keys<T, M>(q, keys, count, args.head_dim, work.scores);
     for (int m = 0; m < M; ++m) {
@@ -281,7 +330,7 @@ template <class T> void attend_queries(const AttentionArgs &args, const Item &it
   const int64_t end = item.first_position + item.num_queries;
   for (int64_t begin = 0; begin < end; begin += key_tile) {
     const int64_t count = end - begin < key_tile ? end - begin : key_tile;
-    const T *keys[key_tile], *values[key_tile];
+    const T *keys[pointer_count], *values[pointer_count];
     locate(args, item, begin, count, keys, values);
     lay_out(keys, values, count, args.head_dim, work);
     multiply(work.queries, work.dim, work.keys, key_tile, work.scores, key_tile, padded, key_tile, args.head_dim,

@@ -5,6 +5,19 @@
 
 COREBOUND_BEGIN_VARIANT
 
+// Stores the sum of each of `count` vectors.
+template <int count> inline void store_sums(const Vec *vectors, float *out) {
+  if constexpr (count % Vec::width == 0) {
+    for (int i = 0; i < count; i += Vec::width) {
+      sum_each(vectors + i).store(out + i);
+    }
+  } else {
+    for (int i = 0; i < count; ++i) {
+      out[i] = vectors[i].sum();
+    }
+  }
+}
+
 // out[m * S + s] = sum over k of x[m * ldx + k] * w[s][k]. U accumulators for every pair hide the latency of the
 // multiply-add; M * S * U of them should fit the registers.
 template <int M, int S, int U, class T>
@@ -45,15 +58,16 @@ inline void dot_block(const T *x, int64_t ldx, const T *const *w, int64_t length
       }
     }
   }
+  Vec totals[M * S];
   for (int m = 0; m < M; ++m) {
     for (int s = 0; s < S; ++s) {
-      Vec total = acc[m][s][0];
+      totals[m * S + s] = acc[m][s][0];
       for (int u = 1; u < U; ++u) {
-        total = total + acc[m][s][u];
+        totals[m * S + s] = totals[m * S + s] + acc[m][s][u];
       }
-      out[m * S + s] = total.sum();
     }
   }
+  store_sums<M * S>(totals, out);
 }
 
 #ifdef __AVX512BF16__
@@ -99,15 +113,16 @@ inline void dot_block(const bf16 *x, int64_t ldx, const bf16 *const *w, int64_t 
       }
     }
   }
+  Vec totals[M * S];
   for (int m = 0; m < M; ++m) {
     for (int s = 0; s < S; ++s) {
-      __m512 total = acc[m][s][0];
+      totals[m * S + s] = {acc[m][s][0]};
       for (int u = 1; u < U; ++u) {
-        total = _mm512_add_ps(total, acc[m][s][u]);
+        totals[m * S + s] = totals[m * S + s] + Vec{acc[m][s][u]};
       }
-      out[m * S + s] = _mm512_reduce_add_ps(total);
     }
   }
+  store_sums<M * S>(totals, out);
 }
 #endif
 

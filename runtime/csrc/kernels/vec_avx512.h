@@ -49,6 +49,23 @@ inline Vec where_negative(Vec x, Vec a, Vec b) {
   return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), b.v, a.v)};
 }
 
+// The sums of 16 vectors as one vector, for about three instructions each instead of ten.
+inline Vec sum_each(const Vec *x) {
+  __m512 four[4]; // sums of four vectors, still spread over the 128-bit lanes
+  for (int i = 0; i < 4; ++i) {
+    const Vec *y = x + 4 * i;
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(y[0].v, y[1].v), _mm512_unpackhi_ps(y[0].v, y[1].v));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(y[2].v, y[3].v), _mm512_unpackhi_ps(y[2].v, y[3].v));
+    const __m512d lo = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const __m512d hi = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    four[i] = _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
+  }
+  auto fold = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return {fold(fold(four[0], four[1]), fold(four[2], four[3]))};
+}
+
 inline Vec round(Vec x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
 // x * 2^n for integral n.

@@ -40,6 +40,9 @@ inline Vec abs(Vec a) { return max(a, Vec::zero() - a); }
 // Where x < 0, a; elsewhere b.
 inline Vec where_negative(Vec x, Vec a, Vec b) { return {x.v < Vec::zero().v ? a.v : b.v}; }
 
+// The sums of 4 vectors as one vector.
+inline Vec sum_each(const Vec *x) { return {Vec::Floats{x[0].sum(), x[1].sum(), x[2].sum(), x[3].sum()}}; }
+
 // To the nearest integer, for |x| < 2^22: there the sum with 1.5 * 2^23 has no fraction bits.
 inline Vec round(Vec x) {
   const Vec magic = Vec::set(12582912.0F);
