@@ -61,7 +61,7 @@ def part_from_json(text: str) -> AgentPart:
     try:
         fields: dict[str, Any] = json.loads(text)
         version = fields.pop("version")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise LaunchError(
             f"agent: expected the plan of this node on standard input, found {len(text)} unreadable characters"
         ) from None

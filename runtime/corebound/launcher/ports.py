@@ -16,19 +16,40 @@ _log = get_logger(__name__)
 class PortReservation:
     """Holds a TCP port against other launches while rank 0 can still listen on it. Use as a context manager.
 
-    The socket is bound exclusively, then marked SO_REUSEADDR, and never listens: Linux lets a listener in beside it
-    that sets SO_REUSEADDR as well (every rendezvous server does), but no second reservation.
+    The port itself is bound but never listened on: Linux lets a listener in beside such a socket when both set
+    SO_REUSEADDR, as every rendezvous server does. What keeps a second launch away is an abstract socket named after
+    the port, which belongs to the same network namespace and vanishes with the process.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self.port: int = sock.getsockname()[1]
+    def __init__(self, port: int) -> None:
+        self._lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            if port:
+                self._lock_port(port)
+                _probe_listen(port)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(("", port))
+            self.port: int = self._socket.getsockname()[1]
+            if not port:
+                self._lock_port(self.port)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._socket.close()
+        self._lock.close()
 
     def __enter__(self) -> PortReservation:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._socket.close()
+        self.close()
+
+    def _lock_port(self, port: int) -> None:
+        self._lock.bind(f"\0corebound.port.{port}")
 
 
 def reserve_port(asked: int | None) -> PortReservation:
@@ -37,7 +58,7 @@ def reserve_port(asked: int | None) -> PortReservation:
     Raises: LaunchError when the port that was asked for is busy or not permitted.
     """
     try:
-        return PortReservation(_bind(DEFAULT_MASTER_PORT if asked is None else asked, reuse=asked is not None))
+        return PortReservation(asked or DEFAULT_MASTER_PORT)
     except OSError as error:
         if asked is not None:
             busy = error.errno == errno.EADDRINUSE
@@ -45,29 +66,13 @@ def reserve_port(asked: int | None) -> PortReservation:
                 f"--master_port {asked}: {'the port is in use on this machine' if busy else error.strerror}",
                 hint="choose another port, or leave out --master_port to have a free one chosen",
             ) from error
-    reservation = PortReservation(_bind(0, reuse=False))
+    reservation = PortReservation(0)
     _log.info("port %d is busy: the ranks meet on port %d", DEFAULT_MASTER_PORT, reservation.port)
     return reservation
 
 
-def _bind(port: int, *, reuse: bool) -> socket.socket:
-    """Return a bound socket. With `reuse`, closing connections of an earlier job do not count as busy."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        if reuse:
-            _probe_listen(port)
-        else:
-            sock.bind(("", port))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse:
-            sock.bind(("", port))
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
 def _probe_listen(port: int) -> None:
+    """Raise OSError when somebody listens already; closing connections of an earlier job do not count."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("", port))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -16,18 +18,16 @@ from corebound.topology import Cpu, IsaReport, Memory, NumaNode, Topology, read_
 from fixtures.topology_trees import write_machine
 
 GIB = 1 << 30
-Named = Callable[[str], Topology]
 
 
-@pytest.fixture(scope="module")
-def named(tmp_path_factory: pytest.TempPathFactory) -> Named:
-    """Returns the topology of a fixture tree; each tree is written once."""
+SHM = Path("/dev/shm")
 
-    @cache
-    def read(name: str) -> Topology:
-        return read_topology(write_machine(name, tmp_path_factory.mktemp(name)))
 
-    return read
+@cache
+def named(name: str) -> Topology:
+    """The topology of a fixture tree, written once and in memory: a large machine has thousands of small files."""
+    with TemporaryDirectory(dir=SHM if SHM.is_dir() else None) as directory:
+        return read_topology(write_machine(name, Path(directory)))
 
 
 def machine(nodes: Sequence[Sequence[int]], *, sockets: Sequence[int] | None = None) -> Topology:
@@ -78,8 +78,7 @@ def rows(topology: Topology, num_ranks: int, core_list: str | None = None) -> li
         (
             "snc4",
             4,
-            ["0-27 interleave 0-1 x28", "28-55 interleave 2-3 x28", "56-83 interleave 4-5 x28"]
-            + ["84-111 interleave 6-7 x28"],
+            [f"{28 * rank}-{28 * rank + 27} interleave {2 * rank}-{2 * rank + 1} x28" for rank in range(4)],
         ),
         # Two ranks on one socket, one on the other: nobody crosses sockets.
         ("snc4", 3, ["0-27 interleave 0-1 x28", "28-55 interleave 2-3 x28", "56-111 interleave 4-7 x56"]),
@@ -87,7 +86,7 @@ def rows(topology: Topology, num_ranks: int, core_list: str | None = None) -> li
         ("epyc-nps4", 2, ["0-63 interleave 0-3 x64", "64-127 interleave 4-7 x64"]),
     ],
 )
-def test_ranks_take_whole_cores_near_their_memory(named: Named, name: str, num_ranks: int, expected: list[str]) -> None:
+def test_ranks_take_whole_cores_near_their_memory(name: str, num_ranks: int, expected: list[str]) -> None:
     assert rows(named(name), num_ranks) == expected
 
 
@@ -102,13 +101,13 @@ def test_an_explicit_list_is_split_along_nodes() -> None:
     assert rows(machine([range(4), range(4, 8)]), 2, "0-1,4-7") == ["0-1 bind 0 x2", "4-7 bind 1 x4"]
 
 
-def test_an_explicit_list_is_used_literally_with_siblings_and_gaps(named: Named) -> None:
+def test_an_explicit_list_is_used_literally_with_siblings_and_gaps() -> None:
     topology = named("adjacent-smt")
     assert rows(topology, 1, "0-1,4") == ["0-1,4 bind 0 x3"]
     assert rows(topology, 2, "1,3,8-9") == ["1,3 bind 0 x2", "8-9 bind 1 x2"]
 
 
-def test_an_explicit_list_must_be_available(named: Named) -> None:
+def test_an_explicit_list_must_be_available() -> None:
     topology = named("container-6-of-128")
     with pytest.raises(ConfigError, match=r"CPUs 0-3 are not available to this process \(available: 4-6,68-70\)"):
         bind(topology, 1, (0, 1, 2, 3, 4))
@@ -141,14 +140,14 @@ def test_a_tiny_rest_of_a_socket_is_left_idle_and_reported() -> None:
     assert warnings == ("cores of CPUs 60 stay idle: a rank of their own would slow down all others",)
 
 
-def test_a_rank_over_several_nodes_is_reported(named: Named) -> None:
+def test_a_rank_over_several_nodes_is_reported() -> None:
     topology = named("xeon-2s-ht")
     assert arrange(topology, 1, bind_cores=True).warnings == (
         "fewer ranks than the 2 NUMA nodes: local rank 0 has nodes 0-1 (memory: interleave 0-1)",
     )
 
 
-def test_a_cpu_time_limit_below_the_threads_is_reported(named: Named) -> None:
+def test_a_cpu_time_limit_below_the_threads_is_reported() -> None:
     topology = named("cgroup-v1-hybrid")
     assert "2.5 CPUs of time, ranks have 4 threads" in arrange(topology, 2, bind_cores=True).warnings[0]
 

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import io
+import os
+import time
+
+from corebound.launcher.streams import TAIL_LINES, Pump
+
+
+def pumped(data: bytes) -> tuple[bytes, list[str], bytes]:
+    source_read, source_write = os.pipe()
+    sink_read, sink_write = os.pipe()
+    log = io.BytesIO()
+    pump = Pump(source_read, sink_write, log)
+    os.write(source_write, data)
+    os.close(source_write)
+    pump.join(5)
+    os.close(sink_write)
+    with os.fdopen(sink_read, "rb") as sink:
+        return sink.read(), pump.tail(), log.getvalue()
+
+
+def test_output_is_passed_on_unchanged_and_copied_to_the_log() -> None:
+    data = b"one\ntwo \xff\nno end"
+    assert pumped(data) == (data, ["one", "two \ufffd", "no end"], data)
+
+
+def test_only_the_last_lines_are_kept_and_they_are_cut() -> None:
+    lines = [f"line {number}" for number in range(TAIL_LINES + 5)]
+    assert pumped("\n".join(lines).encode())[1] == lines[5:]
+    assert len(pumped(b"x" * 5000 + b"\n")[1][0]) == 2000
+
+
+def test_a_line_without_an_end_is_not_held_back() -> None:
+    source_read, source_write = os.pipe()
+    sink_read, sink_write = os.pipe()
+    pump = Pump(source_read, sink_write, None)
+    os.write(source_write, b"password: ")
+    start_s = time.monotonic()
+    assert os.read(sink_read, 100) == b"password: "
+    assert time.monotonic() - start_s < 5
+    os.close(source_write)
+    pump.join(5)
+    os.close(sink_write)
+    os.close(sink_read)
+
+
+def test_a_reader_that_went_away_does_not_stop_the_tail() -> None:
+    source_read, source_write = os.pipe()
+    sink_read, sink_write = os.pipe()
+    os.close(sink_read)
+    pump = Pump(source_read, sink_write, None)
+    os.write(source_write, b"a\nb\n")
+    os.close(source_write)
+    pump.join(5)
+    os.close(sink_write)
+    assert pump.tail() == ["a", "b"]
