@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+# Far above any kernel's limit; a damaged file must not become a list that fills memory.
+MAX_NUMBER = 65535
+
 _ITEM = re.compile(r"(\d+)(?:-(\d+)(?::(\d+)/(\d+))?)?")
 
 
@@ -30,6 +33,8 @@ def _parse_item(item: str, text: str) -> Iterable[int]:
     last = first if match[2] is None else int(match[2])
     if last < first:
         raise ValueError(f"CPU list {text.strip()!r}: range {item!r} ends before it starts")
+    if last > MAX_NUMBER:
+        raise ValueError(f"CPU list {text.strip()!r}: expected numbers up to {MAX_NUMBER}, found {item!r}")
     if match[3] is None:
         return range(first, last + 1)
     used, group = int(match[3]), int(match[4])

@@ -10,7 +10,7 @@ import pytest
 from corebound.cli import main as cli_main
 from corebound.cli.tables import format_bytes, render_table
 from corebound.topology import read_topology
-from fixtures.topology_trees import MACHINES, write_machine
+from fixtures.topology_trees import MACHINES, shared_machine
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
@@ -47,19 +47,19 @@ generic           yes
 """
 
 
-def test_the_text_of_a_container_is_as_agreed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_machine("container-6-of-128", tmp_path)
-    code, out, err = run(capsys, "--root", str(tmp_path))
+def test_the_text_of_a_container_is_as_agreed(capsys: pytest.CaptureFixture[str]) -> None:
+    root = shared_machine("container-6-of-128")
+    code, out, err = run(capsys, "--root", str(root))
     assert code == 0
     assert out == CONTAINER_TEXT
     assert err == ""
 
 
 @pytest.mark.parametrize("name", ["flat-hbm", "no-sysfs", "nothing", "sparse-nodes", "offline"])
-def test_json_repeats_what_was_read(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_machine(name, tmp_path)
-    code, out, err = run(capsys, "--root", str(tmp_path), "--json")
-    found = read_topology(tmp_path)
+def test_json_repeats_what_was_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root = shared_machine(name)
+    code, out, err = run(capsys, "--root", str(root), "--json")
+    found = read_topology(root)
     document = json.loads(out)
     assert code == 0
     assert err == ""
@@ -70,23 +70,23 @@ def test_json_repeats_what_was_read(name: str, tmp_path: Path, capsys: pytest.Ca
     assert document["warnings"] == list(found.warnings)
 
 
-def test_json_names_the_hbm_node_of_each_cpu_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_machine("flat-hbm", tmp_path)
-    _, out, _ = run(capsys, "--root", str(tmp_path), "--json")
+def test_json_names_the_hbm_node_of_each_cpu_node(capsys: pytest.CaptureFixture[str]) -> None:
+    root = shared_machine("flat-hbm")
+    _, out, _ = run(capsys, "--root", str(root), "--json")
     assert json.loads(out)["hbm_nodes"] == [{"node": 0, "hbm_node": 2}, {"node": 1, "hbm_node": 3}]
 
 
-def test_warnings_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_machine("no-sysfs", tmp_path)
-    _, out, err = run(capsys, "--root", str(tmp_path))
+def test_warnings_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    root = shared_machine("no-sysfs")
+    _, out, err = run(capsys, "--root", str(root))
     assert err.startswith("warning: no sysfs")
     assert "warning" not in out
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_no_machine_breaks_the_table(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_machine(name, tmp_path)
-    code, out, _ = run(capsys, "--root", str(tmp_path))
+def test_no_machine_breaks_the_table(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root = shared_machine(name)
+    code, out, _ = run(capsys, "--root", str(root))
     assert code == 0
     assert "allowed" in out
 

@@ -24,7 +24,9 @@ def test_the_kernels_grammar_is_understood(text: str, expected: tuple[int, ...])
     assert parse_cpu_list(text) == expected
 
 
-@pytest.mark.parametrize("text", ["a", "1-", "-1", "3-1", "1,,2", "0-3:2", "0-3:0/4", "0-3:5/4", "0x3", "1 2"])
+@pytest.mark.parametrize(
+    "text", ["a", "1-", "-1", "3-1", "1,,2", "0-3:2", "0-3:0/4", "0-3:5/4", "0x3", "1 2", "0-99999999999"]
+)
 def test_text_outside_the_grammar_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="CPU list"):
         parse_cpu_list(text)
@@ -56,7 +58,7 @@ def test_a_stride_takes_the_first_of_every_group(first: int, length: int, stride
 @given(st.text(alphabet="0123456789,-:/ ", max_size=20))
 def test_any_text_is_read_or_refused_with_a_reason(text: str) -> None:
     try:
-        numbers = parse_cpu_list(text[:12])
+        numbers = parse_cpu_list(text)
     except ValueError as error:
         assert "CPU list" in str(error)
     else:

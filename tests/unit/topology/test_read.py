@@ -1,29 +1,20 @@
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from corebound.errors import HostError
 from corebound.topology import Topology, read_topology
-from fixtures.topology_trees import GIB, MACHINES, write_machine
-
-Read = Callable[[str], Topology]
+from fixtures.topology_trees import GIB, MACHINES, shared_machine, write_machine
 
 
-@pytest.fixture(scope="module")
-def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
-    """Reads a named machine; each is written and read once for the whole file."""
-    known: dict[str, Topology] = {}
-
-    def read_once(name: str) -> Topology:
-        if name not in known:
-            known[name] = read_topology(write_machine(name, tmp_path_factory.mktemp(name)))
-        return known[name]
-
-    return read_once
+@functools.cache
+def read(name: str) -> Topology:
+    """The topology of a named machine, read once."""
+    return read_topology(shared_machine(name))
 
 
 def node_cpus(topology: Topology) -> dict[int, tuple[int, ...]]:
@@ -31,7 +22,7 @@ def node_cpus(topology: Topology) -> dict[int, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_every_machine_has_one_core_for_each_group_of_allowed_siblings(read: Read, name: str) -> None:
+def test_every_machine_has_one_core_for_each_group_of_allowed_siblings(name: str) -> None:
     topology = read(name)
     cores = topology.physical_cores()
     members = [cpu for core in cores for cpu in core.cpus]
@@ -43,7 +34,7 @@ def test_every_machine_has_one_core_for_each_group_of_allowed_siblings(read: Rea
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_every_online_cpu_is_on_a_node_that_lists_it(read: Read, name: str) -> None:
+def test_every_online_cpu_is_on_a_node_that_lists_it(name: str) -> None:
     topology = read(name)
     for cpu in topology.cpus:
         if cpu.online:
@@ -54,7 +45,7 @@ def test_every_online_cpu_is_on_a_node_that_lists_it(read: Read, name: str) -> N
             assert (cpu.socket, cpu.node, cpu.siblings) == (-1, -1, ())
 
 
-def test_two_sockets_with_split_sibling_numbering(read: Read) -> None:
+def test_two_sockets_with_split_sibling_numbering() -> None:
     topology = read("xeon-2s-ht")
     assert len(topology.allowed_cpus) == 224
     assert topology.sockets == (0, 1)
@@ -69,7 +60,7 @@ def test_two_sockets_with_split_sibling_numbering(read: Read) -> None:
     assert topology.warnings == ()
 
 
-def test_caches_are_listed_once_with_their_size_and_sharers(read: Read) -> None:
+def test_caches_are_listed_once_with_their_size_and_sharers() -> None:
     topology = read("xeon-2s-ht")
     l3 = [cache for cache in topology.caches if cache.level == 3]
     assert [(cache.size_bytes, len(cache.cpus)) for cache in l3] == [(107520 << 10, 112)] * 2
@@ -80,7 +71,7 @@ def test_caches_are_listed_once_with_their_size_and_sharers(read: Read) -> None:
     assert l1 == {("data", 48 << 10), ("instruction", 32 << 10)}
 
 
-def test_snc4_shows_four_nodes_on_each_socket(read: Read) -> None:
+def test_snc4_shows_four_nodes_on_each_socket() -> None:
     topology = read("snc4")
     assert len(topology.nodes) == 8
     assert topology.num_nodes_of_socket(0) == topology.num_nodes_of_socket(1) == 4
@@ -91,7 +82,7 @@ def test_snc4_shows_four_nodes_on_each_socket(read: Read) -> None:
 
 
 @pytest.mark.parametrize("name", ["flat-hbm", "flat-hbm-no-hmat"])
-def test_flat_hbm_pairs_each_cpu_node_with_its_nearest_memory_only_node(read: Read, name: str) -> None:
+def test_flat_hbm_pairs_each_cpu_node_with_its_nearest_memory_only_node(name: str) -> None:
     topology = read(name)
     assert [node.kind for node in topology.nodes] == ["dram", "dram", "hbm", "hbm"]
     assert [topology.hbm_node_of(node) for node in (0, 1)] == [2, 3]
@@ -99,25 +90,25 @@ def test_flat_hbm_pairs_each_cpu_node_with_its_nearest_memory_only_node(read: Re
     assert node_cpus(topology)[2] == ()
 
 
-def test_hbm_that_is_only_recognised_by_its_place_is_said_to_be_a_guess(read: Read) -> None:
+def test_hbm_that_is_only_recognised_by_its_place_is_said_to_be_a_guess() -> None:
     assert read("flat-hbm").warnings == ()
     assert "states no bandwidth for memory-only nodes 2, 3" in read("flat-hbm-no-hmat").warnings[0]
 
 
-def test_hbm_in_cache_mode_is_a_cache_of_the_node_not_a_node(read: Read) -> None:
+def test_hbm_in_cache_mode_is_a_cache_of_the_node_not_a_node() -> None:
     topology = read("hbm-cache")
     assert len(topology.nodes) == 2
     assert [node.memory_side_cache_bytes for node in topology.nodes] == [64 * GIB] * 2
     assert topology.hbm_node_of(0) is None
 
 
-def test_memory_that_firmware_calls_slower_is_not_taken_for_hbm(read: Read) -> None:
+def test_memory_that_firmware_calls_slower_is_not_taken_for_hbm() -> None:
     topology = read("cxl")
     assert [node.kind for node in topology.nodes] == ["dram", "dram", "far", "far"]
     assert topology.hbm_node_of(0) is None
 
 
-def test_interleaved_numbering_keeps_even_and_odd_cpus_apart(read: Read) -> None:
+def test_interleaved_numbering_keeps_even_and_odd_cpus_apart() -> None:
     topology = read("interleaved")
     assert topology.node(0).cpus == tuple(range(0, 32, 2))
     assert topology.node(1).cpus == tuple(range(1, 32, 2))
@@ -126,12 +117,12 @@ def test_interleaved_numbering_keeps_even_and_odd_cpus_apart(read: Read) -> None
     assert cores[8].cpus == (1, 17)
 
 
-def test_adjacent_sibling_numbering_is_two_cpus_to_a_core(read: Read) -> None:
+def test_adjacent_sibling_numbering_is_two_cpus_to_a_core() -> None:
     cores = read("adjacent-smt").physical_cores()
     assert [core.cpus for core in cores[:3]] == [(0, 1), (2, 3), (4, 5)]
 
 
-def test_epyc_with_four_nodes_a_socket_has_an_l3_for_every_eight_cores(read: Read) -> None:
+def test_epyc_with_four_nodes_a_socket_has_an_l3_for_every_eight_cores() -> None:
     topology = read("epyc-nps4")
     assert topology.num_nodes_of_socket(1) == 4
     l3 = [cache for cache in topology.caches if cache.level == 3]
@@ -140,7 +131,7 @@ def test_epyc_with_four_nodes_a_socket_has_an_l3_for_every_eight_cores(read: Rea
     assert topology.isa.best == "avx512_bf16"
 
 
-def test_a_container_gets_its_six_cpus_its_node_and_the_limit_of_its_pod(read: Read) -> None:
+def test_a_container_gets_its_six_cpus_its_node_and_the_limit_of_its_pod() -> None:
     topology = read("container-6-of-128")
     assert topology.allowed_cpus == (4, 5, 6, 68, 69, 70)
     assert [core.cpus for core in topology.physical_cores()] == [(4, 68), (5, 69), (6, 70)]
@@ -155,7 +146,7 @@ def test_a_container_gets_its_six_cpus_its_node_and_the_limit_of_its_pod(read: R
     assert topology.memory_nodes_of(1) == (0,)
 
 
-def test_cgroup_v1_without_a_namespace_is_read_below_its_mounts(read: Read) -> None:
+def test_cgroup_v1_without_a_namespace_is_read_below_its_mounts() -> None:
     topology = read("cgroup-v1-hybrid")
     assert topology.allowed_cpus == (8, 9, 10, 11)
     assert topology.cgroup.version == "hybrid"
@@ -165,7 +156,7 @@ def test_cgroup_v1_without_a_namespace_is_read_below_its_mounts(read: Read) -> N
     assert topology.memory.available_bytes == 3 * GIB
 
 
-def test_offline_cpus_are_known_but_never_allowed(read: Read) -> None:
+def test_offline_cpus_are_known_but_never_allowed() -> None:
     topology = read("offline")
     assert topology.allowed_cpus == (0, 1, 2, 4, 5, 7)
     assert [cpu.id for cpu in topology.cpus if not cpu.online] == [3, 6]
@@ -173,14 +164,14 @@ def test_offline_cpus_are_known_but_never_allowed(read: Read) -> None:
     assert [core.cpus for core in topology.physical_cores()] == [(0, 4), (1, 5), (2,), (7,)]
 
 
-def test_sparse_node_ids_are_kept(read: Read) -> None:
+def test_sparse_node_ids_are_kept() -> None:
     topology = read("sparse-nodes")
     assert node_cpus(topology) == {0: (0, 1, 2, 3), 8: (4, 5, 6, 7)}
     assert topology.node(8).distances == {0: 21, 8: 10}
     assert topology.memory_nodes_of(8) == (8,)
 
 
-def test_fake_numa_nodes_with_the_same_cpus_count_as_one_for_cpus_and_all_for_memory(read: Read) -> None:
+def test_fake_numa_nodes_with_the_same_cpus_count_as_one_for_cpus_and_all_for_memory() -> None:
     topology = read("fake-numa")
     assert [node.id for node in topology.cpu_nodes()] == [0, 2]
     assert topology.memory_nodes_of(0) == topology.memory_nodes_of(1) == (0, 1)
@@ -188,13 +179,13 @@ def test_fake_numa_nodes_with_the_same_cpus_count_as_one_for_cpus_and_all_for_me
     assert topology.cpu(4).node == 2
 
 
-def test_cpus_without_memory_of_their_own_use_the_nearest(read: Read) -> None:
+def test_cpus_without_memory_of_their_own_use_the_nearest() -> None:
     topology = read("cpu-only-node")
     assert topology.node(1).kind == "cpu-only"
     assert topology.memory_nodes_of(1) == (0,)
 
 
-def test_a_one_node_vm_is_plain(read: Read) -> None:
+def test_a_one_node_vm_is_plain() -> None:
     topology = read("vm")
     assert topology.threads_per_core == 1
     assert len(topology.physical_cores()) == 4
@@ -205,7 +196,7 @@ def test_a_one_node_vm_is_plain(read: Read) -> None:
     assert topology.warnings == ()
 
 
-def test_without_sysfs_cpuinfo_gives_cores_and_sockets_with_one_warning(read: Read) -> None:
+def test_without_sysfs_cpuinfo_gives_cores_and_sockets_with_one_warning() -> None:
     topology = read("no-sysfs")
     assert topology.sockets == (0, 1)
     assert [core.cpus for core in topology.physical_cores()][:2] == [(0, 8), (1, 9)]
@@ -215,7 +206,7 @@ def test_without_sysfs_cpuinfo_gives_cores_and_sockets_with_one_warning(read: Re
     assert topology.memory_nodes_of(0) == ()
 
 
-def test_without_sysfs_and_cpuinfo_the_affinity_remains_with_one_warning(read: Read) -> None:
+def test_without_sysfs_and_cpuinfo_the_affinity_remains_with_one_warning() -> None:
     topology = read("nothing")
     assert topology.allowed_cpus == (0, 1, 2, 3)
     assert len(topology.physical_cores()) == 4
@@ -223,7 +214,7 @@ def test_without_sysfs_and_cpuinfo_the_affinity_remains_with_one_warning(read: R
     assert len(topology.warnings) == 1
 
 
-def test_a_container_with_a_rewritten_online_file_keeps_its_real_cpus(read: Read) -> None:
+def test_a_container_with_a_rewritten_online_file_keeps_its_real_cpus() -> None:
     topology = read("lxcfs")
     assert topology.allowed_cpus == (12, 13)
     assert "changes sysfs" in topology.warnings[0]
