@@ -57,7 +57,8 @@ class LLM:
         torch_dtype = getattr(torch, require_dtype(dtype))
         self.model_dir = models.resolve_model(str(model))
         self.description = models.describe(self.model_dir)
-        self.collectives = collectives or init_distributed()
+        self._owns_collectives = collectives is None
+        self.collectives = init_distributed() if collectives is None else collectives
         with Progress(f"loading {model}", enabled=show_progress if self.is_first else False) as progress:
             self._decoder = models.load_model(self.model_dir, torch_dtype, self.collectives, progress.update)
         num_blocks = self._num_blocks(kv_cache_gib, max_num_sequences)
@@ -121,10 +122,11 @@ class LLM:
         return [self.collectives.broadcast_object(here, root=rank) for rank in range(self.collectives.size)]
 
     def close(self) -> None:
-        """Leave the group of ranks. Calling it again does nothing."""
+        """Leave the group of ranks, unless the caller brought it. Calling it again does nothing."""
         if not self._is_closed:
             self._is_closed = True
-            self.collectives.close()
+            if self._owns_collectives:
+                self.collectives.close()
 
     def __enter__(self) -> Self:
         return self

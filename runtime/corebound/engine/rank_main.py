@@ -6,11 +6,12 @@ import json
 import socket
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from corebound import logs
-from corebound.comm import init_distributed
+from corebound.comm import Collectives, init_distributed
 from corebound.config import env
 from corebound.engine.llm import LLM
 from corebound.engine.metrics import summary
@@ -50,8 +51,12 @@ def main() -> int:
 
 
 def _run(is_first: bool) -> None:
-    collectives = init_distributed()
-    job = Job(**collectives.broadcast_object(_read_job() if is_first else None))
+    with closing(init_distributed()) as collectives:
+        job = Job(**collectives.broadcast_object(_read_job() if is_first else None))
+        _generate(job, collectives)
+
+
+def _generate(job: Job, collectives: Collectives) -> None:
     with LLM(
         job.model,
         dtype=job.dtype,
@@ -66,7 +71,7 @@ def _run(is_first: bool) -> None:
             job.prompts, SamplingParams.from_json(job.params), on_text=_write_text if streams else None
         )
         report = {"ready_s": ready_s, **summary(outputs, time.perf_counter() - started_s), "ranks": llm.ranks()}
-        if is_first:
+        if llm.is_first:
             _print(outputs, report, job, streams)
 
 
