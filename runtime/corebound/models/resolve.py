@@ -24,6 +24,8 @@ def resolve_model(name_or_path: str) -> Path:
 
     Raises: ModelLoadError that says what was tried.
     """
+    if not name_or_path.strip():
+        raise ModelLoadError("model: expected a directory, `demo` or a hub id, found nothing")
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return path
