@@ -64,7 +64,7 @@ _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
     help="Check the machine whose sys and proc are below DIR; checks of this process are left out.",
 )
 def doctor(as_json: bool, root: str) -> int:
-    r"""Check what this machine can do for Corebound, and say what would make it better.
+    """Check what this machine can do for Corebound, and say what would make it better.
 
     Exit status: 0 when nothing failed (warnings are fine), 1 when a check failed, 2 when the checks could not run.
 
@@ -73,7 +73,7 @@ def doctor(as_json: bool, root: str) -> int:
       corebound doctor
       corebound doctor --json | jq '.checks[] | select(.status != "pass")'
       corebound doctor --root /tmp/dump      a copied /sys and /proc of another machine
-    """
+    """  # noqa: D301 - click reads this backspace
     try:
         checks = run_checks(root)
     except CoreboundError as error:

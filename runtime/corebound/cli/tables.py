@@ -34,3 +34,8 @@ def format_bytes(num_bytes: int | None) -> str:
             return f"{value:.4g} {unit}"
         value /= 1024
     return f"{value:.4g} TiB"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 core`, `2 cores`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

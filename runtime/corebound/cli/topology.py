@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from corebound.cli.tables import format_bytes, render_table
+from corebound.cli.tables import count, format_bytes, render_table
 from corebound.topology import Topology, format_cpu_list, read_topology
 
 
@@ -23,7 +23,7 @@ from corebound.topology import Topology, format_cpu_list, read_topology
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: everything that is known, sizes in bytes.")
 def topology(root: str, as_json: bool) -> None:
-    r"""Show CPUs, sockets, NUMA nodes, caches, memory and instruction sets, as this process may use them.
+    """Show CPUs, sockets, NUMA nodes, caches, memory and instruction sets, as this process may use them.
 
     \b
     Examples:
@@ -31,7 +31,7 @@ def topology(root: str, as_json: bool) -> None:
       corebound topology --json | jq '.nodes[].cpus'
       taskset -c 0-7 corebound topology      what a process bound to 8 CPUs would see
       corebound topology --root /tmp/dump    a copied /sys and /proc of another machine
-    """
+    """  # noqa: D301 - click reads this backspace
     found = read_topology(root)
     if as_json:
         click.echo(json.dumps(to_json(found, root), indent=2))
@@ -65,9 +65,9 @@ def _summary(found: Topology) -> str:
     smt = "no SMT" if found.threads_per_core == 1 else f"{found.threads_per_core} CPUs a core"
     facts = {
         "machine": found.isa.brand or "unknown processor",
-        "sockets": f"{len(found.sockets)}, with {len(found.all_cores())} cores, {smt}",
+        "sockets": f"{len(found.sockets)}, with {count(len(found.all_cores()), 'core')}, {smt}",
         "CPUs": f"{len(found.online_cpus)} online" + (f", {num_offline} offline" if num_offline else ""),
-        "allowed": f"{len(allowed)} CPUs on {len(cores)} cores: {format_cpu_list(allowed)}",
+        "allowed": f"{count(len(allowed), 'CPU')} on {count(len(cores), 'core')}: {format_cpu_list(allowed)}",
         "memory": _memory(found),
         "/dev/shm": _shm(found),  # noqa: S108
         "cgroup": _cgroup(found),
@@ -77,6 +77,8 @@ def _summary(found: Topology) -> str:
 
 def _memory(found: Topology) -> str:
     memory = found.memory
+    if not memory.total_bytes:
+        return "unknown"
     parts = [format_bytes(memory.total_bytes), f"{format_bytes(memory.available_bytes)} available"]
     if memory.limit_bytes is not None:
         parts.append(f"limited to {format_bytes(memory.limit_bytes)}")
@@ -124,8 +126,8 @@ def _nodes(found: Topology) -> str:
                 node.id,
                 format_cpu_list(sockets) or "-",
                 kind if node.allowed else f"{kind}, memory not allowed",
-                format_bytes(node.memory_bytes),
-                format_bytes(node.free_bytes),
+                format_bytes(node.memory_bytes if found.memory.total_bytes else None),
+                format_bytes(node.free_bytes if found.memory.total_bytes else None),
                 cores.get(node.id, 0),
                 format_cpu_list(allowed.intersection(node.cpus)) or "-",
                 " ".join(str(node.distances.get(other.id, "?")) for other in found.nodes),

@@ -26,12 +26,18 @@ def read_topology(root: str | Path = "/", affinity: Iterable[int] | None = None)
     `affinity` is by default the process's own for root `/`, else that of `proc/self/status` below the root. It is cut
     to the cpuset and to the CPUs that are online. Nothing is written and no other program is started.
 
-    Raises: HostError when `root` is no directory, a file in it is malformed, or none of the CPUs of `affinity` exists.
+    Raises: HostError when `root` is no directory or holds neither sys nor proc, when a file in it is malformed, or when
+        none of the CPUs of `affinity` exists.
     """
     tree = Tree(root)
     if not tree.root.is_dir():
         raise HostError(
             f"topology root {tree.root}: no such directory", hint="--root names a directory with sys/ and proc/"
+        )
+    if not tree.is_live and not (tree.is_dir("sys") or tree.is_dir("proc")):
+        raise HostError(
+            f"topology root {tree.root}: neither sys nor proc is in it",
+            hint="--root names a directory with sys/ and proc/",
         )
     warnings: list[str] = []
     wanted = _affinity(tree) if affinity is None else tuple(sorted(set(affinity)))

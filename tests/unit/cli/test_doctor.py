@@ -106,7 +106,7 @@ def test_a_cpu_set_that_cuts_a_core_in_half_is_warned() -> None:
     cut = replace(facts, topology=read_topology(facts.tree.root, affinity=[0, 112, 1]))
     check = machine.allowed_cpus(cut)
     assert check.status == "warn"
-    assert "1 cores are shared" in check.detail
+    assert "of 1 core only some SMT siblings" in check.detail
 
 
 def test_one_cpu_of_every_core_is_a_choice_not_a_defect() -> None:
@@ -120,7 +120,7 @@ def test_uneven_nodes_are_warned() -> None:
     assert machine.numa(facts).status == "pass"
     uneven = replace(facts, topology=read_topology(facts.tree.root, affinity=[*range(10), 60]))
     assert machine.numa(uneven).status == "warn"
-    assert "node 0: 10 cores, node 1: 1 cores" in machine.numa(uneven).detail
+    assert "node 0: 10 cores, node 1: 1 core" in machine.numa(uneven).detail
 
 
 def test_nodes_without_memory_or_permission_for_it_are_warned(tmp_path: Path) -> None:
@@ -191,6 +191,7 @@ def test_instruction_sets_that_sources_dispute_are_warned(vm: Facts) -> None:
     disputed = with_isa(vm, assess_isa(None, ["avx2", "fma", "f16c"], native_problem="it was not built"))
     assert software.isa(disputed).status == "warn"
     assert "it was not built" in software.isa(disputed).detail
+    assert "unknown" in software.isa(with_isa(vm, assess_isa(None, None))).detail
     slow = software.isa(with_isa(vm, assess_isa(None, ["sse2"])))
     assert slow.status == "warn"
     assert "avx2 is missing avx2, fma, f16c" in slow.detail

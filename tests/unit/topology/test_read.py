@@ -243,6 +243,11 @@ def test_a_root_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
         read_topology(tmp_path / "nowhere")
 
 
+def test_a_root_without_sys_and_proc_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="neither sys nor proc"):
+        read_topology(tmp_path)
+
+
 def test_a_malformed_file_is_named(tmp_path: Path) -> None:
     write_machine("vm", tmp_path)
     path = tmp_path / "sys/devices/system/cpu/online"

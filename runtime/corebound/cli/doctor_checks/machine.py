@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from corebound.cli.doctor_checks.base import Check, Facts
-from corebound.cli.tables import format_bytes
+from corebound.cli.tables import count, format_bytes
 from corebound.topology import format_cpu_list
 
 GIB = 1 << 30
@@ -30,13 +30,13 @@ def allowed_cpus(facts: Facts) -> Check:
     )
     num_offline = len(found.cpus) - len(found.online_cpus)
     if num_offline:
-        detail += f"; {num_offline} CPUs are offline"
+        detail += f"; {count(num_offline, 'CPU')} offline"
     whole = [core for core in cores if len(core.cpus) == len(siblings[core.cpus[0]])]
     if whole and len(whole) != len(cores):
         return Check(
             "allowed-cpus",
             "warn",
-            f"{detail}; {len(cores) - len(whole)} cores are shared with other processes by SMT",
+            f"{detail}; of {count(len(cores) - len(whole), 'core')} only some SMT siblings: others may use the rest",
             "allow both siblings of a core: kubelet option `full-pcpus-only`, or a CPU set made of whole cores",
         )
     return Check("allowed-cpus", "pass", detail)
@@ -60,11 +60,11 @@ def cpu_quota(facts: Facts) -> Check:
 
 def smt(facts: Facts) -> Check:
     """Whether cores have sibling CPUs, which binding leaves idle."""
-    count = facts.topology.threads_per_core
-    if count == 1:
+    number = facts.topology.threads_per_core
+    if number == 1:
         return Check("smt", "pass", "one CPU a core")
     return Check(
-        "smt", "pass", f"{count} CPUs a core; ranks take one CPU of each core unless a core list says otherwise"
+        "smt", "pass", f"{number} CPUs a core; ranks take one CPU of each core unless a core list says otherwise"
     )
 
 
@@ -74,9 +74,9 @@ def numa(facts: Facts) -> Check:
     if not found.has_numa:
         return Check("numa", "pass", "the kernel shows no NUMA nodes: the machine counts as one")
     cores = Counter(core.node for core in found.physical_cores())
-    spread = ", ".join(f"node {node}: {count} cores" for node, count in sorted(cores.items()))
+    spread = ", ".join(f"node {node}: {count(number, 'core')}" for node, number in sorted(cores.items()))
     others = Counter(node.kind for node in found.nodes if node.kind != "dram")
-    kinds = "".join(f"; {count} {kind}" for kind, count in sorted(others.items()))
+    kinds = "".join(f"; {number} {kind}" for kind, number in sorted(others.items()))
     detail = f"{len(found.nodes)} nodes ({spread}{kinds})" if len(found.nodes) > 1 else f"1 node ({spread})"
     empty = [node for node in cores if not found.node(node).memory_bytes]
     if empty:
@@ -169,9 +169,9 @@ def governor(facts: Facts) -> Check:
         facts.tree.text(f"sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor")
         for cpu in facts.topology.allowed_cpus
     )
-    slow = {name: count for name, count in names.items() if name not in (None, "performance")}
+    slow = {name: number for name, number in names.items() if name not in (None, "performance")}
     if slow:
-        listed = ", ".join(f"{name} on {count} CPUs" for name, count in slow.items())
+        listed = ", ".join(f"{name} on {count(number, 'CPU')}" for name, number in slow.items())
         return Check(
             "cpu-governor",
             "warn",
@@ -204,7 +204,7 @@ def container(facts: Facts) -> Check:
     place = "a Kubernetes pod" if in_pod else "a container"
     pinned = len(found.allowed_cpus) < len(found.online_cpus)
     if pinned or not in_pod:
-        reach = f"pinned to {len(found.allowed_cpus)} CPUs" if pinned else "with every CPU of the machine"
+        reach = f"pinned to {count(len(found.allowed_cpus), 'CPU')}" if pinned else "with every CPU of the machine"
         return Check("container", "pass", f"{place}, {reach}")
     return Check(
         "container",

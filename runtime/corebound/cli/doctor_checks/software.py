@@ -27,6 +27,10 @@ def isa(facts: Facts) -> Check:
     if report.warnings:
         hint = "`make native` builds the native library; COREBOUND_ISA names the variant to use where sources disagree"
         return Check("isa", "warn", f"{detail}; {'; '.join(report.warnings)}", hint)
+    if report.source == "none":
+        return Check(
+            "isa", "warn", "unknown: /proc/cpuinfo lists no flags", "check that /proc is mounted, or copied whole"
+        )
     if report.best == "generic":
         lacks = ", ".join(next(v.missing for v in report.variants if v.name == "avx2"))
         hint = "use a processor with AVX2, or a VM type that passes it on (such as `cpu: host`)"
