@@ -51,8 +51,6 @@ class Pump:
             data = os.read(self._source_fd, _CHUNK_BYTES)
             if not data:
                 break
-            if self._log is not None:
-                self._log.write(data)
             pending += data
             end = max(pending.rfind(mark) for mark in _LINE_END) + 1
             if len(pending) - end > _CHUNK_BYTES:
@@ -65,6 +63,8 @@ class Pump:
     def _write(self, data: bytes) -> None:
         if not data:
             return
+        if self._log is not None:
+            self._log.write(data)
         self._tail.extend(
             line[:_TAIL_LINE_BYTES] for line in data.decode(errors="replace").splitlines() if line.strip()
         )
