@@ -6,7 +6,7 @@ import errno
 import os
 import re
 
-from corebound.cli.doctor_checks.base import Check, Facts
+from corebound.cli.doctor_checks.base import Check, Facts, Status
 from corebound.errors import KernelError
 from corebound.kernels.table import OPS
 
@@ -125,7 +125,7 @@ def kernels(facts: Facts) -> list[Check]:
         active = {row["op"]: row["active"] for row in facts.probes.kernel_table()}
     except KernelError as error:
         problem, hint = error.message, error.hint or hint
-    status = "fail" if facts.settings.kernels == "native" else "warn"
+    status: Status = "fail" if facts.settings.kernels == "native" else "warn"
     checks = []
     for op in OPS:
         if op in active:
