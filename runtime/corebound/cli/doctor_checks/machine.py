@@ -53,7 +53,7 @@ def cpu_quota(facts: Facts) -> Check:
     return Check(
         "cpu-quota",
         "warn",
-        f"the cgroup allows {quota:g} CPUs of time on {count(num_cpus, 'CPU')}: busy threads are stopped in every period",
+        f"the cgroup allows {quota:g} CPUs of time on {count(num_cpus, 'CPU')}: busy threads stall",
         "pin whole CPUs instead of limiting time: docker `--cpuset-cpus`; in Kubernetes " + _KUBERNETES_PIN,
     )
 
