@@ -9,7 +9,9 @@ import re
 import torch
 
 from corebound import native
+from corebound.config import env
 from corebound.errors import CommError, CommTimeoutError, PeerLostError
+from corebound.topology.native_report import native_active_isa
 
 PEER_LOST, TIMED_OUT, MISUSE, NO_SPACE, SYSTEM, UNSUPPORTED = 1, 2, 3, 4, 5, 6
 TOKEN_BYTES = 16
@@ -54,9 +56,12 @@ def library() -> ctypes.CDLL:
 def load() -> None:
     """Load the operators and tell torch what they return, so that torch.compile can trace them.
 
-    Raises: KernelError when the native libraries were not built.
+    The variant that COREBOUND_ISA names is forced first: a group keeps the one that is active when it is made.
+
+    Raises: KernelError when the native libraries were not built, or that variant cannot run here.
     """
     library()
+    native_active_isa(env.settings().isa)
     native.load_torch_ops()
     torch.library.register_fake("corebound::shm_all_reduce_", _fake_nothing)
     torch.library.register_fake("corebound::shm_broadcast_", _fake_nothing)

@@ -1,7 +1,7 @@
 // The C functions over Group that ctypes and the torch operators call.
 //
-// Groups are named by handles, so that a call after close is an error and no wild pointer. Every function returns 0 or a
-// Code; corebound_comm_error() then has the text for the calling thread.
+// Groups are named by handles, so that a call after close is an error and no wild pointer. Every function returns 0 or
+// a Code; corebound_comm_error() then has the text for the calling thread.
 #include <array>
 #include <atomic>
 #include <cstdio>

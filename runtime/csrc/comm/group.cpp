@@ -154,8 +154,8 @@ std::string Group::member_name(int member) const {
 std::string Group::describe() const {
   std::string out = std::string("{\"variant\": \"") + arithmetic_.variant +
                     "\", \"segment_bytes\": " + std::to_string(segment_bytes(chunk_bytes_)) +
-                    ", \"chunk_bytes\": " + std::to_string(chunk_bytes_) + ", \"probe_ms\": " +
-                    std::to_string(probe_s_ * 1e3) + ", \"rules\": [";
+                    ", \"chunk_bytes\": " + std::to_string(chunk_bytes_) +
+                    ", \"probe_ms\": " + std::to_string(probe_s_ * 1e3) + ", \"rules\": [";
   for (size_t i = 0; i < rules_.size(); ++i) {
     const Choice choice = rules_[i].choice;
     out += std::string(i ? ", " : "") + "{\"max_bytes\": " + std::to_string(rules_[i].max_bytes) +

@@ -1,9 +1,9 @@
 // A group of processes on one machine that exchange data through their segments.
 //
 // Every member calls the same operations in the same order; each kind (all-reduce, all-gather, broadcast, barrier) has
-// its own counters and buffers, so kinds may follow each other in any order. An operation of number s uses buffer s % 2.
-// A member writes buffer s % 2 again for s + 2 only after every peer has published s + 1 of that kind (for a broadcast:
-// has finished s), which it does after it has read all it needs of s. That is the whole protocol.
+// its own counters and buffers, so kinds may follow each other in any order. An operation of number s uses buffer s
+// % 2. A member writes buffer s % 2 again for s + 2 only after every peer has published s + 1 of that kind (for a
+// broadcast: has finished s), which it does after it has read all it needs of s. That is the whole protocol.
 //
 // Data pointers need no alignment and may not overlap a segment. One operation at a time per group; other threads may
 // use other groups. After a failure the group stays broken and every call returns the same status.

@@ -1,4 +1,5 @@
-// 512-bit sums, bf16 rounded by integer arithmetic. Compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq and AVX2's.
+// 512-bit sums, bf16 rounded by integer arithmetic. Compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq and
+// AVX2's.
 #include <immintrin.h>
 
 #include "comm/reduce.h"

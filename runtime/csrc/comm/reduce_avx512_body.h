@@ -25,9 +25,7 @@ struct Bf16 {
   }
 
 private:
-  static __m512 widen(__m256i half) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-  }
+  static __m512 widen(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
 };
 
 struct Fp16 {
@@ -37,9 +35,7 @@ struct Fp16 {
   static Sum load(const Element *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
   }
-  static Sum load_some(const Element *p, size_t n) {
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(n), p));
-  }
+  static Sum load_some(const Element *p, size_t n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(n), p)); }
   static Sum add(Sum a, Sum b) { return _mm512_add_ps(a, b); }
   static void store(Element *p, Sum v) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), narrow(v)); }
   static void store_some(Element *p, Sum v, size_t n) { _mm256_mask_storeu_epi16(p, first16(n), narrow(v)); }

@@ -87,7 +87,8 @@ void copy_streaming(void *dst, const void *source, size_t num_bytes) {
   size_t i = 0;
   if ((reinterpret_cast<uintptr_t>(out) & 15U) == 0) {
     for (; i + 16 <= num_bytes; i += 16) {
-      _mm_stream_si128(reinterpret_cast<__m128i *>(out + i), _mm_loadu_si128(reinterpret_cast<const __m128i *>(in + i)));
+      _mm_stream_si128(reinterpret_cast<__m128i *>(out + i),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i *>(in + i)));
     }
   }
   std::memcpy(out + i, in + i, num_bytes - i);

@@ -5,11 +5,24 @@
 // library could be compiled with this file's instruction set and then be used by everyone.
 
 template <class V, int fixed_sources>
-void sum_fixed(typename V::Element *dst, const typename V::Element *const *sources, int num_sources, size_t num_elements) {
+void sum_fixed(typename V::Element *dst, const typename V::Element *const *sources, int num_sources,
+               size_t num_elements) {
   const int n = fixed_sources > 0 ? fixed_sources : num_sources;
   constexpr size_t unroll = 4;
+  // Sources were just written by other processors: their lines come from afar, so many must be under way at once. Never
+  // past the end: that would take lines from under a peer that is writing its next message.
+  constexpr size_t step = unroll * V::lanes;
+  constexpr size_t ahead = 1024 / sizeof(typename V::Element);
   size_t i = 0;
-  for (; i + unroll * V::lanes <= num_elements; i += unroll * V::lanes) {
+  for (; i + step <= num_elements; i += step) {
+    if (i + ahead + step <= num_elements) {
+      for (int s = 0; s < n; ++s) {
+        const char *line = reinterpret_cast<const char *>(sources[s] + i + ahead);
+        for (size_t k = 0; k < step * sizeof(typename V::Element); k += 64) {
+          __builtin_prefetch(line + k);
+        }
+      }
+    }
     typename V::Sum sums[unroll];
     for (size_t k = 0; k < unroll; ++k) {
       sums[k] = V::load(sources[0] + i + k * V::lanes);

@@ -16,9 +16,7 @@ namespace {
 constexpr uint64_t segment_magic = 0x31646e756f626563; // "cebound1"
 constexpr uint32_t layout_version = 1;
 
-Status system_failure(const std::string &what, int error) {
-  return {Code::system, what + ": " + std::strerror(error)};
-}
+Status system_failure(const std::string &what, int error) { return {Code::system, what + ": " + std::strerror(error)}; }
 
 struct flock whole_file(short type) {
   struct flock lock = {};

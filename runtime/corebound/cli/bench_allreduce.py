@@ -1,0 +1,114 @@
+"""corebound bench allreduce: the sum over ranks, beside the hardware's floor and gloo, in the same run."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from corebound.cli.tables import format_bytes, render_table
+from corebound.errors import CommError
+from corebound.launcher.launch import launch
+from corebound.launcher.spec import LaunchSpec
+
+_UNITS = {"": 1, "b": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
+_SIZE = re.compile(r"(\d+)\s*([a-z]*)", re.IGNORECASE)
+_LARGEST_BYTES = 1024**3
+DEFAULT_SIZES = ("8KiB", "64KiB", "1MiB")
+METHOD = (
+    "microseconds a call on rank 0, CLOCK_MONOTONIC around each call; blocks of all rows alternate within every round, "
+    "in rotating order, a barrier before each block. floor: processes swap the payload through shared memory and add "
+    "it, in plain C++; the better of plain and streaming stores."
+)
+
+
+class SizeType(click.ParamType[int]):
+    """A number of bytes with an optional unit: 8192, 8KiB, 1MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(str(value).strip())
+        unit = _UNITS.get(match[2].lower()) if match else None
+        if match is None or unit is None:
+            self.fail(f"expected bytes such as 8192, 8KiB or 1MiB, found {value!r}", param, ctx)
+        num_bytes = int(match[1]) * unit
+        if not 4 <= num_bytes <= _LARGEST_BYTES or num_bytes % 4:
+            self.fail(f"expected a multiple of 4 from 4 bytes to 1 GiB, found {value!r}", param, ctx)
+        return num_bytes
+
+
+@click.command()
+@click.option("--bytes", "sizes", type=SizeType(), multiple=True, help="Message size; repeatable.  [8KiB 64KiB 1MiB]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32", "int32"]),
+    default="bfloat16",
+    show_default=True,
+    help="Type of the elements.",
+)
+@click.option("--num-ranks", type=click.IntRange(2, 64), default=2, show_default=True, help="Ranks on this machine.")
+@click.option("--rounds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Blocks of each row.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+def allreduce(sizes: tuple[int, ...], dtype: str, num_ranks: int, rounds: int, as_json: bool) -> int:
+    """Time the all-reduce over pinned ranks: shared memory (native, and from Python), gloo, and the floor.
+
+    \b
+    Examples:
+      corebound bench allreduce
+      corebound bench allreduce --bytes 8KiB --bytes 32MiB --num-ranks 2 --json
+    """  # noqa: D301  click reads the \b
+    request = {
+        "bytes": list(sizes) or [SizeType().convert(text, None, None) for text in DEFAULT_SIZES],
+        "dtype": dtype,
+        "rounds": rounds,
+    }
+    result, exit_code = run_ranks(request, num_ranks)
+    if exit_code:
+        return exit_code
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        click.echo(render(result))
+    return 0
+
+
+def run_ranks(request: dict[str, Any], num_ranks: int) -> tuple[dict[str, Any], int]:
+    """Return what the ranks measured, and the exit code of the launch (the result is empty unless it is 0)."""
+    with tempfile.TemporaryDirectory(prefix="corebound-bench-") as directory:
+        output = Path(directory) / "result.json"
+        question = Path(directory) / "request.json"
+        question.write_text(json.dumps({**request, "output": str(output)}))
+        command = (sys.executable, "-m", "corebound.comm.bench_rank", "--request", str(question))
+        exit_code = launch(LaunchSpec(command=command, num_accelerators=num_ranks, bind_cores_to_rank=None))
+        if exit_code:
+            return {}, exit_code
+        if not output.is_file():
+            raise CommError("bench allreduce: the ranks ended without a result", hint="COREBOUND_LOG_LEVEL=debug")
+        return {**json.loads(output.read_text()), "method": METHOD}, 0
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the table for humans."""
+    header = ("size", "provider", "entry", "p10 us", "p50 us", "p90 us", "p99 us", "of floor")
+    rows = [
+        (
+            format_bytes(row["bytes"]),
+            row["provider"],
+            row["entry"],
+            *(row[f"p{p}_us"] for p in (10, 50, 90, 99)),
+            f"{row['p50_us'] / row['floor_us']:.2f}x",
+        )
+        for row in result["rows"]
+    ]
+    first = result["rows"][0]
+    title = f"all-reduce, {first['dtype']}, {first['num_ranks']} ranks"
+    return f"{title}\n{render_table(header, rows)}\n\n{METHOD}"
