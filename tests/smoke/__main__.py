@@ -16,6 +16,8 @@ from smoke.table import show
 from smoke.targets import Answer, Target, read_targets, run_on
 from smoke.verdict import Check, cores, judge_doctor, judge_generate, judge_hostfile, parse
 
+LOG_COLUMNS = 140
+
 
 def generate_words(target: Target) -> list[str]:
     """Return the command that continues the prompts: ranks from the hostfile when it asks for as many, else counted."""
@@ -75,7 +77,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.show:
         report = json.loads(options.show.read_text(encoding="utf-8"))
-        show(report, Console())
+        # A pipe has no width; the rows of a log are better long than folded.
+        show(report, Console() if sys.stdout.isatty() else Console(width=LOG_COLUMNS))
         return 0 if report["verdict"] == "pass" else 1
     if not options.targets or not options.report:
         parser.error("--targets and --report, or --show")

@@ -7,14 +7,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 COLUMNS = ("host", "ranks", "cores", "ISA", "comm", "first token ms", "next token ms", "tokens/s", "verdict")
 
 
 def show(report: Mapping[str, Any], console: Console) -> None:
     """Print the report: one row for each host, then the generated text, then the checks that failed."""
-    table = Table(*COLUMNS)
+    table = Table(*(Column(name, overflow="fold") for name in COLUMNS))
     for host in report["hosts"]:
         table.add_row(*(escape(cell) for cell in row(host)))
     console.print(table)
