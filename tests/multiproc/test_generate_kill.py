@@ -128,7 +128,9 @@ def test_a_killed_rank_ends_the_job_at_once_and_without_a_trace(model_dir, phase
         assert job.process.poll() is None, job.errors
         os.kill(pids[victim], signal.SIGKILL)
         killed_s = time.monotonic()
-        assert job.read_until(lambda: job.process.poll() is not None, MAX_END_S), f"still running after 5 s: {job.errors}"
+        assert job.read_until(lambda: job.process.poll() is not None, MAX_END_S), (
+            f"still running after 5 s: {job.errors}"
+        )
         job.read_until(lambda: False, 0.2)
         assert job.process.returncode == 128 + signal.SIGKILL, job.errors
         assert time.monotonic() - killed_s < MAX_END_S

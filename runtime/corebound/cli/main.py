@@ -43,20 +43,21 @@ class _Verbs(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, VERBS[name][1]) for name in sorted(VERBS)])
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             close = nearest(args[0], VERBS)
             hint = f" Did you mean `{close}`?" if close else f" Commands: {', '.join(sorted(VERBS))}."
-            error.message = f"{error.message.rstrip('.')}.{hint}"
-            raise
+            raise click.UsageError(f"{error.message.rstrip('.')}.{hint}", ctx=error.ctx) from error
 
 
 @click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="corebound")
 def cli() -> None:
-    """Run large language models on the sockets of ordinary x86 servers.
+    r"""Run large language models on the sockets of ordinary x86 servers.
 
     \b
     Examples:

@@ -57,7 +57,7 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
     """
     env = os.environ if environ is None else environ
     for name in env:
-        # Only near misses are errors: Kubernetes puts a COREBOUND_..._SERVICE_HOST in every pod beside a service of ours.
+        # Only near misses are errors: Kubernetes puts COREBOUND_..._SERVICE_HOST in every pod beside a service of ours.
         if name.startswith("COREBOUND_") and name not in VARIABLES and nearest(name, VARIABLES, cutoff=0.85):
             raise unknown_name("environment variable", name, VARIABLES)
 
