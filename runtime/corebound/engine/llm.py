@@ -19,7 +19,7 @@ from corebound.engine.place import local_size, place_of_this_rank
 from corebound.engine.progress import Progress
 from corebound.engine.request import Request, RequestOutput, SamplingParams, require_dtype
 from corebound.engine.scheduler import Scheduler
-from corebound.engine.text import HuggingFaceTokenizer
+from corebound.engine.text import HuggingFaceTokenizer, NoTokenizer
 from corebound.errors import RequestError
 from corebound.logs import get_logger
 from corebound.topology import read_topology
@@ -38,6 +38,7 @@ class LLM:
     Alone it uses this process; started by `corebound run`, every rank makes one with the same arguments and calls the
     same methods, and the ranks share the work. `kv_cache_gib` is the size of the cache on each rank; by default the
     ranks of a machine share half of its available memory, and take pages of it only as they are needed.
+    Without `text` the model needs no tokenizer: prompts are token ids, and outputs have token ids only.
     `show_progress` None shows it on a terminal only; `collectives` is for a caller that has a group already.
 
     Raises: ModelLoadError, ShardingError, HostError, CommError.
@@ -51,12 +52,13 @@ class LLM:
         kv_cache_gib: float | None = None,
         max_num_sequences: int = 64,
         max_step_tokens: int = 512,
+        text: bool = True,
         show_progress: bool | None = None,
         collectives: Collectives | None = None,
     ) -> None:
         torch_dtype = getattr(torch, require_dtype(dtype))
         self.model_dir = models.resolve_model(str(model))
-        self.description = models.describe(self.model_dir)
+        self.description = models.describe(self.model_dir, tokenizer=text)
         self._owns_collectives = collectives is None
         self.collectives = init_distributed() if collectives is None else collectives
         with Progress(f"loading {model}", enabled=show_progress if self.is_first else False) as progress:
@@ -74,7 +76,13 @@ class LLM:
         self._num_requests = 0
         self._is_closed = False
         if self.is_first:
+            self._tokenizer = HuggingFaceTokenizer(self.model_dir) if text else NoTokenizer()
             self._start_engine(num_blocks, max_num_sequences, max_step_tokens)
+
+    @property
+    def weight_bytes_per_token(self) -> int:
+        """The bytes of weights that this rank reads for one token of one sequence."""
+        return self._decoder.weight_bytes_per_token
 
     @property
     def is_first(self) -> bool:
@@ -143,7 +151,6 @@ class LLM:
             max_num_sequences=max_num_sequences,
             max_step_tokens=max_step_tokens,
         )
-        self._tokenizer = HuggingFaceTokenizer(self.model_dir)
         self._engine = Engine(
             self._executor,
             scheduler,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from corebound.errors import ModelLoadError
+from corebound.errors import ModelLoadError, RequestError
 
 _INCOMPLETE = "\ufffd"
 # Tokens before the continuation that are decoded with it: what a token reads like can depend on its left neighbours.
@@ -46,6 +46,18 @@ class HuggingFaceTokenizer:
         """Return the text of token ids without special tokens, spaces as the model wrote them."""
         text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
+
+
+class NoTokenizer:
+    """Stands in for the tokenizer of a model that is only given token ids."""
+
+    def encode(self, text: str) -> list[int]:
+        """Refuse: there is nothing to read text with."""
+        raise RequestError("a prompt is text, but this model was loaded without its tokenizer", hint="pass token ids")
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return no text."""
+        return ""
 
 
 class TextStream:
