@@ -54,7 +54,7 @@ class _Series:
 
     def median(self, name: str) -> float:
         """Return the median of a figure over the rounds."""
-        return statistics.median(getattr(report, name) for report in self.reports)
+        return float(statistics.median(getattr(report, name) for report in self.reports))
 
 
 @click.command()

@@ -89,7 +89,8 @@ def _parameter_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
     fields = {name: value for name, value in config.items() if name not in ("model_type", "architectures")}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields))
+        auto: Any = AutoModelForCausalLM
+        model = auto.from_config(AutoConfig.for_model(config["model_type"], **fields))
     # named_parameters() names a tied head once, as the checkpoint does.
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
