@@ -34,11 +34,10 @@ def job_of(spec):
 
 
 def test_a_job_carries_prompts_and_sampling_to_rank_0(launched, model_dir):
-    code = main(
-        ["generate", "--model", str(model_dir), "--prompt", "a", "--prompt", "b"]
-        + "--num-accelerators 2 --temperature 0.5 --top-k 7 --top-p 0.9 --seed 3 --repetition-penalty 1.1".split()
-        + "--max-new-tokens 9 --stop END --kv-cache-gib 0.5 --json".split()
-    )
+    sampling = ["--temperature", "0.5", "--top-k", "7", "--top-p", "0.9", "--seed", "3", "--repetition-penalty", "1.1"]
+    limits = ["--max-new-tokens", "9", "--stop", "END", "--kv-cache-gib", "0.5", "--num-accelerators", "2"]
+    prompts = ["--prompt", "a", "--prompt", "b"]
+    code = main(["generate", "--model", str(model_dir), *prompts, *sampling, *limits, "--json"])
     assert code == 0
     job = job_of(launched[0])
     assert (job["model"], job["dtype"], job["prompts"]) == (str(model_dir), "bfloat16", ["a", "b"])
