@@ -5,6 +5,7 @@ VENV      ?= .venv
 BIN       := $(abspath $(VENV))/bin
 PYTHON    := $(BIN)/python
 TESTS     ?=
+OPTIONS   ?=
 
 SHELL         := /bin/bash
 .SHELLFLAGS   := -eu -o pipefail -c
@@ -23,6 +24,7 @@ CONTAINERS  = $(shell git ls-files 'images/*Containerfile*')
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@printf '\nOPTIONS="..." goes to ansible-playbook, such as OPTIONS="-e corebound_prefix=/srv/corebound"'
 	@printf '\nINVENTORY=%s chooses the machines; there are: %s\n' '$(INVENTORY)' \
 	  "$$(cd inventories && ls -d */ | tr -d / | grep -v '^defaults$$' | paste -sd ' ')"
 
@@ -41,19 +43,19 @@ deploy: ## Install Corebound on every machine of INVENTORY, deliver the model an
 	@$(PLAYBOOK) --check-inventory
 	@$(SETUP) deploy
 	@$(MAKE) wheel
-	@$(PLAYBOOK) site.yml
+	@$(PLAYBOOK) site.yml $(OPTIONS)
 
 .PHONY: smoke
 smoke: ## Run two core-bound ranks on every machine and print a table of what they did
 	@$(PLAYBOOK) --check-inventory
 	@$(SETUP) deploy
-	@$(PLAYBOOK) smoke.yml
+	@$(PLAYBOOK) smoke.yml $(OPTIONS)
 
 .PHONY: reset
 reset: ## Remove everything that deploy put on the machines of INVENTORY
 	@$(PLAYBOOK) --check-inventory
 	@$(SETUP) deploy
-	@$(PLAYBOOK) reset.yml
+	@$(PLAYBOOK) reset.yml $(OPTIONS)
 
 .PHONY: wheel
 wheel: ## Build the wheel that deploy installs, into dist/

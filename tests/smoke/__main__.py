@@ -13,16 +13,16 @@ from typing import Any
 from rich.console import Console
 
 from smoke.table import show
-from smoke.targets import Answer, Target, read_targets, run_on
-from smoke.verdict import Check, cores, judge_doctor, judge_generate, judge_hostfile, parse
+from smoke.targets import Target, read_targets, run_on
+from smoke.verdict import Check, choose_num_ranks, cores, judge_doctor, judge_generate, judge_hostfile, parse
 
 LOG_COLUMNS = 140
 
 
-def generate_words(target: Target) -> list[str]:
-    """Return the command that continues the prompts: ranks from the hostfile when it asks for as many, else counted."""
+def generate_words(target: Target, num_ranks: int) -> list[str]:
+    """Return the command that continues the prompts on so many core-bound ranks."""
     words = [target.command, "generate", "--json", "--bind_cores_to_rank", "--model", target.model]
-    words += ["--num_accelerators", str(target.num_ranks), "--dtype", target.dtype]
+    words += ["--num_accelerators", str(num_ranks), "--dtype", target.dtype]
     words += ["--max-new-tokens", str(target.max_new_tokens)]
     for prompt in target.prompts:
         words += ["--prompt", prompt]
@@ -37,9 +37,11 @@ def plan_words(target: Target) -> list[str]:
 def visit(target: Target, num_nodes: int) -> tuple[dict[str, Any], list[Check], list[dict[str, Any]]]:
     """Run everything on one node and return its row, its checks and its outputs."""
     checks = judge_doctor(target.host, run_on(target, [target.command, "doctor", "--json"]))
-    checks += judge_hostfile(target.host, run_on(target, plan_words(target)), num_nodes)
-    answer: Answer = run_on(target, generate_words(target))
-    checks += judge_generate(target.host, answer, target.num_ranks)
+    plan = run_on(target, plan_words(target))
+    checks += judge_hostfile(target.host, plan, num_nodes)
+    num_ranks = choose_num_ranks(target.num_ranks, target.num_cores, target.address, plan)
+    answer = run_on(target, generate_words(target, num_ranks))
+    checks += judge_generate(target.host, answer, num_ranks)
     report = parse(answer) or {}
     ranks = report.get("ranks", [])
     row = {

@@ -26,7 +26,7 @@ class Target:
     command: str
     model: str
     hostfile: str
-    num_slots: int
+    num_cores: int
     num_ranks: int
     prompts: list[str]
     max_new_tokens: int

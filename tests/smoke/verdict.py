@@ -58,6 +58,16 @@ def judge_hostfile(host: str, answer: Answer, num_nodes: int) -> list[Check]:
     return [Check(host=host, name="hostfile is understood", passed=len(hosts) == num_nodes, detail=detail)]
 
 
+def choose_num_ranks(asked: int, num_cores: int, address: str, plan: Answer) -> int:
+    """Return how many ranks to run on a node: as asked, else two or one for each of its slots, and one on one core."""
+    if asked > 0:
+        return asked
+    if num_cores < 2:
+        return 1
+    ranks = (parse(plan) or {}).get("ranks", []) if plan.exit_code == 0 else []
+    return max(2, sum(1 for rank in ranks if rank["host"] == address))
+
+
 def judge_generate(host: str, answer: Answer, num_ranks: int) -> list[Check]:
     """Return whether the ranks ran where and how they should, and produced text."""
     report = parse(answer) if answer.exit_code == 0 else None

@@ -19,7 +19,7 @@ ENTRY: dict[str, Any] = {
     "command": "/bin/false",
     "model": "/models/demo",
     "hostfile": "/etc/hostfile",
-    "num_slots": 1,
+    "num_cores": 2,
     "num_ranks": 2,
     "prompts": ['It\'s a "quoted" $prompt'],
     "max_new_tokens": 4,
@@ -35,9 +35,9 @@ def test_targets_are_read_as_the_role_wrote_them(tmp_path: Path) -> None:
 
 
 def test_a_local_command_gets_its_words_unharmed() -> None:
-    answer = run_on(Target(**ENTRY), ["printf", "%s|", *generate_words(Target(**ENTRY))])
+    answer = run_on(Target(**ENTRY), ["printf", "%s|", *generate_words(Target(**ENTRY), 2)])
     assert answer.exit_code == 0
-    assert answer.stdout.split("|")[:-1] == generate_words(Target(**ENTRY))
+    assert answer.stdout.split("|")[:-1] == generate_words(Target(**ENTRY), 2)
     assert ENTRY["prompts"][0] in answer.stdout
 
 

@@ -72,6 +72,16 @@ def test_a_failed_command_is_shown_with_its_own_words() -> None:
     assert "exit code 137" in check.detail and "killed by SIGKILL" in check.detail
 
 
+@pytest.mark.parametrize(
+    ("asked", "num_cores", "num_slots", "expected"),
+    [(0, 2, 1, 2), (0, 64, 4, 4), (0, 1, 1, 1), (3, 1, 1, 3), (0, 2, 0, 2)],
+)
+def test_a_node_runs_two_ranks_or_one_for_each_slot(asked: int, num_cores: int, num_slots: int, expected: int) -> None:
+    ranks = [{"host": "node"}] * num_slots + [{"host": "other"}] * 7
+    plan = Answer(exit_code=0, stdout=json.dumps({"ranks": ranks}), stderr="")
+    assert verdict.choose_num_ranks(asked, num_cores, "node", plan) == expected
+
+
 def test_a_failing_doctor_names_the_check() -> None:
     report = {"checks": [{"name": "isa", "status": "fail", "detail": "no AVX2", "hint": ""}]}
     (check,) = verdict.judge_doctor("node", Answer(exit_code=1, stdout=json.dumps(report), stderr=""))
