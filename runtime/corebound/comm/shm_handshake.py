@@ -15,6 +15,7 @@ import torch
 
 from corebound.comm import shm_ops
 from corebound.comm.gloo import GlooCollectives
+from corebound.comm.shm_stale import remove_stale_segments
 from corebound.errors import CommError
 
 MIB = 1024 * 1024
@@ -41,9 +42,10 @@ def connect(gloo: GlooCollectives, job_id: str, timeout_s: float, options: Segme
     Raises: SharedMemoryUnavailableError, on all members alike.
     """
     library = shm_ops.library()
+    remove_stale_segments(options.directory)
     nonce = gloo.broadcast_object(secrets.token_hex(4))
     path = options.directory / f"corebound.{job_id}.{'-'.join(map(str, gloo.ranks))[:64]}.{nonce}.{gloo.rank}"
-    cards, handle = [], 0
+    handle, cards = 0, []
     try:
         own, handle = _open(gloo, path, timeout_s, options)
         cards = exchange(gloo, own)
@@ -55,8 +57,10 @@ def connect(gloo: GlooCollectives, job_id: str, timeout_s: float, options: Segme
         if code:
             raise shm_ops.failure(code)
     except BaseException:
-        # Closing removes the name too, whatever step failed.
+        # Closing removes the own name, whatever step failed. A peer that died cannot remove its name any more.
         library.corebound_comm_close(handle)
+        for card in cards:
+            Path(card["path"]).unlink(missing_ok=True)
         raise
     return handle
 

@@ -106,23 +106,27 @@ Code Group::inspect(Line which, int member, uint64_t number, const Wait &wait) {
     const int culprit = static_cast<int>(departure >> 32);
     const std::string witness = member_name(other);
     if (code == Code::peer_lost) {
-      return fail(code, culprit, wait, member_name(culprit) + " is gone (noticed by " + witness + ")");
+      return fail(code, culprit, wait, member_name(culprit) + how_it_went(culprit) + " (noticed by " + witness + ")");
     }
     if (code == Code::timed_out) {
       return fail(code, culprit, wait, witness + " gave up waiting for " + member_name(culprit));
     }
     return fail(code, culprit, wait, witness + " left after an error of its own");
   }
-  const Segment &awaited = segments_[member];
-  const bool left = awaited.header().departure.value.load(std::memory_order_acquire) == departed_in_order;
-  if (!left && awaited.owner_alive()) {
+  const bool here = segments_[member].header().departure.value.load(std::memory_order_acquire) != departed_in_order;
+  if (here && segments_[member].owner_alive()) {
     return Code::ok;
   }
   // It may have published its part and ended between our last look at the counter and now.
   if (line(member, which).value.load(std::memory_order_acquire) >= number) {
     return Code::ok;
   }
-  return fail(Code::peer_lost, member, wait, member_name(member) + (left ? " left the group" : " died"));
+  return fail(Code::peer_lost, member, wait, member_name(member) + how_it_went(member));
+}
+
+const char *Group::how_it_went(int member) const {
+  const uint64_t departure = segments_[member].header().departure.value.load(std::memory_order_acquire);
+  return departure == departed_in_order ? " left the group" : " died";
 }
 
 Code Group::check_signature(Line which, int member, uint64_t number, uint64_t signature, const Wait &wait) {

@@ -87,6 +87,7 @@ private:
   Code check_signature(Line which, int member, uint64_t number, uint64_t signature, const Wait &wait);
   Code fail(Code code, int culprit, const Wait &wait, const std::string &text);
   std::string member_name(int member) const;
+  const char *how_it_went(int member) const;
 
   Code one_shot(char *data, size_t count, DType dtype, uint64_t signature, Choice choice, const Wait &wait);
   Code two_shot(char *data, size_t count, DType dtype, uint64_t signature, Choice choice, const Wait &wait);

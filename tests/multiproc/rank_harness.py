@@ -1,0 +1,140 @@
+"""Keeps a few rank processes alive and calls functions on all of them: many checks for the price of one start.
+
+Functions must be importable by name (a module on pytest's `pythonpath`); arguments and results must pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import secrets
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "multiproc.rank_harness"])
+SHM = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rank's function returned, or the name and text of what it raised."""
+
+    value: Any = None
+    error_type: str = ""
+    error: str = ""
+    trace: str = ""
+
+
+class Ranks:
+    """The processes of one job. Use `start_ranks`."""
+
+    def __init__(self, num_ranks: int, environment: dict[str, str]) -> None:
+        self.job_id = f"test{secrets.token_hex(4)}"
+        self.processes: list[Any] = []
+        self._pipes: list[Connection] = []
+        common = {
+            "WORLD_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+            "OMP_NUM_THREADS": "1",
+            "COREBOUND_JOB_ID": self.job_id,
+            **environment,
+        }
+        for rank in range(num_ranks):
+            ours, theirs = _CONTEXT.Pipe()
+            own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            process = _CONTEXT.Process(target=_serve, args=(theirs, own, list(sys.path)), daemon=True)
+            process.start()
+            theirs.close()
+            self.processes.append(process)
+            self._pipes.append(ours)
+
+    def start(self, function: Callable[..., Any], *args: Any, ranks: list[int] | None = None, **kwargs: Any) -> None:
+        """Begin `function(*args, **kwargs)` on every rank, or on `ranks`."""
+        for rank in self._all(ranks):
+            self._pipes[rank].send((function, args, kwargs))
+
+    def finish(self, *, ranks: list[int] | None = None, timeout_s: float = 30) -> list[Outcome]:
+        """Return the outcomes of the functions begun, in rank order."""
+        outcomes = []
+        for rank in self._all(ranks):
+            if not self._pipes[rank].poll(timeout_s):
+                raise TimeoutError(f"rank {rank} did not finish within {timeout_s} s")
+            outcomes.append(self._pipes[rank].recv())
+        return outcomes
+
+    def run(self, function: Callable[..., Any], *args: Any, timeout_s: float = 30, **kwargs: Any) -> list[Any]:
+        """Return what `function(*args, **kwargs)` returns on every rank; an exception there fails the test."""
+        self.start(function, *args, **kwargs)
+        outcomes = self.finish(timeout_s=timeout_s)
+        for rank, outcome in enumerate(outcomes):
+            assert not outcome.error_type, f"rank {rank}:\n{outcome.trace}"
+        return [outcome.value for outcome in outcomes]
+
+    def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a rank."""
+        os.kill(self.processes[rank].pid, number)
+
+    def segments(self) -> list[str]:
+        """Return the names that this job has in /dev/shm."""
+        return sorted(path.name for path in SHM.glob(f"corebound.{self.job_id}.*"))
+
+    def close(self) -> None:
+        """End all processes."""
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.send(None)
+        for process in self.processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for pipe in self._pipes:
+            pipe.close()
+
+    def _all(self, ranks: list[int] | None) -> list[int]:
+        return list(range(len(self._pipes))) if ranks is None else ranks
+
+
+@contextlib.contextmanager
+def start_ranks(num_ranks: int, **environment: str) -> Iterator[Ranks]:
+    """Start processes with the environment of ranks; at the end none is left, and no segment of theirs."""
+    job = Ranks(num_ranks, environment)
+    try:
+        yield job
+    finally:
+        job.close()
+        left = job.segments()
+        for name in left:
+            (SHM / name).unlink()
+    assert left == [], f"left in {SHM}: {left}"
+
+
+def _serve(pipe: Connection, environment: dict[str, str], path: list[str]) -> None:
+    sys.path[:] = path
+    os.environ.update(environment)
+    import torch
+
+    torch.set_num_threads(1)
+    while (request := pipe.recv()) is not None:
+        function, args, kwargs = request
+        try:
+            outcome = Outcome(value=function(*args, **kwargs))
+        except Exception as error:
+            outcome = Outcome(error_type=type(error).__name__, error=str(error), trace=traceback.format_exc())
+        pipe.send(outcome)
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
