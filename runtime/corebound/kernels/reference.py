@@ -53,7 +53,7 @@ def split_qkv(
         q, k, v = qkv.view(tokens, num_heads, 3, head_dim).unbind(2)
     elif layout == "stacked":
         sizes = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
-        q, k, v = (part.view(tokens, -1, head_dim) for part in _split_columns(qkv, sizes))
+        q, k, v = (part.unflatten(1, (-1, head_dim)) for part in _split_columns(qkv, sizes))
     else:
         raise KernelError(f"split_qkv: unknown layout {layout!r}, expected per_head or stacked")
     return q.contiguous(), k.contiguous(), v.contiguous()

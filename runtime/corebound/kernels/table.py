@@ -120,12 +120,16 @@ def select(mode: str, support: NativeSupport, missing: Collection[str] = ()) -> 
 
 
 @contextlib.contextmanager
-def forced(*, mode: str | None = None, missing: Collection[str] = ()) -> Iterator[list[Row]]:
+def forced(*, mode: str | None = None, isa: str | None = None, missing: Collection[str] = ()) -> Iterator[list[Row]]:
     """Choose as if `COREBOUND_KERNELS` were `mode` and the native operators `missing` did not exist; for tests.
+
+    `isa` becomes and stays the variant of this process, as `COREBOUND_ISA` would make it.
 
     Yields the resulting rows. The earlier choice comes back at the end.
     """
-    rows = select(mode or env.settings().kernels, _native_support(mode), missing)
+    settings = env.settings()
+    chosen = mode or settings.kernels
+    rows = select(chosen, _native_support(chosen, isa or settings.isa), missing)
     active.install(rows)
     try:
         yield rows
@@ -147,18 +151,19 @@ def _choose(op: str, mode: str, support: NativeSupport, missing: Collection[str]
     return Row(op=op, implementation="reference", variant="reference", reason=reason)
 
 
-def _native_support(mode: str | None = None) -> NativeSupport:
-    if (mode or env.settings().kernels) == "reference":
+def _native_support(mode: str, isa: str | None) -> NativeSupport:
+    if mode == "reference":
         return NativeSupport()
     from corebound.kernels import native
 
-    return native.support(env.settings().isa)
+    return native.support(isa)
 
 
 @functools.cache
 def _selected() -> tuple[Row, ...]:
-    mode = env.settings().kernels
-    rows = select(mode, _native_support())
+    settings = env.settings()
+    mode = settings.kernels
+    rows = select(mode, _native_support(mode, settings.isa))
     if mode != "reference":
         fallbacks: dict[str, list[str]] = {}
         for row in rows:

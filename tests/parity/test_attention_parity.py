@@ -1,0 +1,102 @@
+"""Native attention over the blocked cache, in every variant and element type, against float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from corebound.kernels import native, reference
+from fixtures.numeric import DTYPES, assert_within_rounding
+
+pytestmark = pytest.mark.native
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sequences with some queries and a context each; `kv_map` None means even groups."""
+
+    queries: tuple[int, ...]
+    contexts: tuple[int, ...]
+    heads: int
+    kv_heads: int
+    dim: int
+    block_size: int = 16
+    alibi: bool = False
+    kv_map: tuple[int, ...] | None = field(default=None)
+
+
+CASES = {
+    "decode of unequal lengths": Case((1, 1, 1), (1, 17, 200), 8, 2, 64),
+    "decode with alibi": Case((1, 1), (64, 65), 3, 3, 64, alibi=True),
+    "decode over many blocks": Case((1,), (700,), 4, 1, 128, block_size=32),
+    "decode with more heads to a kv head than a group takes": Case((1,), (70,), 12, 1, 64),
+    "prefill": Case((70,), (70,), 3, 3, 32, block_size=32),
+    "prefill of one token": Case((1,), (1,), 2, 2, 64),
+    "prefill with an odd head size and alibi": Case((130,), (130,), 2, 2, 33, alibi=True),
+    "a tiny head": Case((3, 1), (3, 20), 2, 1, 1),
+    "the second part of a prompt": Case((40,), (150,), 8, 2, 48),
+    "prefill and decode in one batch, one sequence idle": Case(
+        (1, 5, 0, 33), (40, 5, 3, 100), 5, 3, 40, alibi=True, kv_map=(0, 2, 1, 1, 0)
+    ),
+    "grouped prefill": Case((65,), (65,), 16, 2, 128),
+}
+
+
+def build(case: Case, dtype: torch.dtype) -> dict[str, object]:
+    """Return the arguments of attention: blocks out of order, NaN wherever no key of the sequence is."""
+    generator = torch.Generator().manual_seed(1)
+    num_blocks = sum(-(-length // case.block_size) for length in case.contexts) + 3
+    order = torch.randperm(num_blocks, generator=generator).tolist()
+    caches = [torch.full((num_blocks, case.kv_heads, case.block_size, case.dim), torch.nan) for _ in range(2)]
+    width = max(-(-length // case.block_size) for length in case.contexts) + 1
+    tables = torch.full((len(case.contexts), width), -1, dtype=torch.int32)
+    for row, length in enumerate(case.contexts):
+        for position in range(length):
+            if position % case.block_size == 0:
+                tables[row, position // case.block_size] = order.pop()
+            block = int(tables[row, position // case.block_size])
+            for cache in caches:
+                cache[block, :, position % case.block_size] = torch.randn(case.kv_heads, case.dim, generator=generator)
+    starts = torch.tensor([0, *torch.tensor(case.queries).cumsum(0).tolist()], dtype=torch.int32)
+    return {
+        "q": torch.randn(sum(case.queries), case.heads, case.dim, generator=generator).to(dtype),
+        "key_cache": caches[0].to(dtype),
+        "value_cache": caches[1].to(dtype),
+        "block_tables": tables,
+        "query_starts": starts,
+        "context_lengths": torch.tensor(case.contexts, dtype=torch.int32),
+        "scale": case.dim**-0.5,
+        "alibi_slopes": torch.tensor([2.0 ** -(h + 1) for h in range(case.heads)]) if case.alibi else None,
+        "kv_heads": None if case.kv_map is None else torch.tensor(case.kv_map, dtype=torch.int32),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_attention_is_that_of_float64(variant: str, case: Case, dtype: torch.dtype) -> None:
+    arguments = build(case, dtype)
+    precise = {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in arguments.items()
+    }
+    expected = reference.attention(**precise)  # type: ignore[arg-type]
+    found = native.attention(*arguments.values())
+    # A weighted mean of values of size 1: an error of a score is a relative error of its weight.
+    assert_within_rounding(found, expected, magnitude=4.0, length=case.dim)
+
+
+def test_attention_over_no_tokens_is_empty(variant: str) -> None:
+    arguments = build(Case((0,), (3,), 2, 1, 8), torch.float32)
+    assert native.attention(*arguments.values()).shape == (0, 2, 8)
+
+
+def test_scores_beyond_the_range_of_exp_do_not_overflow(variant: str) -> None:
+    arguments = build(Case((5,), (90,), 2, 1, 16), torch.float32)
+    q = arguments["q"]
+    assert isinstance(q, Tensor)
+    found = native.attention(*(arguments | {"q": q * 1e4}).values())
+    expected = reference.attention(**(arguments | {"q": q * 1e4}))  # type: ignore[arg-type]
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
