@@ -54,7 +54,7 @@ class Supervisor:
         self._give_up_at_s: float | None = None
         # Where there is one node only, a refused policy changes nothing.
         self._policy_matters = several_memory_nodes
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.PollSelector()  # epoll refuses a regular file as standard input
         self._selector.register(signals, selectors.EVENT_READ, self._on_signal)
         self._selector.register(_CONTROL_FD, selectors.EVENT_READ, self._on_control)
 

@@ -6,11 +6,11 @@ import signal
 
 import pytest
 
-from corebound.launcher.events import EventWriter, failure_from_event, failure_of_exit
+from corebound.launcher.events import EventWriter, Failure, failure_from_event, failure_of_exit
 from corebound.launcher.signals import SignalPipe, describe_status
 
 
-def failure(code: int, tail: list[str] | None = None, log: str | None = None):  # type: ignore[no-untyped-def]
+def failure(code: int, tail: list[str] | None = None, log: str | None = None) -> Failure:
     return failure_of_exit(host="node-b", rank=3, pid=42, code=code, log=log, tail=tail or [])
 
 

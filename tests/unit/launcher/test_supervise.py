@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from corebound.launcher.binding import Binding
+from corebound.launcher.events import Failure
+from corebound.launcher.signals import SignalPipe
+from corebound.launcher.supervise import Supervisor, _cause_first
+
+
+class Heard:
+    """Keeps what a supervisor tells."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.failures: list[Failure] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def failed(self, failure: Failure) -> None:
+        self.failures.append(failure)
+
+
+def ended(rank: int, code: int) -> Any:
+    return SimpleNamespace(part=SimpleNamespace(rank=rank), exit_code=code)
+
+
+def reporting(rank: int, report: dict[str, Any], pid: int) -> Any:
+    """A rank whose shim has reported; its status descriptor is the supervisor's own, which `select` never sees."""
+    return SimpleNamespace(
+        part=SimpleNamespace(rank=rank),
+        binding=Binding((rank,), (0,), "bind", 1),
+        report=report,
+        read_status=lambda: True,
+        status_fd=pid,
+        exit_code=0,
+        pid=pid,
+    )
+
+
+def hear(*reports: dict[str, Any], several_memory_nodes: bool = True) -> Heard:
+    heard = Heard()
+    with SignalPipe(()) as signals:
+        supervisor = Supervisor(
+            host="h",
+            grace_s=1.0,
+            events=heard,
+            signals=signals,
+            several_memory_nodes=several_memory_nodes,  # type: ignore[arg-type]
+        )
+        supervisor._selector = SimpleNamespace(unregister=lambda fd: None)  # type: ignore[assignment]
+        supervisor.stop = lambda number: None  # type: ignore[method-assign]
+        for rank, report in enumerate(reports):
+            supervisor._on_status(reporting(rank, report, pid=10_000 + rank))
+    return heard
+
+
+def test_of_ranks_that_end_together_the_killed_one_is_the_cause_and_a_lost_peer_the_effect() -> None:
+    order = sorted([ended(0, 5), ended(1, 1), ended(2, 137), ended(3, 0)], key=_cause_first)
+    assert [rank.part.rank for rank in order if rank.exit_code] == [2, 1, 0]
+
+
+def test_a_refused_memory_policy_gives_one_warning_a_node() -> None:
+    refused = {"policy_error": "Operation not permitted"}
+    heard = hear({"cpus": [0], **refused}, {"cpus": [1], **refused})
+    assert len(heard.warnings) == 1
+    assert "memory policy refused (Operation not permitted)" in heard.warnings[0] and "SYS_NICE" in heard.warnings[0]
+    assert heard.failures == []
+
+
+def test_where_memory_has_one_node_a_refused_policy_is_not_worth_a_word() -> None:
+    assert hear({"cpus": [0], "policy_error": "Operation not permitted"}, several_memory_nodes=False).warnings == []
+
+
+def test_a_rank_on_other_cpus_than_its_own_is_refused() -> None:
+    heard = hear({"cpus": [0, 1], "policy_error": None})
+    assert heard.failures[0].render() == "rank 0 on h (pid 10000) runs on CPUs 0-1 where 0 was to be set"
+    assert heard.failures[0].exit_code == 4
+
+
+def test_a_rank_that_could_not_be_started_says_why() -> None:
+    heard = hear({"error": "./x: Permission denied"})
+    assert heard.failures[0].reason == "could not be started: ./x: Permission denied"
