@@ -22,9 +22,9 @@ class Launch:
     """A running launch, marked in its environment so that all its processes can be found, however they hide."""
 
     def __init__(self, *args: str | Path, cwd: Path, env: dict[str, str] | None = None) -> None:
-        self._marker = uuid.uuid4().hex
+        self.marker = uuid.uuid4().hex
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("COREBOUND_", "OMP_"))}
-        environ |= {"PYTHONPATH": str(PACKAGE_DIR), "LAUNCH_TEST": self._marker, **(env or {})}
+        environ |= {"PYTHONPATH": str(PACKAGE_DIR), "LAUNCH_TEST": self.marker, **(env or {})}
         command = [str(arg) for arg in args]
         if command[0].startswith("-") or command[0].endswith(".py"):
             command = [sys.executable, "-m", "corebound", "run", "--no_local_rank", *command]
@@ -51,7 +51,7 @@ class Launch:
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                    if state not in "ZX" and f"LAUNCH_TEST={self._marker}".encode() in (
+                    if state not in "ZX" and f"LAUNCH_TEST={self.marker}".encode() in (
                         entry / "environ"
                     ).read_bytes().split(b"\0"):
                         found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
@@ -81,6 +81,6 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
     return condition()
 
 
-def segments(mark: str) -> list[str]:
-    """Names of the segments in shared memory that end in a test's own mark."""
-    return [path.name for path in SHM.glob(f"corebound.*.{mark}")]
+def segments(launch: Launch) -> list[str]:
+    """Names of the segments that this launch has in shared memory; its ranks end them in LAUNCH_TEST."""
+    return [path.name for path in SHM.glob(f"corebound.*.{launch.marker}")]

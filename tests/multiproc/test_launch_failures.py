@@ -25,8 +25,8 @@ STUBBORN = """
 import os, signal, subprocess, sys, time
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
-job, rank = os.environ["COREBOUND_JOB_ID"], os.environ["RANK"]
-open(f"/dev/shm/corebound.{job}.stubborn", "w").write("x")
+job, rank, mark = (os.environ[name] for name in ("COREBOUND_JOB_ID", "RANK", "LAUNCH_TEST"))
+open(f"/dev/shm/corebound.{job}.{mark}", "w").write("x")
 subprocess.Popen(["sleep", "120"])
 subprocess.Popen(["sleep", "121"], start_new_session=True)
 subprocess.Popen(["sh", "-c", "setsid sleep 122 & exit 0"])
@@ -111,7 +111,7 @@ def test_a_killed_rank_takes_stubborn_others_and_their_hidden_children_down(star
     assert time.monotonic() - start_s < DOWN_S
     assert f"rank 1 on {os.uname().nodename} (pid {pids[1]}) was killed by SIGKILL" in launch.stderr
     assert launch.processes() == {}
-    assert segments("stubborn") == []
+    assert segments(launch) == []
 
 
 def test_a_killed_agent_takes_everything_down(start: Start, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_killed_agent_takes_everything_down(start: Start, tmp_path: Path) -> N
     assert time.monotonic() - start_s < DOWN_S
     assert "the agent on localhost" in launch.stderr and "was killed by SIGKILL" in launch.stderr
     launch.assert_nothing_left(1.0)
-    assert segments("stubborn") == []
+    assert segments(launch) == []
 
 
 def test_a_killed_launcher_leaves_nothing_behind(start: Start, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_killed_launcher_leaves_nothing_behind(start: Start, tmp_path: Path) -
     os.kill(launch.pid, signal.SIGKILL)
     assert launch.end() == 137
     launch.assert_nothing_left(DOWN_S)
-    assert eventually(lambda: segments("stubborn") == [], 1.0)
+    assert eventually(lambda: segments(launch) == [], 1.0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -224,7 +224,7 @@ def test_a_rank_killed_at_any_moment_brings_the_job_down(start: Start, tmp_path:
         assert time.monotonic() - start_s < DOWN_S
         assert "was killed by SIGKILL" in launch.stderr
         assert launch.processes() == {}
-        assert segments("stubborn") == []
+        assert segments(launch) == []
 
 
 def ranks_of(launch: Launch) -> list[int]:

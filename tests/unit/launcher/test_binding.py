@@ -59,7 +59,7 @@ def rows(topology: Topology, num_ranks: int, core_list: str | None = None) -> li
         ("xeon-2s-ht", 2, ["0-55 bind 0 x56", "56-111 bind 1 x56"]),
         ("xeon-2s-ht", 1, ["0-111 interleave 0-1 x112"]),
         ("xeon-2s-ht", 3, ["0-27 bind 0 x28", "28-55 bind 0 x28", "56-111 bind 1 x56"]),
-        ("hbm-cache", 2, ["0-55 bind 0 x56", "56-111 bind 1 x56"]),
+        ("hbm-cache", 2, ["0-7 bind 0 x8", "8-15 bind 1 x8"]),
         ("flat-hbm", 2, ["0-55 preferred 2 x56", "56-111 preferred 3 x56"]),
         ("flat-hbm", 1, ["0-111 interleave 2-3 x112"]),
         # Even CPUs on one socket, odd on the other [both ranks straddled, without a memory policy].
