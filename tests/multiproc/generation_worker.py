@@ -4,11 +4,12 @@ import json
 import sys
 from pathlib import Path
 
-from corebound import LLM, init_distributed
+from corebound import LLM, init_distributed, logs
 from corebound.engine import SamplingParams
 
 
 def main() -> None:
+    logs.setup("info")
     cases = json.loads(Path(sys.argv[1]).read_text())
     collectives = init_distributed()
     results = []

@@ -38,19 +38,28 @@ def model_dirs(tmp_path_factory):
     return {name: build(root / name, tokenizer=True, **options) for name, (build, options) in models().items()}
 
 
-@pytest.fixture(scope="module")
-def expected(model_dirs):
-    """Greedy tokens of transformers, one prompt at a time and so without padding."""
+def tokens_of_transformers(model_dirs, **params):
+    """Tokens of transformers for every model, one prompt at a time and so without padding."""
     tokens = {}
     for name, path in model_dirs.items():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         tokens[name] = [
-            model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=MAX_NEW_TOKENS, pad_token_id=0)[
-                0, len(prompt) :
-            ].tolist()
+            model.generate(
+                torch.tensor([prompt]), do_sample=False, max_new_tokens=MAX_NEW_TOKENS, pad_token_id=0, **params
+            )[0, len(prompt) :].tolist()
             for prompt in prompts_of_unequal_length()
         ]
     return tokens
+
+
+@pytest.fixture(scope="module")
+def greedy(model_dirs):
+    return tokens_of_transformers(model_dirs)
+
+
+@pytest.fixture(scope="module")
+def beams(model_dirs):
+    return tokens_of_transformers(model_dirs, num_beams=4)
 
 
 def generate(tmp_path, cases, num_ranks, kernels="auto"):
@@ -78,48 +87,63 @@ def token_ids(outputs):
     return [output["token_ids"] for output in outputs]
 
 
-@pytest.mark.parametrize("kernels", ["native", "reference"])
-@pytest.mark.parametrize("num_ranks", RANK_COUNTS)
-def test_greedy_tokens_are_those_of_transformers(tmp_path, model_dirs, expected, num_ranks, kernels):
-    results = generate(tmp_path, [case(path) for path in model_dirs.values()], num_ranks, kernels)
-    assert dict(zip(model_dirs, map(token_ids, results), strict=True)) == expected
+SAMPLED_MODELS = ("bloom-tied", "llama-kv2")
+SAMPLED = (
+    {"temperature": 1.0, "seed": 11},
+    {"temperature": 0.8, "top_k": 12, "seed": 11},
+    {"temperature": 1.2, "top_p": 0.9, "repetition_penalty": 1.3, "seed": 2**64 - 1},
+)
 
 
-def test_small_chunks_and_preemption_change_no_token(tmp_path, model_dirs, expected):
-    names = ["bloom-tied", "llama-kv2"]
-    # 17 KiB a block of one rank: four blocks are less than the four prompts need together.
-    tight = {"max_step_tokens": 7, "max_num_sequences": 4, "kv_cache_gib": 4 * 17 / 2**20}
-    results = generate(tmp_path, [case(model_dirs[name], options=tight) for name in names], 2)
-    assert [token_ids(outputs) for outputs in results] == [expected[name] for name in names]
-
-
-@pytest.fixture(scope="module")
 def sampled_cases(model_dirs):
-    shapes = [
-        {"temperature": 1.0},
-        {"temperature": 0.8, "top_k": 12},
-        {"temperature": 1.2, "top_p": 0.9, "repetition_penalty": 1.3},
-    ]
-    return [
-        case(model_dirs[name], params=shape | {"seed": 11}) for name in ("bloom-tied", "llama-kv2") for shape in shapes
-    ]
+    return [case(model_dirs[name], params=params) for name in SAMPLED_MODELS for params in SAMPLED]
 
 
 @pytest.fixture(scope="module")
-def sampled_alone(tmp_path_factory, sampled_cases):
-    return [token_ids(outputs) for outputs in generate(tmp_path_factory.mktemp("alone"), sampled_cases, 1)]
+def sampled_on_one_rank(tmp_path_factory, model_dirs):
+    results = generate(tmp_path_factory.mktemp("alone"), sampled_cases(model_dirs), 1)
+    return [token_ids(outputs) for outputs in results]
 
 
-@pytest.mark.parametrize("num_ranks", RANK_COUNTS[1:])
-def test_a_seed_gives_the_same_text_on_any_number_of_ranks(tmp_path, sampled_cases, sampled_alone, num_ranks):
-    results = generate(tmp_path, sampled_cases, num_ranks)
-    assert [token_ids(outputs) for outputs in results] == sampled_alone
+@pytest.mark.parametrize("num_ranks", RANK_COUNTS)
+def test_tokens_are_those_of_transformers_on_any_number_of_ranks(
+    tmp_path, model_dirs, greedy, beams, sampled_on_one_rank, num_ranks
+):
+    plain = [case(path) for path in model_dirs.values()]
+    wide = [case(path, params={"num_beams": 4}) for path in model_dirs.values()]
+    # One launch for all, because starting ranks takes longer than generating.
+    results = generate(tmp_path, plain + wide + sampled_cases(model_dirs), num_ranks, kernels="native")
+    tokens = [token_ids(outputs) for outputs in results]
+    count = len(model_dirs)
+    assert dict(zip(model_dirs, tokens[:count], strict=True)) == greedy
+    assert dict(zip(model_dirs, tokens[count : 2 * count], strict=True)) == beams
+    assert tokens[2 * count :] == sampled_on_one_rank, "a seed gave other texts than on one rank"
 
 
-def test_a_sampled_text_does_not_depend_on_its_neighbours(tmp_path, sampled_cases, sampled_alone):
-    alone = [sampled_cases[0] | {"prompts": [prompt]} for prompt in sampled_cases[0]["prompts"]]
-    results = generate(tmp_path, alone, 2)
-    assert [token_ids(outputs)[0] for outputs in results] == sampled_alone[0]
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_reference_kernels_give_the_same_tokens(tmp_path, model_dirs, greedy, num_ranks):
+    results = generate(tmp_path, [case(path) for path in model_dirs.values()], num_ranks, kernels="reference")
+    assert dict(zip(model_dirs, map(token_ids, results), strict=True)) == greedy
+
+
+# Bytes of one block on one of two ranks: keys and values, 2 layers, 8 elements a head of 4 bytes, 32 tokens.
+KV_HEAD_BLOCK_BYTES = 2 * 2 * 8 * 4 * 32
+
+
+@pytest.mark.parametrize(("name", "num_kv_heads"), [("bloom-tied", 3), ("llama-kv2", 1)])
+def test_small_chunks_and_preemption_change_no_token(tmp_path, model_dirs, greedy, capfd, name, num_kv_heads):
+    # The prompts start in five blocks and need six at their ends.
+    cache_gib = 5 * num_kv_heads * KV_HEAD_BLOCK_BYTES / 2**30
+    tight = {"max_step_tokens": 7, "max_num_sequences": 4, "kv_cache_gib": cache_gib}
+    results = generate(tmp_path, [case(model_dirs[name], options=tight)], 2)
+    assert token_ids(results[0]) == greedy[name]
+    assert "160 tokens in 5 blocks" in capfd.readouterr().err
+
+
+def test_a_sampled_text_does_not_depend_on_its_neighbours(tmp_path, model_dirs, sampled_on_one_rank):
+    whole = sampled_cases(model_dirs)[0]
+    results = generate(tmp_path, [whole | {"prompts": [prompt]} for prompt in whole["prompts"]], 2)
+    assert [token_ids(outputs)[0] for outputs in results] == sampled_on_one_rank[0]
 
 
 def test_a_request_that_cannot_run_ends_every_rank_with_its_reason(tmp_path, model_dirs, capfd):

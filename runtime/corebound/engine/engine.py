@@ -6,11 +6,13 @@ import itertools
 import secrets
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from corebound.engine.beams import BeamSearch, blocks_for_beams
 from corebound.engine.kv_cache import BlockCopy
 from corebound.engine.request import FinishReason, Request, RequestOutput
 from corebound.engine.sampling import Answer
@@ -66,17 +68,22 @@ class Engine:
         self._eos_token_ids = eos_token_ids
         self._max_context = max_context
         self._active: dict[Sequence, _Active] = {}
+        self._beam_requests: deque[Sequence] = deque()
+        self._search: BeamSearch | None = None
 
     @property
     def has_work(self) -> bool:
         """Whether any request is unfinished."""
-        return self._scheduler.has_work
+        return self._scheduler.has_work or bool(self._beam_requests)
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises: RequestError as `check` does."""
         params = request.params
         max_length = self.check(request)
         sequence = Sequence(request, max_length)
+        if params.num_beams > 1:
+            self._beam_requests.append(sequence)
+            return
         stream = TextStream(self._tokenizer, request.prompt_token_ids, params.stop)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         self._scheduler.add(sequence)
@@ -96,8 +103,6 @@ class Engine:
         unknown = [token for token in prompt if not 0 <= token <= last]
         if unknown:
             raise RequestError(f"{where}: token id {unknown[0]} is not in the vocabulary, 0 to {last}")
-        if params.num_beams > 1:
-            raise RequestError(f"num_beams {params.num_beams}: beam search comes with a later release", hint="use 1")
         limit = self._max_context
         if limit is not None and len(prompt) >= limit:
             raise RequestError(
@@ -105,11 +110,22 @@ class Engine:
                 hint="shorten the prompt",
             )
         max_length = min(len(prompt) + params.max_new_tokens, limit or sys.maxsize)
-        self._scheduler.check_fits(max_length)
+        if params.num_beams > 1:
+            scheduler = self._scheduler
+            needed = blocks_for_beams(len(prompt), max_length - 1, params.num_beams, scheduler.block_size)
+            scheduler.check_blocks(max_length, needed)
+        else:
+            self._scheduler.check_fits(max_length)
         return max_length
 
     def step(self) -> list[Update]:
-        """Run one step on all ranks and return what became known by it."""
+        """Run one step on all ranks and return what became known by it.
+
+        Beam searches run one at a time, when nothing else does: the blocks that one may need are then all free.
+        """
+        return self._decode_step() if self._scheduler.has_work and self._search is None else self._beam_step()
+
+    def _decode_step(self) -> list[Update]:
         chunks = self._scheduler.schedule()
         answers = iter(self._runner.run([input_of(chunk, self._row(chunk)) for chunk in chunks], []))
         updates = []
@@ -119,6 +135,38 @@ class Engine:
             if wants_logits:
                 updates.append(self._append(self._active[chunk.sequence], next(answers).token_ids[0]))
         return updates
+
+    def _beam_step(self) -> list[Update]:
+        sequence = self._beam_requests[0]
+        params = sequence.request.params
+        if self._search is None:
+            self._search = BeamSearch(
+                sequence.request,
+                self._scheduler.allocator,
+                block_size=self._scheduler.block_size,
+                max_length=sequence.max_length,
+                end_token_ids=frozenset(params.stop_token_ids)
+                | (frozenset() if params.ignore_eos else self._eos_token_ids),
+                vocab_size=self._runner.vocab_size,
+                max_step_tokens=self._scheduler.max_step_tokens,
+            )
+        search = self._search
+        answers = self._runner.run(*search.inputs())
+        search.advance(answers)
+        if answers:
+            sequence.token_times_s.append(time.perf_counter())
+        if not search.is_done:
+            return []
+        search.close()
+        self._search = None
+        self._beam_requests.popleft()
+        sequence.token_ids += search.best.token_ids
+        stream = TextStream(self._tokenizer, sequence.request.prompt_token_ids)
+        for token_id in search.best.token_ids:
+            stream.add(token_id)
+        text = stream.take(is_last=True)
+        output = _output(_Active(sequence, stream, 0), search.best.reason)
+        return [Update(request_id=sequence.request.id, new_text=text, output=output)]
 
     def _row(self, chunk: Chunk) -> SamplingRow | None:
         if not chunk.wants_logits:

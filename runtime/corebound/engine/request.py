@@ -62,6 +62,11 @@ class SamplingParams:
                 f"num_beams {self.num_beams} with temperature {self.temperature}: beam search does not sample",
                 hint="leave temperature at 0, or num_beams at 1",
             )
+        if self.num_beams > 1 and (self.stop or self.repetition_penalty != 1.0):
+            raise RequestError(
+                f"num_beams {self.num_beams} with stop strings or a repetition penalty: beam search has neither yet",
+                hint="leave them out, or num_beams at 1",
+            )
 
     def _require(self, holds: bool, name: str, expected: str) -> None:
         if not holds:

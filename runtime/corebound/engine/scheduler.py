@@ -52,7 +52,10 @@ class Scheduler:
     def check_fits(self, max_length: int) -> None:
         """Raise RequestError when prompt and continuation of `max_length` tokens exceed the whole cache."""
         # The last token is given out and never computed, so it needs no place.
-        needed = blocks_for(max_length - 1, self.block_size)
+        self.check_blocks(max_length, blocks_for(max_length - 1, self.block_size))
+
+    def check_blocks(self, max_length: int, needed: int) -> None:
+        """Raise RequestError when the `needed` blocks of a request of `max_length` tokens exceed the whole cache."""
         if needed > self.allocator.num_blocks:
             raise RequestError(
                 f"a request of {max_length} tokens (prompt and continuation) needs {needed * self.block_size} tokens "

@@ -124,6 +124,7 @@ def test_the_models_context_limits_the_continuation():
         ([1, -1], {}, "token id -1"),
         ([1] * 30, {}, "prompt 3 has 30 tokens: the model's context is 30"),
         ([1] * 9, {"max_new_tokens": 20}, "whole cache holds 16"),
+        ([1] * 4, {"max_new_tokens": 5, "num_beams": 5}, "9 tokens .* needs 24 tokens of KV cache, .* holds 16"),
     ],
 )
 def test_a_request_that_cannot_run_is_refused_before_it_starts(prompt, params, message):

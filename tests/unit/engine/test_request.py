@@ -43,6 +43,12 @@ def test_beams_do_not_mix_with_sampling():
         SamplingParams(num_beams=4, temperature=0.7)
 
 
+@pytest.mark.parametrize("other", [{"stop": ("a",)}, {"repetition_penalty": 1.2}])
+def test_beams_refuse_what_they_would_ignore(other):
+    with pytest.raises(RequestError, match="beam search has neither yet"):
+        SamplingParams(num_beams=4, **other)
+
+
 def test_one_stop_string_need_not_be_a_list():
     assert SamplingParams(stop="\n").stop == ("\n",)
 
