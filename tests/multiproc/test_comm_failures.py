@@ -217,3 +217,17 @@ def test_a_planned_provider_is_refused() -> None:
         (outcome,) = job.finish()
         assert outcome.error_type == "CommError"
         assert "not in this release" in outcome.error
+
+
+def test_a_forced_variant_that_does_not_exist_is_an_error_and_no_reason_to_use_gloo() -> None:
+    with start_ranks(2, COREBOUND_ISA="avx9000") as job:
+        job.start(tasks.join)
+        for outcome in job.finish(timeout_s=60):
+            assert outcome.error_type == "ConfigError"
+            assert "avx9000" in outcome.error
+
+
+def test_a_group_without_a_time_limit_works() -> None:
+    with start_ranks(2) as job:
+        job.run(tasks.join, "auto", float("inf"))
+        job.run(tasks.call, "world", "all_reduce")

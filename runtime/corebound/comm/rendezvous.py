@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import time
-from datetime import timedelta
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from corebound.comm.base import from_torch_error
+from corebound.comm.base import as_timedelta, from_torch_error
 from corebound.config import env
 from corebound.config.env import RankEnvironment
 from corebound.errors import CommError, CommTimeoutError
@@ -40,7 +39,7 @@ def join(place: RankEnvironment, timeout_s: float) -> dist.ProcessGroup:
             store=PrefixStore(f"{_PREFIX}/gloo", store),
             rank=place.rank,
             world_size=place.world_size,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=as_timedelta(timeout_s),
         )
     except (RuntimeError, ValueError) as error:
         raise from_torch_error(error, operation="connecting all ranks", rank=place.rank) from error
@@ -59,7 +58,7 @@ def _open_store(place: RankEnvironment, timeout_s: float) -> TCPStore:
             place.master_port,
             place.world_size,
             is_master=place.rank == 0,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=as_timedelta(timeout_s),
             wait_for_workers=False,
         )
     except (RuntimeError, ValueError) as error:
@@ -87,7 +86,7 @@ def _roll_call(store: Store, place: RankEnvironment, timeout_s: float, deadline:
         return
     try:
         # Rank 0 may have started later than this rank; its verdict comes at the latest one timeout after its start.
-        store.wait([_VERDICT], timedelta(seconds=max(deadline - time.monotonic(), 0) + timeout_s + _FAREWELL_S))
+        store.wait([_VERDICT], as_timedelta(max(deadline - time.monotonic(), 0) + timeout_s + _FAREWELL_S))
         verdict = json.loads(store.get(_VERDICT))
         store.add("readers", 1)
     except RuntimeError as error:

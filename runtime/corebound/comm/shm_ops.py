@@ -10,7 +10,7 @@ import torch
 
 from corebound import native
 from corebound.config import env
-from corebound.errors import CommError, CommTimeoutError, PeerLostError
+from corebound.errors import CommError, CommTimeoutError, ConfigError, KernelError, PeerLostError
 from corebound.topology.native_report import native_active_isa
 
 PEER_LOST, TIMED_OUT, MISUSE, NO_SPACE, SYSTEM, UNSUPPORTED = 1, 2, 3, 4, 5, 6
@@ -58,10 +58,14 @@ def load() -> None:
 
     The variant that COREBOUND_ISA names is forced first: a group keeps the one that is active when it is made.
 
-    Raises: KernelError when the native libraries were not built, or that variant cannot run here.
+    Raises: KernelError when the native libraries were not built; ConfigError when that variant cannot run here.
     """
     library()
-    native_active_isa(env.settings().isa)
+    try:
+        native_active_isa(env.settings().isa)
+    except KernelError as error:
+        # The library is there: what is wrong is the name. Falling back to gloo would hide that.
+        raise ConfigError(f"COREBOUND_ISA: {error.message}", hint="unset it to take the best variant") from error
     native.load_torch_ops()
     torch.library.register_fake("corebound::shm_all_reduce_", _fake_nothing)
     torch.library.register_fake("corebound::shm_broadcast_", _fake_nothing)

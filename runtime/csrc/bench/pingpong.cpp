@@ -9,6 +9,7 @@
 #include <ctime>
 
 #include <emmintrin.h>
+#include <sched.h>
 
 #include "export.h"
 
@@ -16,6 +17,7 @@ namespace {
 
 constexpr size_t flag_stride = 128;
 constexpr size_t max_processes = 64;
+constexpr int max_spins = 2000;
 
 double now_us() {
   timespec t = {};
@@ -74,8 +76,12 @@ COREBOUND_API int corebound_bench_floor(void *shared, int rank, int num_processe
       if (process == rank) {
         continue;
       }
-      while (flag(process).load(std::memory_order_acquire) < round) {
-        _mm_pause();
+      for (int spin = 0; flag(process).load(std::memory_order_acquire) < round; ++spin) {
+        if (spin < max_spins) {
+          _mm_pause();
+        } else {
+          ::sched_yield(); // more processes than processors: the one awaited may need this one
+        }
       }
       add(static_cast<float *>(payload), reinterpret_cast<const float *>(buffer(process, round)), num_bytes / 4);
     }

@@ -1,0 +1,43 @@
+"""`corebound bench allreduce` on real ranks: the rows it promises, and the speed that the project claims."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from corebound.cli.bench import bench
+
+pytestmark = [pytest.mark.multiproc, pytest.mark.native]
+
+
+def measured(*arguments: str) -> dict[tuple[str, str], dict[str, Any]]:
+    result = CliRunner().invoke(bench, ["allreduce", "--json", *arguments])
+    assert result.exit_code == 0, result.output
+    return {(row["provider"], row["entry"]): row for row in json.loads(result.stdout)["rows"]}
+
+
+def test_every_provider_has_a_row_with_the_fixed_keys() -> None:
+    rows = measured("--bytes", "4KiB", "--dtype", "float32", "--rounds", "2")
+    assert set(rows) == {
+        ("floor", "plain"),
+        ("floor", "streaming"),
+        ("gloo", "python"),
+        ("shm", "native"),
+        ("shm", "python"),
+    }
+    for row in rows.values():
+        assert (row["dtype"], row["bytes"], row["num_ranks"]) == ("float32", 4096, 2)
+        assert 0 < row["p10_us"] <= row["p50_us"] <= row["p90_us"] <= row["p99_us"]
+    assert rows["shm", "native"]["floor_us"] == min(rows["floor", e]["p50_us"] for e in ("plain", "streaming"))
+
+
+@pytest.mark.bench
+def test_8_kib_is_20_times_faster_than_gloo_and_within_twice_the_floor() -> None:
+    rows = measured("--bytes", "8KiB")
+    shm, gloo = rows["shm", "native"], rows["gloo", "python"]
+    assert shm["p50_us"] * 20 <= gloo["p50_us"]
+    assert rows["shm", "python"]["p50_us"] * 20 <= gloo["p50_us"]
+    assert shm["p50_us"] <= 2 * shm["floor_us"]

@@ -1,0 +1,65 @@
+"""The allreduce benchmark's flags and table, without ranks."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from corebound.cli import bench_allreduce
+from corebound.cli.bench import bench
+from corebound.cli.bench_allreduce import SizeType, render
+
+ROW = {
+    "provider": "shm",
+    "entry": "native",
+    "dtype": "bfloat16",
+    "bytes": 8192,
+    "num_ranks": 2,
+    "floor_us": 2.0,
+    "p10_us": 1.0,
+    "p50_us": 3.0,
+    "p90_us": 4.0,
+    "p99_us": 5.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"), [("8192", 8192), ("8KiB", 8192), ("8 kib", 8192), ("1MiB", 2**20), ("64kB", 64_000)]
+)
+def test_sizes_have_units(text: str, num_bytes: int) -> None:
+    assert SizeType().convert(text, None, None) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "KiB", "8 furlongs", "-8", "0", "3", "2GiB", "1.5KiB"])
+def test_other_sizes_are_refused_and_shown(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="found"):
+        SizeType().convert(text, None, None)
+
+
+def test_the_table_shows_units_and_the_distance_from_the_floor() -> None:
+    lines = render({"rows": [ROW]}).splitlines()
+    assert lines[0] == "all-reduce, bfloat16, 2 ranks"
+    assert lines[1].split()[:3] == ["size", "provider", "entry"]
+    assert lines[2].split() == ["8", "KiB", "shm", "native", "1.0", "3.0", "4.0", "5.0", "1.50x"]
+
+
+def test_json_has_the_rows_and_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def run_ranks(request: dict[str, object], num_ranks: int) -> tuple[dict[str, object], int]:
+        asked.update(request, num_ranks=num_ranks)
+        return {"rows": [ROW], "method": bench_allreduce.METHOD}, 0
+
+    monkeypatch.setattr(bench_allreduce, "run_ranks", run_ranks)
+    result = CliRunner().invoke(bench, ["allreduce", "--bytes", "8KiB", "--dtype", "float32", "--json"])
+    assert result.exit_code == 0, result.output
+    assert asked == {"bytes": [8192], "dtype": "float32", "rounds": 20, "num_ranks": 2}
+    assert '"p50_us": 3.0' in result.output
+    assert "CLOCK_MONOTONIC" in result.output
+
+
+def test_a_mistyped_benchmark_gets_the_nearest_name() -> None:
+    result = CliRunner().invoke(bench, ["alreduce"])
+    assert result.exit_code == 2
+    assert "Did you mean `allreduce`?" in result.output
