@@ -19,7 +19,7 @@ from corebound.kernels.ops import (
     split_qkv,
     store_kv,
 )
-from corebound.kernels.table import OPS, Row, active_isa, forced, table
+from corebound.kernels.selection import OPS, Row, active_isa, forced, table
 
 __all__ = [
     "OPS",

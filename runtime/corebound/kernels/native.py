@@ -17,7 +17,7 @@ from torch import Tensor
 from corebound import native as libraries
 from corebound.errors import KernelError
 from corebound.kernels import fake
-from corebound.kernels.table import NativeSupport
+from corebound.kernels.selection import NativeSupport
 
 # More rows than this are arithmetic, not memory traffic, and belong to torch. Equal to max_linear_rows of kernels.h.
 MAX_LINEAR_ROWS = 8
@@ -95,7 +95,7 @@ def _checked(op: str) -> Callable[..., Any]:
 
 def __getattr__(name: str) -> Callable[..., Any]:
     # Operators whose arguments pass through unchanged; the others are functions below.
-    from corebound.kernels.table import OPS
+    from corebound.kernels.selection import OPS
 
     if name not in OPS:
         raise AttributeError(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from corebound.kernels.table import active
+from corebound.kernels.selection import active
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ from corebound.cli.doctor_checks import machine, probes, software
 from corebound.cli.doctor_checks.base import Check, Facts, Probes
 from corebound.config.env import Settings
 from corebound.errors import KernelError
-from corebound.kernels.table import OPS
+from corebound.kernels.selection import OPS
 from corebound.topology import IsaReport, read_topology
 from corebound.topology.isa import assess_isa
 from corebound.topology.tree import Tree

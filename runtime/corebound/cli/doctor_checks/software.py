@@ -8,7 +8,7 @@ import re
 
 from corebound.cli.doctor_checks.base import Check, Facts, Status
 from corebound.errors import KernelError
-from corebound.kernels.table import OPS
+from corebound.kernels.selection import OPS
 
 MIN_TORCH = (2, 10)
 _PACKAGES = ("safetensors", "tokenizers", "transformers")
