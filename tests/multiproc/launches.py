@@ -28,6 +28,8 @@ class Launch:
         command = [str(arg) for arg in args]
         if command[0].startswith("-") or command[0].endswith(".py"):
             command = [sys.executable, "-m", "corebound", "run", "--no_local_rank", *command]
+        # Under nohup, or in the background of a script, these tests would hand on signals that are ignored.
+        command = ["env", "--default-signal=HUP,INT,QUIT,TERM", *command]
         self.process = subprocess.Popen(
             command, cwd=cwd, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
