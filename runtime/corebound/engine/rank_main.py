@@ -113,7 +113,7 @@ def _line(outputs: list[RequestOutput], report: dict[str, Any]) -> str:
         f"first token {report['first_token_ms']:.1f} ms",
         *([f"next {later:.1f} ms"] if later is not None else []),
         f"ready in {report['ready_s']:.1f} s",
-        f"{len(report['ranks'])} ranks",
+        "1 rank" if len(report["ranks"]) == 1 else f"{len(report['ranks'])} ranks",
     ]
     return ", ".join(parts)
 

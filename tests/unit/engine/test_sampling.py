@@ -108,7 +108,7 @@ def test_draws_follow_the_distribution_of_transformers(row, widths):
         top_p=row.get("top_p", 1.0),
         penalty=row.get("repetition_penalty", 1.0),
     )
-    num_draws = 6000
+    num_draws = 2000
     rows = [SamplingRow(**row, seed=9, position=index, seen=np.array(seen, np.int32)) for index in range(num_draws)]
     answers, _ = sample(logits.repeat(num_draws, 1), rows, widths)
     counts = np.bincount([answer.token_ids[0] for answer in answers], minlength=24)

@@ -1,0 +1,69 @@
+"""The executor on ranks that are threads: every rank computes the same step, and rank 0 gets the answers."""
+
+import pytest
+import torch
+
+from corebound.engine import executor as module
+from corebound.engine.executor import Executor
+from corebound.engine.step import SamplingRow, StepInput
+from fixtures.thread_group import run_ranks
+
+VOCAB_SIZE = 3000
+
+
+class FakeDecoder:
+    """Logits that depend on the tokens of the step; keeps every batch it saw."""
+
+    def __init__(self, rank, size):
+        cuts = [VOCAB_SIZE * index // size for index in range(size + 1)]
+        self.vocab_start, self.vocab_stop = cuts[rank], cuts[rank + 1]
+        self.batches = []
+
+    def forward(self, batch, kv_cache):
+        self.batches.append(batch.token_ids.tolist())
+        words = torch.arange(self.vocab_start, self.vocab_stop, dtype=torch.float32)
+        rows = batch.token_ids[batch.logits_rows].float().unsqueeze(1)
+        return torch.sin(words * 12.9898 + rows * 78.233)
+
+
+def run_on(num_ranks, steps):
+    """Run steps on ranks that are threads and return rank 0's answers and all decoders."""
+    decoders = [FakeDecoder(rank, num_ranks) for rank in range(num_ranks)]
+
+    def rank_main(collectives):
+        executor = Executor(decoders[collectives.rank], [], collectives, block_size=4)
+        if collectives.rank:
+            return executor.follow()
+        answers = [executor.run(parts) for parts in steps]
+        executor.stop()
+        return answers
+
+    return run_ranks(num_ranks, rank_main)[0], decoders
+
+
+def part(tokens, **row):
+    return StepInput(tokens, 0, list(range(-(-len(tokens) // 4))), SamplingRow(**row) if row or row == {} else None)
+
+
+STEPS = [
+    [part([5, 6, 7]), part([9])],
+    [StepInput([1, 2], 0, [0], None)],
+    [part([3], temperature=1.0, seed=5), part([4], temperature=0.1, top_p=0.9, seed=6)],
+    [part([8], temperature=50.0, top_p=0.99, seed=7)],  # a nucleus of nearly all words: several exchanges
+    [part(list(range(2000)))],  # more than the first message holds
+]
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_ranks_compute_equal_steps_and_the_answers_are_those_of_one_rank(num_ranks):
+    alone, one = run_on(1, STEPS)
+    answers, decoders = run_on(num_ranks, STEPS)
+    assert answers == alone
+    for decoder in decoders:
+        assert decoder.batches == one[0].batches
+    assert [len(answer) for answer in answers] == [2, 0, 2, 1, 1]
+
+
+def test_a_step_of_many_tokens_needs_the_second_message():
+    words = module.encode_step(STEPS[-1], 4)
+    assert len(words) > module._INLINE_WORDS
