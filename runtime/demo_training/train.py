@@ -30,7 +30,7 @@ log = logging.getLogger("demo_training")
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
 BOS_ID, EOS_ID, PAD_ID = 1, 2, 3
 IGNORED_LABEL = -100
-# ALiBi sets no limit of its own; this is what the configuration states, as BLOOM does.
+# What the configuration states, as BLOOM's does; ALiBi itself sets no limit.
 CONTEXT_TOKENS = 2048
 HELD_OUT_SEED_OFFSET = 1_000_003
 WRITTEN_BY_HAND = Path(__file__).resolve().parent / "held_out.txt"
@@ -228,13 +228,14 @@ def save(model: BloomForCausalLM, tokenizer: Tokenizer, output: Path, figures: d
         pad_token="<pad>",  # noqa: S106
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        model_max_length=CONTEXT_TOKENS,
     )
     wrapped.save_pretrained(output)
     # The class that this version of transformers writes is unknown to older ones; the general name is known to all.
+    # A largest length would only make the tokenizer warn of an end that ALiBi does not have.
     config_path = output / "tokenizer_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    config.pop("backend", None)
+    for key in ("backend", "model_max_length"):
+        config.pop(key, None)
     config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (output / "training.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     write_manifest(output)
