@@ -1,0 +1,40 @@
+"""Code built for one instruction set must not be reachable where it may not run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import corebound
+
+pytestmark = pytest.mark.native
+
+LIBRARY = Path(corebound.__file__).parent / "lib" / "libcorebound.so"
+# 256- and 512-bit registers, masks, and everything else encoded with VEX or EVEX starts with a v.
+WIDE = re.compile(r"%[yz]mm|%k[0-7]|\tv[a-z]")
+# Unnamed namespaces are internal to their file. What has a linkage name must say which variant it belongs to.
+CONFINED = re.compile(r"avx2|avx512|\(anonymous namespace\)|\.avx")
+
+
+def test_wide_instructions_are_only_in_functions_of_a_variant() -> None:
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump (binutils) is not installed")
+    if not LIBRARY.is_file():
+        pytest.skip("the native library is not built")
+    listing = subprocess.run(
+        ["objdump", "-d", "-C", "--no-show-raw-insn", str(LIBRARY)], capture_output=True, text=True, check=True
+    ).stdout
+    function, leaks, num_wide = "", set(), 0
+    for line in listing.splitlines():
+        if line.endswith(">:"):
+            function = line.split(" ", 1)[1]
+        elif WIDE.search(line):
+            num_wide += 1
+            if not CONFINED.search(function):
+                leaks.add(function)
+    assert num_wide > 1000, "the variants are not in the library, or the listing was not understood"
+    assert leaks == set()
