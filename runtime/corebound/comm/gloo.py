@@ -12,6 +12,7 @@ from torch._C._distributed_c10d import AllgatherOptions, AllreduceOptions, Barri
 
 from corebound.comm.base import as_timedelta, check_root, from_torch_error
 from corebound.comm.objects import broadcast_object
+from corebound.errors import CommError
 
 
 class GlooCollectives:
@@ -78,11 +79,15 @@ class GlooCollectives:
         self._closed = True
         if self._owns_group and dist.is_initialized():
             dist.destroy_process_group(None if self.group is dist.group.WORLD else self.group)
+        # A gloo group that lives until the interpreter ends takes the process down with SIGABRT: its threads still run.
+        del self.group
 
     def _limit(self, timeout_s: float | None) -> timedelta:
         return self._timeout if timeout_s is None else as_timedelta(timeout_s)
 
     def _wait(self, operation: str, tensor: torch.Tensor | None, start: Callable[[], Any]) -> None:
+        if self._closed:
+            raise CommError(f"gloo {operation} on rank {self.rank}: the group was closed")
         # torch raises RuntimeError for everything: a lost peer, a timeout, and a dtype that gloo does not know.
         try:
             start().wait()
