@@ -1,0 +1,45 @@
+"""`corebound bench memory`: its table and its JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+from click.testing import CliRunner
+
+from corebound.cli import bench_memory
+from corebound.kernels.memory_probe import ReadBandwidth
+
+
+@pytest.fixture(autouse=True)
+def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(cpus: Sequence[int], *, bytes_per_thread: int, num_repetitions: int) -> ReadBandwidth:
+        rate = 20.0 * len(cpus)
+        return ReadBandwidth(
+            cpus=tuple(cpus), bytes_per_thread=64, median_gb_per_s=rate, best_gb_per_s=rate + num_repetitions
+        )
+
+    monkeypatch.setattr(bench_memory, "core_sets", lambda topology: [(0,), (4,), (0, 4)])
+    monkeypatch.setattr(bench_memory, "measure_read", measured)
+
+
+def test_json_has_a_row_for_every_set_of_cpus() -> None:
+    done = CliRunner().invoke(bench_memory.memory, ["--json", "--repetitions", "3"])
+    assert done.exit_code == 0
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["num_threads"], row["cpus"], row["read_gb_per_s"], row["best_gb_per_s"]) for row in rows] == [
+        (1, [0], 20.0, 23.0),
+        (1, [4], 20.0, 23.0),
+        (2, [0, 4], 40.0, 43.0),
+    ]
+
+
+def test_the_table_has_units() -> None:
+    lines = CliRunner().invoke(bench_memory.memory, []).stdout.splitlines()
+    assert lines[0].split("  ")[-2:] == ["read GB/s", "best GB/s"]
+    assert lines[-1].split() == ["2", "0,4", "40.0", "49.0"]
+
+
+def test_no_repetitions_is_refused() -> None:
+    assert CliRunner().invoke(bench_memory.memory, ["--repetitions", "0"]).exit_code == 2
