@@ -14,9 +14,9 @@ import click
 from corebound.cli.launch_options import launch_options, spec_from_options
 from corebound.config import env
 from corebound.engine.request import DTYPES, LATER_DTYPES, SamplingParams, require_dtype
-from corebound.errors import ConfigError
-from corebound.launcher import launch
-from corebound.launcher.launch import is_this_machine
+from corebound.errors import EXIT_CONFIG, ConfigError
+from corebound.launcher import run_launch
+from corebound.launcher.launch import is_this_machine, report
 from corebound.launcher.plan import plan
 from corebound.launcher.spec import LaunchSpec
 from corebound.models import ModelDescription, describe, resolve_model, verify_manifest
@@ -94,7 +94,11 @@ def generate(
         options["bind_cores_to_rank"] = False
     spec = spec_from_options(RANK_COMMAND, bind_by_default=True, rank0_stdin=json.dumps(job).encode(), **options)
     check_ranks(description, spec)
-    return launch(spec)
+    outcome = run_launch(spec)
+    # A request that cannot run is no failure of a rank: rank 0 has said all there is to say.
+    if outcome.exit_code != EXIT_CONFIG:
+        report(outcome)
+    return outcome.exit_code
 
 
 def check_ranks(description: ModelDescription, spec: LaunchSpec) -> None:

@@ -16,7 +16,7 @@ from corebound.config import env
 from corebound.engine.llm import LLM
 from corebound.engine.metrics import summary
 from corebound.engine.request import RequestOutput, SamplingParams
-from corebound.errors import ConfigError, CoreboundError
+from corebound.errors import EXIT_OK, ConfigError, CoreboundError, RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,14 @@ def main() -> int:
         world_size=rank.world_size if rank else None,
         host=socket.gethostname(),
     )
+    is_first = rank is None or rank.rank == 0
     try:
-        _run(rank is None or rank.rank == 0)
+        _run(is_first)
+    except RequestError as error:
+        # Every rank gets it, once is enough for the reader.
+        if is_first:
+            sys.stderr.write(f"{error.render()}\n")
+        return error.exit_code if is_first else EXIT_OK
     except CoreboundError as error:
         sys.stderr.write(f"{error.render()}\n")
         return error.exit_code

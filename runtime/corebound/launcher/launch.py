@@ -52,11 +52,16 @@ def launch(spec: LaunchSpec) -> int:
     Raises: CoreboundError when the launch cannot be started as asked.
     """
     outcome = run_launch(spec)
+    report(outcome)
+    return outcome.exit_code
+
+
+def report(outcome: LaunchOutcome) -> None:
+    """Log how a launch failed or what stopped it; nothing if all went well."""
     if outcome.failure is not None:
         _log.error("%s", outcome.failure.render())
     elif outcome.interrupted is not None:
         _log.warning("stopped by %s", outcome.interrupted.name)
-    return outcome.exit_code
 
 
 def run_launch(spec: LaunchSpec) -> LaunchOutcome:

@@ -9,6 +9,8 @@ import pytest
 
 from corebound.cli import generate as module
 from corebound.cli.main import main
+from corebound.launcher import LaunchOutcome
+from corebound.launcher.events import Failure
 from corebound.models import resolve_model
 
 
@@ -16,7 +18,7 @@ from corebound.models import resolve_model
 def launched(monkeypatch):
     """The specs that would have been launched."""
     specs = []
-    monkeypatch.setattr(module, "launch", lambda spec: specs.append(spec) or 0)
+    monkeypatch.setattr(module, "run_launch", lambda spec: specs.append(spec) or LaunchOutcome())
     return specs
 
 
@@ -171,11 +173,29 @@ def test_ranks_that_do_not_divide_name_the_counts_that_would_work(launched, mode
     assert launched == []
 
 
+def outcome_of(exit_code):
+    return LaunchOutcome(exit_code=exit_code, failure=Failure(host="here", exit_code=exit_code, reason="died", rank=1))
+
+
+def test_a_failed_rank_is_reported_and_its_code_is_ours(monkeypatch, model_dir, capsys):
+    monkeypatch.setattr(module, "run_launch", lambda spec: outcome_of(137))
+    assert main(["generate", "--model", str(model_dir), "--prompt", "a"]) == 137
+    assert "rank 1 on here died" in capsys.readouterr().err
+
+
+def test_a_refused_request_is_not_reported_as_a_failed_rank(monkeypatch, model_dir, capsys):
+    # Rank 0 has printed the reason by then.
+    monkeypatch.setattr(module, "run_launch", lambda spec: outcome_of(2))
+    assert main(["generate", "--model", str(model_dir), "--prompt", "a"]) == 2
+    assert "died" not in capsys.readouterr().err
+
+
 def test_everything_before_the_launch_works_without_torch():
     script = (
         "import sys\n"
         "from corebound.cli import generate\n"
-        "generate.launch = lambda spec: 0\n"
+        "from corebound.launcher import LaunchOutcome\n"
+        "generate.run_launch = lambda spec: LaunchOutcome()\n"
         "from corebound.cli.main import main\n"
         "assert main(['generate', '--model', 'demo', '--prompt', 'a', '--num-accelerators', '1']) == 0\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
