@@ -10,12 +10,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from corebound.comm import init_distributed as init_distributed
     from corebound.engine import LLM as LLM
+    from corebound.engine import SamplingParams as SamplingParams
 
 # Public names are loaded on first use, so that `corebound plan` and `corebound doctor` never import torch.
-_LAZY = {"LLM": "corebound.engine", "init_distributed": "corebound.comm"}
+_LAZY = {"LLM": "corebound.engine", "SamplingParams": "corebound.engine", "init_distributed": "corebound.comm"}
 _LAZY_MODULES = ("comm", "kernels", "topology")
 
-__all__ = ["LLM", "init_distributed"]
+__all__ = ["LLM", "SamplingParams", "init_distributed"]
 
 
 def __getattr__(name: str) -> Any:
