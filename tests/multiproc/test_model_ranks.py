@@ -1,0 +1,58 @@
+"""The decoder on real ranks: transformers' tokens, and identical bits on all of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corebound.launcher import LaunchSpec, launch
+from fixtures.decoding import transformers_greedy
+from fixtures.tiny_models import build_bloom, build_llama
+
+pytestmark = [pytest.mark.multiproc, pytest.mark.slow, pytest.mark.timeout(300)]
+
+WORKER = Path(__file__).with_name("model_worker.py")
+TESTS = Path(__file__).parents[1]
+PROMPTS = [[5, 17, 80, 3, 44, 9, 61, 23, 11, 90, 35], [7], [12, 99, 31, 4]]
+NUM_NEW_TOKENS = 8
+
+
+def run(tmp_path: Path, num_ranks: int, task: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
+    """Return what every rank reported for the task."""
+    task = {**task, "output": str(tmp_path / "report")}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    spec = LaunchSpec(
+        command=(sys.executable, str(WORKER)),
+        arguments=(str(tmp_path / "task.json"),),
+        num_accelerators=num_ranks,
+        env={"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent / 'runtime'}:{TESTS}", **environment},
+    )
+    assert launch(spec) == 0
+    return [json.loads((tmp_path / f"report.{rank}").read_text()) for rank in range(num_ranks)]
+
+
+@pytest.mark.parametrize(
+    ("family", "num_ranks", "provider", "dtype"),
+    [
+        ("bloom", 2, "auto", "bfloat16"),
+        ("bloom", 4, "auto", "float32"),
+        ("bloom", 3, "gloo", "float32"),
+        ("llama", 2, "auto", "float32"),
+        ("llama", 4, "auto", "bfloat16"),
+        ("llama", 3, "gloo", "bfloat16"),
+    ],
+)
+def test_all_ranks_hold_identical_bits(tmp_path: Path, family: str, num_ranks: int, provider: str, dtype: str) -> None:
+    build = {"bloom": build_bloom, "llama": build_llama}[family]
+    model = build(tmp_path / family)
+    task = {"do": "greedy", "model": str(model), "prompts": PROMPTS, "num_new_tokens": NUM_NEW_TOKENS, "dtype": dtype}
+    reports = run(tmp_path, num_ranks, task, COREBOUND_COMM=provider)
+    assert len({report["digest"] for report in reports}) == 1
+    assert provider in ("auto", reports[0]["provider"])
+    if dtype == "float32":
+        expected = transformers_greedy(model, PROMPTS, NUM_NEW_TOKENS)
+        assert all(report["tokens"] == expected for report in reports)
