@@ -161,7 +161,7 @@ void score_keys(const T *q, const T *const *keys, int64_t count, int64_t head_di
   constexpr int together = Vec::width > M ? Vec::width / M : 1;
   float out[M * together];
   for (int64_t j = 0; j < count; j += together) {
-    dot_block<M, together, 1>(q, head_dim, keys + j, head_dim, out);
+    dot_block<M, together, 1, true>(q, head_dim, keys + j, head_dim, out);
     for (int m = 0; m < M; ++m) {
       for (int s = 0; s < together; ++s) {
         scores[m * key_tile + j + s] = out[m * together + s];

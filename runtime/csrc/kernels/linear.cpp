@@ -1,17 +1,19 @@
 // The matrix-vector product of decode. It is bound by memory, so what matters is how the weight is read: as one
 // ascending stream, a row at a time, which the hardware prefetcher follows at full speed. Reading neighbouring rows
-// side by side costs a third of the bandwidth, and software prefetch gains nothing. With several inputs the cached
-// inputs become the bottleneck; then two streams, far apart, share every load of an input.
+// side by side costs a third of the bandwidth, and software prefetch gains nothing. With several inputs the loads of
+// the inputs from the cache become the bottleneck; then a few streams, far apart, share every one of them.
 #include "kernels/dot.h"
 #include "kernels/ops_internal.h"
 
 COREBOUND_BEGIN_VARIANT
 
-template <class T, int M> struct Shape {
-  static constexpr bool many_registers = Vec::width == 16;
-  static constexpr int streams = M > 2 && many_registers ? 2 : 1;
-  static constexpr int unroll = M == 1 ? 4 : M == 2 ? 2 : 1;
-};
+// Streams by number of inputs: as many as the accumulators of all pairs leave registers for.
+constexpr int streams_of_32_registers[] = {1, 4, 3, 6, 4, 4, 3, 3};
+constexpr int streams_of_16_registers[] = {1, 2, 2, 2, 1, 1, 1, 1};
+
+template <int M>
+constexpr int num_streams = Vec::width == 16 ? streams_of_32_registers[M - 1] : streams_of_16_registers[M - 1];
+template <int M> constexpr int unroll = M == 1 ? 4 : M == 2 ? 2 : 1;
 
 template <class T, int M, int S>
 void write_outputs(const LinearArgs &args, const float *sums, int64_t row, int64_t stride) {
@@ -35,13 +37,13 @@ void linear_streams(const LinearArgs &args, int64_t begin, int64_t count, int64_
       rows[s] = weight + (row + s * stride) * args.inputs;
     }
     float sums[M * S];
-    dot_block<M, S, Shape<T, M>::unroll>(x, args.inputs, rows, args.inputs, sums);
+    dot_block<M, S, unroll<M>, false>(x, args.inputs, rows, args.inputs, sums);
     write_outputs<T, M, S>(args, sums, row, stride);
   }
 }
 
 template <class T, int M> void linear_rows(const LinearArgs &args, int64_t begin, int64_t end) {
-  constexpr int streams = Shape<T, M>::streams;
+  constexpr int streams = num_streams<M>;
   const int64_t stride = (end - begin) / streams;
   linear_streams<T, M, streams>(args, begin, stride, stride);
   if (const int64_t rest = begin + streams * stride; rest < end) {

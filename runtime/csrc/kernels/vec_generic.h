@@ -13,9 +13,19 @@ struct Vec {
 
   static Vec zero() { return {Floats{0, 0, 0, 0}}; }
   static Vec set(float x) { return {Floats{x, x, x, x}}; }
-  template <class T> static Vec load(const T *p) {
-    return {Floats{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}};
+  static Vec load(const float *p) {
+    Floats v;
+    std::memcpy(&v, p, sizeof(v));
+    return {v};
   }
+  static Vec load(const bf16 *p) {
+    typedef uint16_t Halves __attribute__((vector_size(8)));
+    typedef uint32_t Words __attribute__((vector_size(16)));
+    Halves halves;
+    std::memcpy(&halves, p, sizeof(halves));
+    return {reinterpret_cast<Floats>(__builtin_convertvector(halves, Words) << 16)};
+  }
+  static Vec load(const f16 *p) { return {Floats{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}}; }
   template <class T> void store(T *p) const {
     for (int i = 0; i < width; ++i) {
       p[i] = from_float<T>(v[i]);
