@@ -36,6 +36,8 @@ MODELS: dict[str, Builder] = {
         for tied in (True, False)
     },
     "llama-biases": lambda path: build_llama(path, attention_bias=True, mlp_bias=True),
+    # On 4 ranks rank 1 has heads 4 to 7, which read kv head 0 once and kv head 1 three times.
+    "llama-uneven-groups": lambda path: build_llama(path, num_heads=15, num_kv_heads=3),
     "llama-wide-heads": lambda path: build_llama(path, head_dim=16),
     "llama-rope-linear": lambda path: build_llama(
         path, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
@@ -104,8 +106,8 @@ def test_float32_logits_and_greedy_tokens_are_those_of_transformers(
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("num_ranks", [1, 3])
-@pytest.mark.parametrize("name", ["bloom-untied", "llama-kv2-tied", "llama-biases", "llama-wide-heads"])
+@pytest.mark.parametrize("num_ranks", [1, 4])
+@pytest.mark.parametrize("name", ["bloom-untied", "llama-kv2-tied", "llama-biases", "llama-uneven-groups"])
 def test_native_kernels_give_the_tokens_of_transformers_too(
     cases: Callable[[str], Case], name: str, num_ranks: int
 ) -> None:
