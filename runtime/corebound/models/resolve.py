@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from corebound.config.suggest import nearest
 from corebound.errors import ModelLoadError
 from corebound.logs import get_logger
 
@@ -56,7 +57,8 @@ def _download(hub_id: str) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelLoadError(
             f"model {hub_id}: no such directory, and not to be had from the Hugging Face hub: {reason}",
-            hint="give the path of a local directory, check the id, or download it where the hub can be reached; "
+            hint=(f"did you mean `{DEMO}`? " if nearest(hub_id, [DEMO]) else "")
+            + "give the path of a local directory, check the id, or download it where the hub can be reached; "
             "`--model demo` needs no download",
         ) from error
     return Path(found)

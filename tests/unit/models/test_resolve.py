@@ -68,4 +68,7 @@ def test_an_unreachable_hub_names_both_possibilities(error: Exception, monkeypat
         resolve_model("some-org/some-model")
     assert "no such directory, and not to be had from the Hugging Face hub" in caught.value.message
     assert "long story" not in caught.value.message
-    assert "path of a local directory" in str(caught.value.hint)
+    assert str(caught.value.hint).startswith("give the path of a local directory")
+    with pytest.raises(ModelLoadError) as caught:
+        resolve_model("dmeo")
+    assert str(caught.value.hint).startswith("did you mean `demo`? give the path")
