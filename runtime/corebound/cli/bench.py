@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-
 import click
 
-from corebound.config.suggest import nearest
+from corebound.cli.lazy_group import LazyGroup
 
 # Subcommand -> (module that holds its click command under the same name, one line of help). Some need torch.
 BENCHMARKS: dict[str, tuple[str, str]] = {
@@ -16,35 +14,13 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
 }
 
 
-class _Benchmarks(click.Group):
-    """A group that imports a benchmark's module only when it is used."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(BENCHMARKS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in BENCHMARKS:
-            return None
-        module = BENCHMARKS[cmd_name][0]
-        command = getattr(importlib.import_module(module), cmd_name)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{module}.{cmd_name} is not a command")
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, BENCHMARKS[name][1]) for name in sorted(BENCHMARKS)])
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in BENCHMARKS:
-            close = nearest(args[0], BENCHMARKS)
-            hint = f"Did you mean `{close}`?" if close else f"Benchmarks: {', '.join(sorted(BENCHMARKS))}."
-            raise click.UsageError(f"No such benchmark {args[0]!r}. {hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-
-@click.command(cls=_Benchmarks)
+@click.command(cls=LazyGroup, table=BENCHMARKS, noun="benchmark")
 def bench() -> None:
-    """Measure this machine and Corebound on it, against its own ceiling."""
+    """Measure this machine and Corebound on it, against its own ceiling.
+
+    \b
+    Examples:
+      corebound bench memory
+      corebound bench allreduce --bytes 8KiB
+      corebound bench generate --shape llama-1.1b --num-ranks 2 --compare transformers
+    """  # noqa: D301  click reads the \b

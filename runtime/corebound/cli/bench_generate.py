@@ -80,7 +80,7 @@ def generate(
     cache_dir: Path | None,
     as_json: bool,
 ) -> int:
-    r"""Measure prefill and decode of one prompt, and how much of the memory's read bandwidth decode reaches.
+    """Measure prefill and decode of one prompt, and how much of the memory's read bandwidth decode reaches.
 
     Every round starts the ranks anew. The ceiling is what as many threads read from memory on the same cores, measured
     before and after each round. With --compare the rounds of both engines alternate, so that both see the same machine.
@@ -89,7 +89,7 @@ def generate(
     Examples:
       corebound bench generate --model demo --num-ranks 2
       corebound bench generate --shape llama-1.1b --num-ranks 2 --compare transformers
-    """
+    """  # noqa: D301  click reads the \b
     require_dtype(dtype)
     if compare is not None:
         require_choice("engine", compare, PEERS, where="--compare")

@@ -15,7 +15,7 @@ from corebound.topology import format_cpu_list, read_topology
 @click.option("--repetitions", default=9, show_default=True, type=click.IntRange(1), help="Reads of each buffer.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def memory(repetitions: int, as_json: bool) -> None:
-    r"""Measure how fast memory is read by one core, by the cores of each NUMA node and by all allowed cores.
+    """Measure how fast memory is read by one core, by the cores of each NUMA node and by all allowed cores.
 
     Every token that is decoded reads all weights once, so this is the most that decode can reach. The figure is the
     median of the repetitions; on a machine that others share, compare it with the best.
@@ -25,7 +25,7 @@ def memory(repetitions: int, as_json: bool) -> None:
       corebound bench memory
       corebound bench memory --json | jq '.rows[-1].read_gb_per_s'
       taskset -c 0-7 corebound bench memory    the first eight CPUs only
-    """
+    """  # noqa: D301  click reads the \b
     topology = read_topology()
     results = []
     for cpus in core_sets(topology):

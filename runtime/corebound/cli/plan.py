@@ -112,4 +112,6 @@ def print_plan(spec: LaunchSpec, whole: LaunchPlan, console: Console) -> None:
     size = f"{_count(len(whole.ranks), 'rank')} on {_count(len(whole.nodes), 'host')}"
     choice = "" if spec.master_port else " (a free port, should that one be busy)"
     console.print(f"\n{size} meet at {whole.master_addr}:{whole.master_port}{choice}", highlight=False)
+    if any(node.bound is False for node in whole.nodes) and not spec.bind_cores_to_rank:
+        console.print("cores are shared: --bind_cores_to_rank gives each rank its own", highlight=False)
     console.print(f"rank 0 runs: {shlex.join(whole.ranks[0].command)}", highlight=False, markup=False)

@@ -86,8 +86,12 @@ def _try_library(gloo: GlooCollectives) -> str:
 
 
 def _rules_text(shm: ShmCollectives) -> str:
-    rules = [f"{rule['algorithm']}/{rule['store']} to {rule['max_bytes']} B" for rule in shm.details["rules"]]
-    return f"{shm.details['variant']}; {', '.join(rules)}"
+    found = shm.details["rules"]
+    kinds = [f"{rule['algorithm']} with {rule['store']} stores" for rule in found]
+    # Neighbours with the same choice are one range; the last rule also serves everything above it.
+    ends = [index for index in range(len(found)) if kinds[index : index + 1] != kinds[index + 1 : index + 2]]
+    ranges = [f"{kinds[index]} up to {found[index]['max_bytes'] // 1024} KiB" for index in ends[:-1]]
+    return f"{shm.details['variant']}; all-reduce {', '.join([*ranges, kinds[-1]])}{' above' if ranges else ''}"
 
 
 def _log(chosen: Collectives, reason: str, *, level: int = logging.INFO) -> None:

@@ -67,7 +67,7 @@ def reserve_port(asked: int | None) -> PortReservation:
                 hint="choose another port, or leave out --master_port to have a free one chosen",
             ) from error
     reservation = PortReservation(0)
-    _log.info("port %d is busy: the ranks meet on port %d", DEFAULT_MASTER_PORT, reservation.port)
+    _log.debug("port %d is busy: the ranks meet on port %d", DEFAULT_MASTER_PORT, reservation.port)
     return reservation
 
 

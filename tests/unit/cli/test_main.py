@@ -1,0 +1,44 @@
+"""The entry of the command: what it prints for mistakes, and with which exit code."""
+
+from __future__ import annotations
+
+import pytest
+
+from corebound.cli.main import VERBS, main
+from corebound.errors import EXIT_CONFIG
+
+
+def test_a_mistyped_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["genrate"]) == EXIT_CONFIG
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert "Did you mean `generate`?" in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("verb", ["plan", "run", "generate"])
+def test_a_mistyped_flag_names_the_nearest_and_where_help_is(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--hostfil", "x"]) == EXIT_CONFIG
+    error = capsys.readouterr().err
+    assert "--hostfile" in error
+    assert f"hint: `corebound {verb} --help`" in error
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_the_help_of_every_verb_keeps_its_examples_on_lines_of_their_own(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "--help"]) == 0
+    help_text = capsys.readouterr().out
+    assert "\\b" not in help_text
+    assert any(line.strip().startswith(f"corebound {verb}") for line in help_text.splitlines()[2:])
+
+
+def test_a_wrong_environment_value_is_an_error_with_its_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COREBOUND_COMM", "shmm")
+    assert main(["doctor"]) == EXIT_CONFIG
+    error = capsys.readouterr().err
+    assert "COREBOUND_COMM" in error
+    assert "shm" in error
