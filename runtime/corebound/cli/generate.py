@@ -23,6 +23,7 @@ from corebound.models import ModelDescription, describe, resolve_model, verify_m
 from corebound.models.resolve import DEMO
 from corebound.sharding import shard_plan
 from corebound.topology import Topology, read_topology
+from corebound.topology.native_report import native_active_isa
 
 RANK_COMMAND = (sys.executable, "-m", "corebound.engine.rank_main")
 # Reading a file for its digest takes as long as loading it, so only small models are checked every time.
@@ -94,6 +95,9 @@ def generate(
         options["bind_cores_to_rank"] = False
     spec = spec_from_options(RANK_COMMAND, bind_by_default=True, rank0_stdin=json.dumps(job).encode(), **options)
     check_ranks(description, spec)
+    forced_isa = env.settings().isa
+    if forced_isa is not None:
+        native_active_isa(forced_isa)
     outcome = run_launch(spec)
     # A request that cannot run is no failure of a rank: rank 0 has said all there is to say.
     if outcome.exit_code != EXIT_CONFIG:

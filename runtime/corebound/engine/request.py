@@ -44,13 +44,19 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         self._require(_is_int(self.max_new_tokens) and self.max_new_tokens >= 1, "max_new_tokens", "1 or more")
         self._require(_is_number(self.temperature) and 0 <= self.temperature < 1e6, "temperature", "0 (greedy) or more")
-        self._require(self.top_k is None or (_is_int(self.top_k) and self.top_k >= 1), "top_k", "1 or more, or None")
+        self._require(
+            self.top_k is None or (_is_int(self.top_k) and self.top_k >= 1),
+            "top_k",
+            "1 or more, or nothing for no limit",
+        )
         self._require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         self._require(
             _is_number(self.repetition_penalty) and 0 < self.repetition_penalty < 1e6, "repetition_penalty", "above 0"
         )
         self._require(
-            self.seed is None or (_is_int(self.seed) and 0 <= self.seed <= MAX_SEED), "seed", "0 to 2**64 - 1, or None"
+            self.seed is None or (_is_int(self.seed) and 0 <= self.seed <= MAX_SEED),
+            "seed",
+            "0 to 2**64 - 1, or nothing for a random one",
         )
         self._require(all(isinstance(text, str) and text for text in self.stop), "stop", "strings that are not empty")
         self._require(

@@ -33,7 +33,7 @@ def load_model(
     fields = load_shard(plan, collectives.rank, description.entries, dtype=dtype, progress=progress)
     decoder = Decoder(description, plan, arrange(fields, description.num_layers), collectives)
     _log.info(
-        "%s: %d of %d heads, %d kv heads, words %d to %d, %.1f MiB of weights",
+        "%s: %d of %d heads, %d kv heads, vocabulary rows %d to %d, %.1f MiB of weights",
         description.name,
         decoder.num_heads,
         description.num_heads,
