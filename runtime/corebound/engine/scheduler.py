@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -61,7 +60,7 @@ class Scheduler:
             raise RequestError(
                 f"a request of {max_length} tokens (prompt and continuation) needs {needed * self.block_size} tokens "
                 f"of KV cache, the whole cache holds {self.allocator.num_blocks * self.block_size}",
-                hint=f"make kv_cache_gib {math.ceil(needed / self.allocator.num_blocks)} times as large, or shorten the request",
+                hint=f"make kv_cache_gib {needed / self.allocator.num_blocks:.2f} times as large, or shorten the request",
             )
 
     def add(self, sequence: Sequence) -> None:
