@@ -60,7 +60,7 @@ class Scheduler:
             raise RequestError(
                 f"a request of {max_length} tokens (prompt and continuation) needs {needed * self.block_size} tokens "
                 f"of KV cache, the whole cache holds {self.allocator.num_blocks * self.block_size}",
-                hint=f"make kv_cache_gib {needed / self.allocator.num_blocks:.2f} times as large, or shorten the request",
+                hint=f"make kv_cache_gib {needed / self.allocator.num_blocks:.2f} times as large, or ask for less",
             )
 
     def add(self, sequence: Sequence) -> None:
