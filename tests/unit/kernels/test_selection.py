@@ -48,7 +48,9 @@ def test_a_fallback_is_logged_once_with_its_operators_and_reason(
 ) -> None:
     some = NativeSupport(variants={op: "avx2" for op in OPS if op not in ("gelu", "linear")})
     monkeypatch.setattr(selection, "_native_support", lambda mode, isa: some)
+    # As at start: an earlier test may have set up the log, and pytest listens to such a logger by itself.
     monkeypatch.setattr(logging.getLogger("corebound"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("corebound"), "handlers", [])
     selection._selected.cache_clear()
     try:
         with caplog.at_level(logging.WARNING, logger="corebound"):
