@@ -22,7 +22,7 @@ from corebound.launcher.part import AgentPart, RankPart, part_from_json
 from corebound.launcher.processes import remove_segments
 from corebound.launcher.ranks import start_rank
 from corebound.launcher.shim import set_death_signal
-from corebound.launcher.signals import SignalPipe
+from corebound.launcher.signals import SignalPipe, awaitable_children
 from corebound.launcher.spec import LOCALHOST
 from corebound.launcher.supervise import WATCHED, Supervisor
 from corebound.topology import read_topology
@@ -31,6 +31,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _FOREIGN_BINDING = ("KMP_AFFINITY", "GOMP_CPU_AFFINITY")
 
 
+@awaitable_children()
 def main(argv: list[str]) -> int:
     """Carry out the part on standard input and return the exit code of the launch."""
     events_fd = int(argv[1]) if argv[:1] == ["--events-fd"] else None

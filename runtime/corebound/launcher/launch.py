@@ -24,7 +24,7 @@ from corebound.launcher.part import AgentPart, RankPart
 from corebound.launcher.plan import LaunchPlan, NodePlan, plan
 from corebound.launcher.ports import reserve_port
 from corebound.launcher.processes import processes_of_job, remove_segments, send
-from corebound.launcher.signals import SignalPipe, describe_status
+from corebound.launcher.signals import SignalPipe, awaitable_children, describe_status
 from corebound.launcher.spec import LOCALHOST, LaunchSpec
 from corebound.launcher.supervise import FORWARDED
 from corebound.launcher.transports.local import LocalAgent
@@ -64,6 +64,7 @@ def report(outcome: LaunchOutcome) -> None:
         _log.warning("stopped by %s", outcome.interrupted.name)
 
 
+@awaitable_children()
 def run_launch(spec: LaunchSpec) -> LaunchOutcome:
     """Run a launch to its end and return how it ended; nothing is left running and no segment remains.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
@@ -50,6 +51,24 @@ class SignalPipe:
         except BlockingIOError:
             return []
         return [signal.Signals(number) for number in data]
+
+
+@contextmanager
+def awaitable_children() -> Iterator[None]:
+    """While entered, children that end can be waited for, even if we were started with SIGCHLD ignored.
+
+    The kernel forgets the status of a child when its parent ignores the signal, and every failure would look like 0.
+    """
+    ignored = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+    )
+    if ignored:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:

@@ -79,16 +79,36 @@ class Supervisor:
                 break
         for rank in self._ranks:
             rank.drain(timeout_s=0.5)
+            self._require_status(rank)
         if self._failure is not None:
             return self._failure.exit_code
         return 0 if self._interrupt is None else 128 + self._interrupt
 
     def fail(self, failure: Failure) -> None:
         """Record the first failure and stop everything."""
-        if self._failure is None and self._interrupt is None:
-            self._failure = failure
-            self._events.failed(failure)
+        if self._record(failure):
             self.stop(signal.SIGTERM)
+
+    def _record(self, failure: Failure) -> bool:
+        if self._failure is not None or self._interrupt is not None:
+            return False
+        self._failure = failure
+        self._events.failed(failure)
+        return True
+
+    def _require_status(self, rank: RankProcess) -> None:
+        """Take a rank for failed whose end we missed: nobody knows that it went well."""
+        if rank.exit_code is None:
+            self._record(
+                Failure(
+                    host=self._host,
+                    rank=rank.part.rank,
+                    pid=rank.pid,
+                    exit_code=EXIT_LAUNCH,
+                    reason="ended without a status",
+                    tail=tuple(rank.stderr.tail()),
+                )
+            )
 
     def stop(self, number: signal.Signals) -> None:
         """Ask all processes of the job to stop; a second call kills them."""

@@ -3,6 +3,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from corebound.launcher.binding import Binding
 from corebound.launcher.events import Failure
 from corebound.launcher.signals import SignalPipe
@@ -83,3 +85,21 @@ def test_a_rank_on_other_cpus_than_its_own_is_refused() -> None:
 def test_a_rank_that_could_not_be_started_says_why() -> None:
     heard = hear({"error": "./x: Permission denied"})
     assert heard.failures[0].reason == "could not be started: ./x: Permission denied"
+
+
+def test_a_rank_whose_end_was_missed_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_child(pid: int, options: int) -> tuple[int, int]:
+        raise ChildProcessError
+
+    monkeypatch.setattr("corebound.launcher.supervise.os.waitpid", no_child)
+    heard = Heard()
+    rank = reporting(3, {}, pid=10_003)
+    rank.exit_code = None
+    rank.drain = lambda timeout_s: None
+    rank.stderr = SimpleNamespace(tail=lambda: ["last words"])
+    with SignalPipe(()) as signals:
+        supervisor = Supervisor(host="h", grace_s=1.0, events=heard, signals=signals)  # type: ignore[arg-type]
+        supervisor._ranks = [rank]
+        assert supervisor.run() == 4
+    assert [failure.reason for failure in heard.failures] == ["ended without a status"]
+    assert heard.failures[0].tail == ("last words",)
