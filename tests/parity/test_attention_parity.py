@@ -100,3 +100,35 @@ def test_scores_beyond_the_range_of_exp_do_not_overflow(variant: str) -> None:
     found = native.attention(*(arguments | {"q": q * 1e4}).values())
     expected = reference.attention(**(arguments | {"q": q * 1e4}))  # type: ignore[arg-type]
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("name", ["decode of unequal lengths", "decode with alibi", "prefill", "grouped prefill"])
+@pytest.mark.parametrize("place", ["q", "key_cache", "value_cache"])
+def test_nan_in_a_query_a_key_or_a_value_reaches_every_output_that_it_should(
+    variant: str, place: str, name: str, dtype: torch.dtype
+) -> None:
+    arguments = build(CASES[name], dtype)
+    tables, poisoned = arguments["block_tables"], arguments[place]
+    assert isinstance(tables, Tensor) and isinstance(poisoned, Tensor)
+    if place == "q":
+        poisoned[0, 1, 3] = torch.nan
+    else:  # the first position, which every query of the first sequence sees
+        poisoned[int(tables[0, 0]), 0, 0, 3] = torch.nan
+    expected = reference.attention(**arguments)  # type: ignore[arg-type]
+    found = native.attention(*arguments.values())
+    assert expected.isnan().any() and not expected.isnan().all()
+    assert torch.equal(found.isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize("position", [0, 5, 63, 64, 69])
+def test_nan_in_any_one_key_reaches_the_queries_that_see_it(variant: str, position: int) -> None:
+    arguments = build(CASES["prefill"], torch.float32)
+    keys, tables = arguments["key_cache"], arguments["block_tables"]
+    assert isinstance(keys, Tensor) and isinstance(tables, Tensor)
+    keys[int(tables[0, position // 32]), 1, position % 32, 0] = torch.nan
+    found = native.attention(*arguments.values())
+    sees = torch.arange(70) >= position
+    assert torch.equal(found[:, 1].isnan().all(-1), sees)
+    assert torch.equal(found[:, 1].isnan().any(-1), sees)
+    assert not found[:, [0, 2]].isnan().any()

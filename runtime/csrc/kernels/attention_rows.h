@@ -69,7 +69,8 @@ constexpr Ramp make_ramp() {
 constexpr Ramp ramp = make_ramp();
 
 // Turns the raw scores of a row into weights: scales the first `visible`, adds alibi, takes the exponentials, and
-// zeroes the rest of the tile. Returns the factor by which results of earlier tiles shrink.
+// zeroes the rest of the tile. Returns the factor by which results of earlier tiles shrink. A score that is NaN makes
+// its weight NaN, and by the sum the whole row, whatever the maximum made of it.
 inline float update_softmax(float *row, int64_t visible, float scale, float slope, int64_t distance, float &largest,
                             float &sum) {
   const Vec slopes = Vec::set(slope), start = Vec::set(slope * static_cast<float>(distance)), scales = Vec::set(scale);

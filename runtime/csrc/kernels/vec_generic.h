@@ -42,6 +42,7 @@ inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
 inline Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
 inline Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+// b when either is NaN.
 inline Vec min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
 inline Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
@@ -59,7 +60,7 @@ inline Vec round(Vec x) {
   return (x + magic) - magic;
 }
 
-// x * 2^n for integral n and a normal result.
+// x * 2^n for integral n and a normal result; NaN when both are NaN (whose conversion has no bit left after the shift).
 inline Vec scale_by_power(Vec x, Vec n) {
   const Vec::Ints exponent = __builtin_convertvector(n.v, Vec::Ints);
   return {reinterpret_cast<Vec::Floats>(reinterpret_cast<Vec::Ints>(x.v) + (exponent << 23))};
