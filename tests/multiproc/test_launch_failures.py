@@ -103,6 +103,46 @@ def test_a_failure_counts_even_if_the_shell_ignores_the_end_of_children(start: S
     assert "exited with code 7" in launch.stderr
 
 
+@pytest.mark.slow
+def test_a_rank_that_lost_its_peer_is_not_blamed_for_the_peers_failure(start: Start, script: Any) -> None:
+    name = script("import os, time\nif os.environ['RANK'] == '1':\n    os._exit(5)\ntime.sleep(0.3)\nos._exit(6)\n")
+    for _ in range(10):
+        launch = start("--num_accelerators", "2", name)
+        assert launch.end() == 6, launch.stderr
+        assert "rank 0 on " in launch.stderr and launch.stderr.count("exited with code") == 1
+
+
+def test_the_peers_own_failure_is_awaited(start: Start, script: Any) -> None:
+    name = script("import os, time\nif os.environ['RANK'] == '1':\n    os._exit(5)\ntime.sleep(0.3)\nos._exit(6)\n")
+    launch = start("--num_accelerators", "3", name)
+    assert launch.end() == 6
+    assert "rank 1 on " not in launch.stderr and launch.stderr.count("exited with code 6") == 1
+
+
+@pytest.mark.parametrize("others", ["time.sleep(60)", "time.sleep(0.2)", "pass"])
+def test_a_lost_peer_is_the_failure_if_no_other_comes(start: Start, tmp_path: Path, script: Any, others: str) -> None:
+    name = script(
+        f"import os, sys, time\nopen('up' + os.environ['RANK'], 'w').write('1')\n"
+        f"if os.environ['RANK'] == '1':\n    sys.stderr.write('peer lost\\n')\n    sys.exit(5)\n{others}\n"
+    )
+    launch = start("--num_accelerators", "2", name)
+    up(tmp_path)
+    start_s = time.monotonic()
+    assert launch.end() == 5
+    assert time.monotonic() - start_s < DOWN_S
+    assert "rank 1 on " in launch.stderr and "exited with code 5" in launch.stderr and "    peer lost" in launch.stderr
+
+
+def test_a_lost_peer_brings_even_stubborn_ranks_down_in_time(start: Start, script: Any, tmp_path: Path) -> None:
+    name = script("import os, runpy\nif os.environ['RANK'] == '1':\n    os._exit(5)\nrunpy.run_path('stubborn.py')\n")
+    launch = start("--num_accelerators", "2", name)
+    up(tmp_path, num_ranks=1)
+    start_s = time.monotonic()
+    assert launch.end() == 5
+    assert time.monotonic() - start_s < DOWN_S
+    assert launch.processes() == {}
+
+
 def test_many_ranks_that_fail_at_once_give_one_failure(start: Start, script: Any) -> None:
     launch = start("--num_accelerators", "16", script("raise SystemExit(9)\n"))
     assert launch.end() == 9
@@ -168,11 +208,33 @@ def test_stubborn_ranks_are_killed_after_the_signal_and_at_once_after_a_second(s
     up(tmp_path)
     start_s = time.monotonic()
     os.kill(launch.pid, signal.SIGINT)
-    time.sleep(0.3)
+    time.sleep(0.7)  # at once would be taken for the same signal
     os.kill(launch.pid, signal.SIGINT)
     assert launch.end() == 130
     assert time.monotonic() - start_s < 1.9  # less than the grace
     assert launch.processes() == {}
+
+
+@pytest.mark.parametrize("case", ["the launcher dies", "a service manager signals all"])
+def test_what_arrives_by_two_ways_does_not_take_the_time_to_finish(
+    start: Start, script: Any, tmp_path: Path, case: str
+) -> None:
+    name = script(
+        "import os, signal, sys, time\nrank = os.environ['RANK']\n"
+        "def stop(number, frame):\n    signal.signal(15, signal.SIG_IGN)\n    time.sleep(0.7)\n"
+        "    open('finished' + rank, 'w').write('1')\n    os._exit(0)\n"
+        "signal.signal(15, stop)\nopen('up' + rank, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
+    )
+    launch = start("--num_accelerators", "2", name)
+    pids = up(tmp_path)
+    if case == "the launcher dies":
+        os.kill(launch.pid, signal.SIGKILL)
+    else:
+        for pid in (launch.pid, launch.agent_pid(), *pids):
+            os.kill(pid, signal.SIGTERM)
+    launch.end()
+    assert eventually(lambda: all((tmp_path / f"finished{rank}").exists() for rank in (0, 1)))
+    launch.assert_nothing_left()
 
 
 def test_a_signal_to_the_agent_itself_ends_the_job(start: Start, tmp_path: Path) -> None:

@@ -25,6 +25,10 @@ from corebound.launcher.signals import SignalPipe
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WATCHED = (signal.SIGCHLD, *FORWARDED)
 _CONTROL_FD = 0
+# A rank that lost its peer may be gone before that peer has ended: so long the peer's own failure may still come.
+_CAUSE_WAIT_S = 1.0
+# The end of the launcher, or a signal to all processes of a service, comes in by several ways: all of them are one.
+_SAME_STOP_S = 0.5
 _KILL_REPEAT_S = 0.1
 _KILL_LIMIT_S = 5.0
 
@@ -49,7 +53,10 @@ class Supervisor:
         self._control = control
         self._ranks: list[RankProcess] = []
         self._failure: Failure | None = None
+        self._suspect: Failure | None = None
+        self._suspect_until_s: float | None = None
         self._interrupt: signal.Signals | None = None
+        self._stopped_at_s: float | None = None
         self._kill_at_s: float | None = None
         self._give_up_at_s: float | None = None
         # Where there is one node only, a refused policy changes nothing.
@@ -71,10 +78,13 @@ class Supervisor:
     def run(self) -> int:
         """Wait until no process of the job is left and return the exit code of the launch."""
         while self._reap():
-            timeout_s = None if self._kill_at_s is None else max(0.0, self._kill_at_s - time.monotonic())
+            deadlines_s = [at_s for at_s in (self._kill_at_s, self._suspect_until_s) if at_s is not None]
+            timeout_s = max(0.0, min(deadlines_s) - time.monotonic()) if deadlines_s else None
             for key, _ in self._selector.select(timeout_s):
                 handler: Callable[[], None] = key.data
                 handler()
+            if self._suspect_until_s is not None and time.monotonic() >= self._suspect_until_s:
+                self._blame_suspect()
             if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s and not self._kill():
                 break
         for rank in self._ranks:
@@ -93,8 +103,21 @@ class Supervisor:
         if self._failure is not None or self._interrupt is not None:
             return False
         self._failure = failure
+        self._suspect_until_s = None
         self._events.failed(failure)
         return True
+
+    def _suspect_or_fail(self, failure: Failure) -> None:
+        """Fail, but give a rank that lost its peer some time for the peer to turn out as the cause."""
+        if failure.exit_code != EXIT_COMM or self.stopping:
+            self.fail(failure)
+        elif self._suspect is None:
+            self._suspect = failure
+            self._suspect_until_s = time.monotonic() + _CAUSE_WAIT_S
+
+    def _blame_suspect(self) -> None:
+        if self._suspect is not None:
+            self.fail(self._suspect)
 
     def _require_status(self, rank: RankProcess) -> None:
         """Take a rank for failed whose end we missed: nobody knows that it went well."""
@@ -111,11 +134,13 @@ class Supervisor:
             )
 
     def stop(self, number: signal.Signals) -> None:
-        """Ask all processes of the job to stop; a second call kills them."""
+        """Ask all processes of the job to stop; a second call kills them unless it comes at once after the first."""
         now_s = time.monotonic()
-        if self.stopping:
-            self._kill_at_s = now_s
+        if self._stopped_at_s is not None:
+            if now_s - self._stopped_at_s > _SAME_STOP_S:
+                self._kill_at_s = now_s
             return
+        self._stopped_at_s = now_s
         self._kill_at_s = now_s + self._grace_s
         self._give_up_at_s = self._kill_at_s + _KILL_LIMIT_S
         for rank in self._ranks:
@@ -156,7 +181,10 @@ class Supervisor:
                 ended.append(rank)
         for rank in sorted(ended, key=_cause_first):
             self._on_end(rank)
-        if left and not self.stopping and all(rank.exit_code is not None for rank in self._ranks):
+        if any(rank.exit_code is None for rank in self._ranks):
+            return left
+        self._blame_suspect()
+        if left and not self.stopping:
             self.stop(signal.SIGTERM)  # the ranks are done; what they started and left behind is not
         return left
 
@@ -166,7 +194,7 @@ class Supervisor:
         if rank.exit_code and self._failure is None and self._interrupt is None:
             rank.stderr.join(0.2)  # its last words may still be in the pipe
             log = None if rank.log is None else str(rank.log.name)
-            self.fail(
+            self._suspect_or_fail(
                 failure_of_exit(
                     host=self._host,
                     rank=rank.part.rank,
@@ -218,6 +246,7 @@ class Supervisor:
             self._interrupted(signal.Signals(json.loads(line)["signal"]))
 
     def _interrupted(self, number: signal.Signals) -> None:
+        self._blame_suspect()
         if self._failure is None and self._interrupt is None:
             self._interrupt = number
         self.stop(number)
