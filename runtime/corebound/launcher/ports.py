@@ -55,13 +55,15 @@ class PortReservation:
 def reserve_port(asked: int | None) -> PortReservation:
     """Return the port that was asked for, or the default one, or any free one when the default is busy.
 
-    Raises: LaunchError when the port that was asked for is busy or not permitted.
+    Raises: LaunchError when the port that was asked for is busy, or any port is refused for another reason.
     """
     try:
         return PortReservation(asked or DEFAULT_MASTER_PORT)
     except OSError as error:
+        busy = error.errno == errno.EADDRINUSE
+        if asked is None and not busy:
+            raise LaunchError(f"port {DEFAULT_MASTER_PORT}: {error.strerror}") from error
         if asked is not None:
-            busy = error.errno == errno.EADDRINUSE
             raise LaunchError(
                 f"--master_port {asked}: {'the port is in use on this machine' if busy else error.strerror}",
                 hint="choose another port, or leave out --master_port to have a free one chosen",

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import socket
 
 import pytest
 
 from corebound.errors import LaunchError
+from corebound.launcher import ports
 from corebound.launcher.ports import reserve_port
 
 
@@ -63,3 +65,17 @@ def test_connections_of_an_earlier_job_that_are_still_closing_do_not_make_a_port
         client.close()
     with reserve_port(port) as reservation:
         assert reservation.port == port
+
+
+@pytest.mark.parametrize(("asked", "name"), [(None, "port 29500"), (4711, "--master_port 4711")])
+def test_a_refusal_for_another_reason_than_a_busy_port_is_reported(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, name: str
+) -> None:
+    def refuse(port: int) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(ports, "_probe_listen", refuse)
+    # Another launch may hold the real one, which would be found out first.
+    monkeypatch.setattr(ports.PortReservation, "_lock_port", lambda self, port: None)
+    with pytest.raises(LaunchError, match=f"^{name}: Permission denied"):
+        reserve_port(asked)
