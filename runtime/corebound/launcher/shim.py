@@ -25,7 +25,8 @@ def set_death_signal(parent_pid: int, number: int) -> None:
     """Have the kernel send signal `number` to this process when its parent dies, or at once if it is dead already."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), number)
 
@@ -47,8 +48,10 @@ def main(argv: list[str]) -> NoReturn:
     task = json.loads(argv[1])
     status = task["status"]
     os.set_inheritable(status, False)
+    step = "prctl(PR_SET_PDEATHSIG)"
     try:
         set_death_signal(task["parent"], signal.SIGKILL)
+        step = f"sched_setaffinity to CPUs {','.join(map(str, task['cpus']))}"
         if task["cpus"]:
             os.sched_setaffinity(0, task["cpus"])
         policy_error = None
@@ -59,9 +62,10 @@ def main(argv: list[str]) -> NoReturn:
                 policy_error = error.strerror
         report = {"cpus": sorted(os.sched_getaffinity(0)), "policy_error": policy_error}
         os.write(status, json.dumps(report).encode() + b"\n")
+        step = argv[2]
         os.execvp(argv[2], argv[2:])  # noqa: S606  no shell is wanted
     except OSError as error:
-        os.write(status, json.dumps({"error": f"{argv[2]}: {error.strerror}"}).encode() + b"\n")
+        os.write(status, json.dumps({"error": f"{step}: {error.strerror}"}).encode() + b"\n")
         os._exit(127)
 
 

@@ -48,7 +48,28 @@ def test_a_refused_memory_policy_is_reported_and_the_command_still_runs() -> Non
 def test_cpus_that_do_not_exist_are_an_error_before_the_command() -> None:
     result, report = run_shim(SHOW, cpus=[60000])
     assert (result.returncode, result.stdout) == (127, "")
-    assert report is not None and "Invalid argument" in report["error"]
+    assert report == {"error": "sched_setaffinity to CPUs 60000: Invalid argument"}
+
+
+def test_a_refused_death_signal_is_named() -> None:
+    with pytest.raises(OSError, match=r"Invalid argument: 'prctl\(PR_SET_PDEATHSIG\)'"):
+        shim.set_death_signal(os.getppid(), 4711)  # no such signal
+
+
+def test_the_step_that_failed_is_reported_and_not_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(parent_pid: int, number: int) -> None:
+        raise OSError(22, "Invalid argument")
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(shim, "set_death_signal", refuse)
+    monkeypatch.setattr(shim.os, "_exit", end)
+    read_fd, write_fd = os.pipe()
+    with os.fdopen(write_fd, "w"), pytest.raises(SystemExit, match="127"):
+        shim.main(["shim", json.dumps({"parent": 1, "status": write_fd, "cpus": []}), "./command"])
+    with os.fdopen(read_fd) as status:
+        assert json.loads(status.read()) == {"error": "prctl(PR_SET_PDEATHSIG): Invalid argument"}
 
 
 def test_a_command_that_does_not_exist_is_reported() -> None:
