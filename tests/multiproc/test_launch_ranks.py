@@ -204,6 +204,17 @@ def test_without_ssh_each_node_starts_its_own_part(run: Run, tmp_path: Path) -> 
     }
 
 
+def test_without_ssh_a_node_on_which_rank_0_does_not_listen_leaves_the_port_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("head slots=1\nother slots=1\n")
+    with socket.create_server(("", 0)) as server:
+        port = str(server.getsockname()[1])
+        flags = ["-H", "hosts", "--no_ssh", "--master_port", port, "--node_rank"]
+        assert facts(run(*flags, "1", "facts.py"))[0]["env"]["MASTER_PORT"] == port
+        first = run(*flags, "0", "facts.py")
+    assert first.process.returncode == 4
+    assert f"--master_port {port}: the port is in use" in first.stderr
+
+
 def test_a_missing_hostfile_is_an_error_and_nothing_is_run(run: Run) -> None:
     launch = run("--hostfile", "nowhere", "facts.py")
     assert (launch.process.returncode, launch.stdout) == (2, "")

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,11 @@ def run_launch(spec: LaunchSpec) -> LaunchOutcome:
     require_transport(spec, draft)
     # Without a transport the nodes must agree on the port on their own, so none may choose.
     asked = draft.master_port if spec.no_ssh else spec.master_port
-    with reserve_port(asked) as reservation:
-        whole = plan(spec, topology_of, environ=environ, master_port=reservation.port)
+    # Rank 0 listens on the first node; on the others the port may belong to anybody.
+    listens = spec.node_rank in (None, 0)
+    with reserve_port(asked) if listens else nullcontext() as reservation:
+        port = draft.master_port if reservation is None else reservation.port
+        whole = plan(spec, topology_of, environ=environ, master_port=port)
         node = whole.nodes[spec.node_rank or 0]
         for text in whole.warnings:
             _log.warning("%s", text)
@@ -226,11 +229,13 @@ def _pid_file(spec: LaunchSpec, agent_pid: int) -> Iterator[None]:
         return
     path = Path(tempfile.gettempdir()) / f"{os.getpid()}.corebound"
     try:
-        with path.open("x") as file:
+        path.unlink(missing_ok=True)  # of a process that had our number before us
+        with path.open("x") as file:  # the directory is everybody's: never follow a link that somebody put there
             file.write(f"{agent_pid}\n")
-    except FileExistsError:
-        path.unlink()  # of a process that had our number before us
-        path.write_text(f"{agent_pid}\n")
+    except OSError as error:
+        _log.warning("--save_pid: %s: %s; the launch goes on without", path, error.strerror)
+        yield
+        return
     _log.info("the agent's process id is in %s", path)
     try:
         yield
