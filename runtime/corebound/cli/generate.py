@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from corebound.cli.launch_options import launch_options, spec_from_options
 from corebound.config import env
 from corebound.engine.request import DTYPES, LATER_DTYPES, SamplingParams, require_dtype
 from corebound.errors import EXIT_CONFIG, ConfigError
-from corebound.launcher import run_launch
-from corebound.launcher.launch import is_this_machine, report
+from corebound.launcher import LaunchOutcome, run_launch
+from corebound.launcher.hosts import topology_reader
+from corebound.launcher.launch import report
 from corebound.launcher.plan import plan
 from corebound.launcher.spec import LaunchSpec
 from corebound.models import ModelDescription, describe, resolve_model, verify_manifest
 from corebound.models.resolve import DEMO
 from corebound.sharding import shard_plan
-from corebound.topology import Topology, read_topology
 from corebound.topology.native_report import native_active_isa
 
 RANK_COMMAND = (sys.executable, "-m", "corebound.engine.rank_main")
@@ -99,10 +98,15 @@ def generate(
     if forced_isa is not None:
         native_active_isa(forced_isa)
     outcome = run_launch(spec)
-    # A request that cannot run is no failure of a rank: rank 0 has said all there is to say.
-    if outcome.exit_code != EXIT_CONFIG:
+    if not _has_explained(outcome):
         report(outcome)
     return outcome.exit_code
+
+
+def _has_explained(outcome: LaunchOutcome) -> bool:
+    """Return whether a rank has refused the request and said why: that is no failure of the rank to report."""
+    failure = outcome.failure
+    return failure is not None and failure.exit_code == EXIT_CONFIG and failure.rank is not None and bool(failure.tail)
 
 
 def check_ranks(description: ModelDescription, spec: LaunchSpec) -> None:
@@ -110,14 +114,8 @@ def check_ranks(description: ModelDescription, spec: LaunchSpec) -> None:
 
     Raises: ShardingError with the numbers of ranks that work; ConfigError for a launch that cannot be planned.
     """
-    whole = plan(spec, partial(_topology_of, {}), environ=env.snapshot())
+    whole = plan(spec, topology_reader(), environ=env.snapshot())
     shard_plan(description, len(whole.ranks))
-
-
-def _topology_of(known: dict[str, Topology], host: str) -> Topology | None:
-    if not is_this_machine(host):
-        return None
-    return known.setdefault("here", read_topology())
 
 
 def _named(model: str | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from corebound.cli.launch_options import launch_options, spec_from_options
 from corebound.cli.run import CONTEXT, script_spec
 from corebound.config import env
 from corebound.launcher.corelist import render_core_list
-from corebound.launcher.launch import is_this_machine
+from corebound.launcher.hosts import topology_reader
 from corebound.launcher.plan import LaunchPlan
 from corebound.launcher.plan import plan as make_plan
 from corebound.launcher.spec import LaunchSpec
 from corebound.launcher.transports.local import agent_command
-from corebound.topology import Topology, read_topology
 
 
 @click.command(context_settings=CONTEXT)
@@ -52,7 +50,7 @@ def plan(script: str | None, args: tuple[str, ...], as_json: bool, root: Path | 
         spec = spec_from_options(("SCRIPT",), **options)
     else:
         spec = script_spec(script, args, options)
-    whole = make_plan(spec, partial(_topology_of, root, {}), environ=env.snapshot())
+    whole = make_plan(spec, topology_reader(root), environ=env.snapshot())
     for text in (*whole.warnings, *(f"{node.host}: {text}" for node in whole.nodes for text in node.warnings)):
         click.echo(f"warning: {text}", err=True)
     if as_json:
@@ -60,16 +58,6 @@ def plan(script: str | None, args: tuple[str, ...], as_json: bool, root: Path | 
     else:
         print_plan(spec, whole, Console(soft_wrap=True))
     return 0
-
-
-def _topology_of(root: Path | None, seen: dict[Path, Topology], host: str) -> Topology | None:
-    """Return the topology of a host, each root read once."""
-    if root is None and not is_this_machine(host):
-        return None
-    path = root or Path("/")
-    if path not in seen:
-        seen[path] = read_topology(path)
-    return seen[path]
 
 
 def as_dict(whole: LaunchPlan) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import os
 import secrets
 import selectors
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,16 +19,16 @@ from corebound.config import env
 from corebound.errors import EXIT_LAUNCH, ConfigError, LaunchError
 from corebound.launcher.corelist import parse_core_list
 from corebound.launcher.events import Failure, failure_from_event
+from corebound.launcher.hosts import is_this_machine, topology_reader
 from corebound.launcher.part import AgentPart, RankPart
 from corebound.launcher.plan import LaunchPlan, NodePlan, plan
 from corebound.launcher.ports import reserve_port
 from corebound.launcher.processes import processes_of_job, remove_segments, send
 from corebound.launcher.signals import SignalPipe, awaitable_children, describe_status
-from corebound.launcher.spec import LOCALHOST, LaunchSpec
+from corebound.launcher.spec import LaunchSpec
 from corebound.launcher.supervise import FORWARDED
 from corebound.launcher.transports.local import LocalAgent
 from corebound.logs import get_logger
-from corebound.topology import Topology, read_topology
 
 _log = get_logger(__name__)
 
@@ -70,15 +69,7 @@ def run_launch(spec: LaunchSpec) -> LaunchOutcome:
 
     Raises: CoreboundError when the launch cannot be started as asked.
     """
-    topology: list[Topology] = []
-
-    def topology_of(host: str) -> Topology | None:
-        if not is_this_machine(host):
-            return None
-        if not topology:
-            topology.append(read_topology())
-        return topology[0]
-
+    topology_of = topology_reader()
     environ = env.snapshot()
     draft = plan(spec, topology_of)
     require_transport(spec, draft)
@@ -93,12 +84,6 @@ def run_launch(spec: LaunchSpec) -> LaunchOutcome:
         for text in whole.warnings:
             _log.warning("%s", text)
         return _run_agent(spec, whole, node)
-
-
-def is_this_machine(host: str) -> bool:
-    """Return whether a host name of a plan means the machine we are on, without asking the network."""
-    own = socket.gethostname()
-    return host in (LOCALHOST, "127.0.0.1", "::1", own, own.partition(".")[0])
 
 
 def require_transport(spec: LaunchSpec, whole: LaunchPlan) -> None:

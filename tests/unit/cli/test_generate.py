@@ -173,8 +173,9 @@ def test_ranks_that_do_not_divide_name_the_counts_that_would_work(launched, mode
     assert launched == []
 
 
-def outcome_of(exit_code):
-    return LaunchOutcome(exit_code=exit_code, failure=Failure(host="here", exit_code=exit_code, reason="died", rank=1))
+def outcome_of(exit_code, **fields):
+    failure = {"host": "here", "exit_code": exit_code, "reason": "died", "rank": 1, **fields}
+    return LaunchOutcome(exit_code=exit_code, failure=Failure(**failure))
 
 
 def test_a_failed_rank_is_reported_and_its_code_is_ours(monkeypatch, model_dir, capsys):
@@ -185,9 +186,16 @@ def test_a_failed_rank_is_reported_and_its_code_is_ours(monkeypatch, model_dir, 
 
 def test_a_refused_request_is_not_reported_as_a_failed_rank(monkeypatch, model_dir, capsys):
     # Rank 0 has printed the reason by then.
-    monkeypatch.setattr(module, "run_launch", lambda spec: outcome_of(2))
+    monkeypatch.setattr(module, "run_launch", lambda spec: outcome_of(2, tail=("too long",)))
     assert main(["generate", "--model", str(model_dir), "--prompt", "a"]) == 2
     assert "died" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fields", [{"rank": None}, {"tail": ()}])
+def test_a_refusal_that_nobody_has_printed_yet_is_reported(monkeypatch, model_dir, capsys, fields):
+    monkeypatch.setattr(module, "run_launch", lambda spec: outcome_of(2, **fields))
+    assert main(["generate", "--model", str(model_dir), "--prompt", "a"]) == 2
+    assert "on here died" in capsys.readouterr().err
 
 
 def test_everything_before_the_launch_works_without_torch():
