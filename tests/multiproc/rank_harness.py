@@ -72,6 +72,10 @@ class Ranks:
             outcomes.append(self._pipes[rank].recv())
         return outcomes
 
+    def is_finished(self, rank: int) -> bool:
+        """Return whether what `rank` began has an outcome."""
+        return self._pipes[rank].poll(0)
+
     def run(self, function: Callable[..., Any], *args: Any, timeout_s: float = 30, **kwargs: Any) -> list[Any]:
         """Return what `function(*args, **kwargs)` returns on every rank; an exception there fails the test."""
         self.start(function, *args, **kwargs)

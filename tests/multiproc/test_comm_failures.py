@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -107,6 +108,30 @@ def test_timeouts_lost_peers_and_disagreement_break_only_their_group() -> None:
             assert "left the group" in outcome.error
 
         job.run(tasks.call, "world", "all_reduce")
+
+
+def test_the_time_limit_is_that_of_the_whole_operation_and_not_of_each_chunk() -> None:
+    with start_ranks(2) as job:
+        job.run(tasks.join, timeout_s=60)
+        job.run(tasks.make_group, "dripping", [0, 1], tasks.PAGE)
+        # Ten thousands of chunks, of which rank 1 does some between two pauses that are each shorter than the limit.
+        job.start(tasks.call, "dripping", "all_gather", 20 * 1024 * 1024, timeout_s=0.6, ranks=[0])
+        job.start(tasks.call, "dripping", "all_gather", 20 * 1024 * 1024, ranks=[1])
+        end = time.monotonic() + 15
+        try:
+            while time.monotonic() < end:
+                job.kill(1, signal.SIGSTOP)
+                time.sleep(0.2)
+                job.kill(1, signal.SIGCONT)
+                time.sleep(0.005)
+                if job.is_finished(0):
+                    break
+        finally:
+            job.kill(1, signal.SIGCONT)
+        (outcome,) = job.finish(ranks=[0], timeout_s=5)
+        assert outcome.error_type == "CommTimeoutError", outcome
+        assert "waited 0.6 s for rank 1 (pid" in outcome.error
+        job.finish(ranks=[1], timeout_s=5)
 
 
 def test_a_closed_group_is_an_error_and_no_crash() -> None:

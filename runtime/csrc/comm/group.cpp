@@ -72,6 +72,9 @@ Code Group::await_slowly(Line which, int member, uint64_t number, const Wait &wa
   const std::atomic<uint64_t> &value = line(member, which).value;
   const double timeout_s = wait.timeout_s < 0 ? spec_.timeout_s : wait.timeout_s;
   const double start_s = clock_s();
+  if (wait.start_s < 0) {
+    wait.start_s = start_s;
+  }
   double inspection_s = start_s + first_inspection_s;
   long nap_ns = shortest_nap_ns;
   while (value.load(std::memory_order_acquire) < number) {
@@ -82,7 +85,7 @@ Code Group::await_slowly(Line which, int member, uint64_t number, const Wait &wa
       }
       inspection_s = now_s + inspection_every_s;
     }
-    if (now_s - start_s >= timeout_s) {
+    if (now_s - wait.start_s >= timeout_s) {
       return fail(Code::timed_out, member, wait, "waited " + seconds(timeout_s) + " for " + member_name(member));
     }
     if (now_s - start_s < yielding_s) {

@@ -74,9 +74,12 @@ public:
 
 private:
   class Turn;
+  // What all waits of one operation share. The clock starts with the first wait that has to give way: an operation that
+  // never does so, the usual one, reads no clock.
   struct Wait {
     const char *operation;
     double timeout_s;
+    mutable double start_s = -1;
   };
 
   Counter &line(int member, Line which) const { return segments_[member].header().lines[which]; }

@@ -48,21 +48,29 @@ uint16_t to_fp16(float value) {
   return static_cast<uint16_t>(sign | ((rebiased + 0xfffU + ((rebiased >> 13) & 1U)) >> 13));
 }
 
+// Through memcpy, which unlike * asks for no alignment.
+template <class T> T read(const T *p) {
+  T value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+template <class T> void write(T *p, T value) { std::memcpy(p, &value, sizeof value); }
+
 struct Bf16 {
   using Element = uint16_t;
   using Sum = float;
   static constexpr size_t lanes = 1;
-  static Sum load(const Element *p) { return from_bf16(*p); }
+  static Sum load(const Element *p) { return from_bf16(read(p)); }
   static Sum load_some(const Element *p, size_t) { return load(p); }
   static Sum add(Sum a, Sum b) { return a + b; }
-  static void store(Element *p, Sum v) { *p = to_bf16(v); }
+  static void store(Element *p, Sum v) { write(p, to_bf16(v)); }
   static void store_some(Element *p, Sum v, size_t) { store(p, v); }
 };
 
 struct Fp16 : Bf16 {
-  static Sum load(const Element *p) { return from_fp16(*p); }
+  static Sum load(const Element *p) { return from_fp16(read(p)); }
   static Sum load_some(const Element *p, size_t) { return load(p); }
-  static void store(Element *p, Sum v) { *p = to_fp16(v); }
+  static void store(Element *p, Sum v) { write(p, to_fp16(v)); }
   static void store_some(Element *p, Sum v, size_t) { store(p, v); }
 };
 
@@ -70,11 +78,11 @@ template <class T> struct Word {
   using Element = T;
   using Sum = T;
   static constexpr size_t lanes = 1;
-  static Sum load(const Element *p) { return *p; }
-  static Sum load_some(const Element *p, size_t) { return *p; }
+  static Sum load(const Element *p) { return read(p); }
+  static Sum load_some(const Element *p, size_t) { return read(p); }
   static Sum add(Sum a, Sum b) { return a + b; }
-  static void store(Element *p, Sum v) { *p = v; }
-  static void store_some(Element *p, Sum v, size_t) { *p = v; }
+  static void store(Element *p, Sum v) { write(p, v); }
+  static void store_some(Element *p, Sum v, size_t) { write(p, v); }
 };
 
 #include "comm/reduce_loops.h"

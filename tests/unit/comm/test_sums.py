@@ -54,6 +54,19 @@ def test_sums_of_every_length_equal_the_reference_bit_for_bit(variant: str, dtyp
         assert torch.equal(native_sum(parts, torch.empty_like(parts[0])), reference_sum(parts))
 
 
+@pytest.mark.parametrize("dtype", CODES)
+def test_buffers_may_start_at_any_byte(variant: str, dtype: torch.dtype) -> None:
+    num_elements = 131
+    parts = [torch.arange(num_elements).add(rank).to(dtype) for rank in range(3)]
+    raw = [torch.zeros(num_elements * dtype.itemsize + 1, dtype=torch.uint8) for _ in parts]
+    for memory, part in zip(raw, parts, strict=True):
+        memory[1:] = part.view(torch.uint8)
+    pointers = (ctypes.c_void_p * 3)(*[memory.data_ptr() + 1 for memory in raw])
+    library = shm_ops.library()
+    assert library.corebound_comm_sum(raw[0].data_ptr() + 1, pointers, 3, num_elements, CODES[dtype]) == 0
+    assert torch.equal(raw[0][1:].clone().view(dtype), reference_sum(parts))
+
+
 def test_elements_beyond_the_end_are_left_alone(variant: str) -> None:
     for dtype in CODES:
         for num_elements in range(1, 70):
