@@ -7,6 +7,7 @@ import secrets
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,10 +100,7 @@ class Engine:
         where = f"prompt {request.id}"
         if not prompt:
             raise RequestError(f"{where} is empty: at least one token is needed")
-        last = self._runner.vocab_size - 1
-        unknown = [token for token in prompt if not 0 <= token <= last]
-        if unknown:
-            raise RequestError(f"{where}: token id {unknown[0]} is not in the vocabulary, 0 to {last}")
+        self.check_token_ids(where, prompt)
         limit = self._max_context
         if limit is not None and len(prompt) >= limit:
             raise RequestError(
@@ -117,6 +115,13 @@ class Engine:
         else:
             self._scheduler.check_fits(max_length)
         return max_length
+
+    def check_token_ids(self, where: str, token_ids: Iterable[int]) -> None:
+        """Raise RequestError, which names `where`, for a token id that the model does not know."""
+        last = self._runner.vocab_size - 1
+        for token in token_ids:
+            if not 0 <= token <= last:
+                raise RequestError(f"{where}: token id {token} is not in the vocabulary, 0 to {last}")
 
     def step(self) -> list[Update]:
         """Run one step on all ranks and return what became known by it.

@@ -41,8 +41,15 @@ class Executor:
         self._block_size = block_size
         self._message = torch.zeros(_INLINE_WORDS, dtype=torch.int32)
         self._message_words: Words = self._message.numpy()
+        self._is_in_step = False
         width = torch.tensor([decoder.vocab_stop - decoder.vocab_start], dtype=torch.int32)
-        self._shard_widths = [int(value) for value in collectives.all_gather(width).reshape(-1)]
+        # Ranks come here when they have loaded, each in its own time; the death of one still ends the wait.
+        self._shard_widths = [int(value) for value in collectives.all_gather(width, math.inf).reshape(-1)]
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether a step began on this rank and did not end: after an error, whether the ranks are out of step."""
+        return self._is_in_step
 
     @property
     def vocab_size(self) -> int:
@@ -52,10 +59,12 @@ class Executor:
     def run(self, inputs: Rows[StepInput], copies: Rows[BlockCopy] = ()) -> list[sampling.Answer]:
         """Compute one step on all ranks and return the answer of every input that has a sampling row, in order."""
         words = encode_step(inputs, self._block_size, copies)
+        self._is_in_step = True
         if self._collectives.size > 1:
             self._send(words)
         step = decode_step(words)
         gathered = self._compute(step)
+        self._is_in_step = False
         return sampling.merge(gathered, step.rows, self._shard_widths) if step.rows else []
 
     def stop(self) -> None:
@@ -66,8 +75,10 @@ class Executor:
 
     def follow(self) -> None:
         """Compute the steps that rank 0 sends until it stops."""
+        self._is_in_step = True
         while (words := self._receive()) is not None:
             self._compute(decode_step(words))
+        self._is_in_step = False
 
     @torch.inference_mode()
     def _compute(self, step: Step) -> torch.Tensor:

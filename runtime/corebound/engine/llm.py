@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,10 +18,11 @@ from corebound.engine.engine import Engine
 from corebound.engine.executor import Executor
 from corebound.engine.place import local_size, place_of_this_rank
 from corebound.engine.progress import Progress
+from corebound.engine.prompts import Prompts, prompt_list, require_params, require_text, token_tuple
 from corebound.engine.request import Request, RequestOutput, SamplingParams, require_dtype
 from corebound.engine.scheduler import Scheduler
 from corebound.engine.text import HuggingFaceTokenizer, NoTokenizer
-from corebound.errors import RequestError
+from corebound.errors import CommError, CoreboundError, RequestError
 from corebound.logs import get_logger
 from corebound.topology import read_topology
 
@@ -75,6 +77,7 @@ class LLM:
         self._executor = Executor(self._decoder, cache, self.collectives, kv.BLOCK_SIZE)
         self._num_requests = 0
         self._is_closed = False
+        self._is_broken = False
         if self.is_first:
             self._tokenizer = HuggingFaceTokenizer(self.model_dir) if text else NoTokenizer()
             self._start_engine(num_blocks, max_num_sequences, max_step_tokens)
@@ -91,7 +94,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        prompts: Prompts,
         params: SamplingParams | None = None,
         *,
         on_text: OnText | None = None,
@@ -101,22 +104,18 @@ class LLM:
         Prompts are texts or lists of token ids and may differ in length. On several ranks all call this together;
         rank 0's arguments count and all get the outputs. `on_text(index, text)` is called on rank 0 as text appears.
 
-        Raises: RequestError for a prompt that cannot run, on every rank; nothing was generated then.
+        Raises: RequestError for prompts that cannot run, on every rank; nothing was generated then, and the next call
+        works. Any other error (from `on_text`, say) leaves the LLM unusable on every rank.
         """
         if self._is_closed:
             raise RequestError("generate() on an LLM that is closed")
-        answer: dict[str, Any] = {}
-        if self.is_first:
-            try:
-                requests = self._requests(prompts, params or SamplingParams())
-                answer["outputs"] = [output.to_message() for output in self._run(requests, on_text)]
-            except RequestError as error:
-                answer["error"], answer["hint"] = error.message, error.hint
-            # Any other error ends this process; the others then lose their peer and end too.
-            self._executor.stop()
-        else:
-            self._executor.follow()
-        answer = self.collectives.broadcast_object(answer)
+        if self._is_broken:
+            raise RequestError("generate() on an LLM whose last call failed", hint="close it and make another one")
+        try:
+            answer = self._lead(prompts, params, on_text) if self.is_first else self._follow()
+        except BaseException:
+            self._break()
+            raise
         if "error" in answer:
             raise RequestError(answer["error"], hint=answer["hint"])
         return [RequestOutput.from_message(message) for message in answer["outputs"]]
@@ -144,6 +143,49 @@ class LLM:
     ) -> None:
         self.close()
 
+    def _lead(self, prompts: Prompts, params: SamplingParams | None, on_text: OnText | None) -> dict[str, Any]:
+        """Generate, and send the other ranks the answer: the outputs, a request's error, or what went wrong here."""
+        try:
+            answer = self._answer(prompts, params, on_text)
+        except BaseException as error:
+            # Between two steps the others wait for word of rank 0; in a step they wait for its part of a sum.
+            if not self._executor.is_in_step:
+                self._tell_failure(error)
+            raise
+        self._send_answer(answer)
+        return answer
+
+    def _tell_failure(self, error: BaseException) -> None:
+        try:
+            self._send_answer({"failure": f"{type(error).__name__}: {error}"})
+        except CommError as lost:
+            _LOGGER.warning("the other ranks did not hear of this failure: %s", lost)
+
+    def _send_answer(self, answer: dict[str, Any]) -> None:
+        self._executor.stop()
+        self.collectives.broadcast_object(answer)
+
+    def _answer(self, prompts: Prompts, params: SamplingParams | None, on_text: OnText | None) -> dict[str, Any]:
+        try:
+            requests = self._requests(prompts, params)
+        except RequestError as error:
+            return {"error": error.message, "hint": error.hint}
+        return {"outputs": [output.to_message() for output in self._run(requests, on_text)]}
+
+    def _follow(self) -> dict[str, Any]:
+        self._executor.follow()
+        answer: dict[str, Any] = self.collectives.broadcast_object(None)
+        if "failure" in answer:
+            raise CoreboundError(f"generate: rank 0 failed: {answer['failure']}", hint="the log of rank 0 says more")
+        return answer
+
+    def _break(self) -> None:
+        """Make every later call an error, here and, if the ranks are out of step, on the others at once."""
+        self._is_broken = True
+        if self._executor.is_in_step and self.collectives.size > 1:
+            # They would wait for this rank until their time limit; a member that left ends the wait.
+            self.collectives.close()
+
     def _start_engine(self, num_blocks: int, max_num_sequences: int, max_step_tokens: int) -> None:
         scheduler = Scheduler(
             kv.BlockAllocator(num_blocks),
@@ -162,7 +204,8 @@ class LLM:
     def _num_blocks(self, kv_cache_gib: float | None, max_num_sequences: int) -> int:
         """Return the number of blocks that every rank can hold: all address the same ones."""
         # After every rank has its weights, so that the memory they take is not counted as available.
-        self.collectives.barrier()
+        # How long loading takes differs: the slowest disk decides, and the death of a rank still ends the wait.
+        self.collectives.barrier(math.inf)
         context = self.description.max_positions or _UNLIMITED_CONTEXT
         num_blocks = kv.num_blocks_for_memory(
             bytes_per_block=kv.block_bytes(
@@ -178,32 +221,32 @@ class LLM:
             max_useful_tokens=max_num_sequences * context,
             block_size=kv.BLOCK_SIZE,
         )
-        counts = self.collectives.all_gather(torch.tensor([num_blocks], dtype=torch.int32))
+        counts = self.collectives.all_gather(torch.tensor([num_blocks], dtype=torch.int32), math.inf)
         num_blocks = int(counts.min())
         if self.is_first:
             _LOGGER.info("KV cache: %d tokens in %d blocks", num_blocks * kv.BLOCK_SIZE, num_blocks)
         return num_blocks
 
-    def _requests(
-        self, prompts: str | Sequence[str] | Sequence[Sequence[int]], params: SamplingParams
-    ) -> list[Request]:
+    def _requests(self, prompts: Prompts, params: SamplingParams | None) -> list[Request]:
+        """Return the requests, all checked: none of them starts unless every one can run."""
+        params = require_params(params)
         ignored = params.without_effect()
         if ignored:
             _LOGGER.warning("%s: no effect, because temperature is 0 (greedy)", ", ".join(ignored))
         requests: list[Request] = []
-        for prompt in [prompts] if isinstance(prompts, str) else prompts:
+        for prompt in prompt_list(prompts):
+            where = f"prompt {len(requests)}"
             if isinstance(prompt, str):
-                text, token_ids = prompt, self._tokenizer.encode(prompt)
+                text, token_ids = prompt, tuple(self._tokenizer.encode(require_text(where, prompt)))
             else:
-                token_ids = list(prompt)
+                token_ids = token_tuple(where, prompt)
+                self._engine.check_token_ids(where, token_ids)
                 text = self._tokenizer.decode(token_ids)
-            requests.append(Request(id=len(requests), prompt=text, prompt_token_ids=tuple(token_ids), params=params))
+            requests.append(Request(id=len(requests), prompt=text, prompt_token_ids=token_ids, params=params))
+            self._engine.check(requests[-1])
         return requests
 
     def _run(self, requests: list[Request], on_text: OnText | None) -> list[RequestOutput]:
-        # All are checked before the first one starts.
-        for request in requests:
-            self._engine.check(request)
         for request in requests:
             self._engine.submit(request)
         outputs: dict[int, RequestOutput] = {}
