@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -51,6 +52,22 @@ def checksums(files: Iterable[dict[str, Any]], root: str) -> dict[str, str]:
     return {str(Path(item["path"]).relative_to(root)): str(item["checksum"]) for item in files}
 
 
+def tree_checksums(root: str) -> dict[str, str]:
+    """Return path relative to `root` -> SHA-256 of the model's files on this machine; an absent folder has none.
+
+    Links are followed: the folders of a Hugging Face cache hold nothing else. Hidden files and Python sources are left
+    out, since no model needs them.
+    """
+    found = {}
+    for path in sorted(Path(root).rglob("*")):
+        parts = path.relative_to(root).parts
+        if not path.is_file() or path.suffix in {".py", ".pyc"} or any(part.startswith(".") for part in parts):
+            continue
+        with path.open("rb") as file:
+            found["/".join(parts)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
 def damaged(manifest: str, found: dict[str, str]) -> list[str]:
     """Return the files that the text of a corebound-manifest.json names and that are missing or have another hash."""
     files = json.loads(manifest)["files"]
@@ -68,4 +85,5 @@ class FilterModule:
             "corebound_count_ids": count_ids,
             "corebound_checksums": checksums,
             "corebound_damaged": damaged,
+            "corebound_tree_checksums": tree_checksums,
         }

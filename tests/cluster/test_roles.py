@@ -105,6 +105,37 @@ def test_a_model_arrives_whole_and_is_repaired_where_it_differs(model: Path, tmp
     assert recap(output)["changed"] == 0
 
 
+def test_a_slash_at_the_end_of_the_source_does_not_cost_other_models(model: Path, tmp_path: Path) -> None:
+    """`corebound_model: /srv/bloom/` delivered into the folder of all models and removed what lay there."""
+    other = tmp_path / "models/other/config.json"
+    other.parent.mkdir(parents=True)
+    other.write_text("{}", encoding="utf-8")
+    done = run_playbook(
+        ONE_ROLE,
+        LOCAL,
+        one_role="model_delivery",
+        model_delivery_source=f"{model}//",
+        model_delivery_dir=str(tmp_path / "models"),
+    )
+    assert done.returncode == 0, done.stdout
+    assert other.exists()
+    assert contents(tmp_path / "models/tiny") == contents(model)
+
+
+def test_a_name_that_is_no_folder_name_is_refused_before_anything_changes(model: Path, tmp_path: Path) -> None:
+    done = run_playbook(
+        ONE_ROLE,
+        LOCAL,
+        one_role="model_delivery",
+        model_delivery_source=str(model),
+        model_delivery_name="..",
+        model_delivery_dir=str(tmp_path / "models"),
+    )
+    assert done.returncode != 0
+    assert "model_delivery_name is `..`" in " ".join(done.stdout.split())
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_damaged_source_is_not_spread(model: Path, tmp_path: Path) -> None:
     (model / "weights.safetensors").write_text("w" * 10, encoding="utf-8")
     code, output = deliver(model, tmp_path / "models")

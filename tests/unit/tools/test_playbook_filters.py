@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,21 @@ def test_single_ids_count_as_many_as_they_are(ids: set[int]) -> None:
 def test_checksums_are_relative_to_the_folder() -> None:
     found = [{"path": "/m/demo/a/b.json", "checksum": "x"}]
     assert filters.checksums(found, "/m/demo") == {"a/b.json": "x"}
+
+
+def test_files_behind_links_belong_to_the_tree_and_hidden_ones_do_not(tmp_path: Path) -> None:
+    """A snapshot in a Hugging Face cache holds links only, and was found empty."""
+    blob = tmp_path / "blobs/abc"
+    snapshot = tmp_path / "snapshots/main"
+    blob.parent.mkdir()
+    snapshot.mkdir(parents=True)
+    blob.write_bytes(b"{}")
+    (snapshot / "config.json").symlink_to(blob)
+    (snapshot / ".lock").write_bytes(b"")
+    (snapshot / "modeling.py").write_bytes(b"")
+    digest = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    assert filters.tree_checksums(str(snapshot)) == {"config.json": digest}
+    assert filters.tree_checksums(str(tmp_path / "absent")) == {}
 
 
 def test_missing_and_changed_files_are_damaged() -> None:
