@@ -97,7 +97,8 @@ def write_inventory(layout: Layout, members: Sequence[Node], settings: Mapping[s
         "runtime_pip_environment": pip_environment(settings),
     }
     hosts = {node.name: {"ansible_host": node.address} for node in members}
-    text = yaml.safe_dump({"all": {"children": {"nodes": {"hosts": hosts, "vars": variables}}}}, sort_keys=False)
+    groups = {"nodes": {"hosts": hosts, "vars": variables}, "cluster_ssh": {"children": {"nodes": {}}}}
+    text = yaml.safe_dump({"all": {"children": groups}}, sort_keys=False)
     INVENTORY.write_text(f"# Written by `make lab-up`, removed by `make lab-down`.\n{text}", encoding="utf-8")
 
 
