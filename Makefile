@@ -88,6 +88,10 @@ test-all: native ## Run the same suite and fail when a part of it was skipped
 	@$(PYTHON) -m pytest -m "not lab and not k8s and not bench" --junitxml=reports/tests.xml
 	@$(PYTHON) .ci/check_skips.py reports/tests.xml
 
+.PHONY: test-lab
+test-lab: native ## Run the tests that start nodes with podman on this machine; root only
+	@$(PYTHON) -m pytest -m lab $(TESTS)
+
 .PHONY: lint
 lint: setup ## Check style, layers, playbooks, scripts and the project's own rules
 	@$(BIN)/ruff check .
@@ -113,7 +117,7 @@ typecheck: setup ## Check types, strictly
 	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab
 
 # Part of the public surface; each comes with the part of the project that it serves.
-LATER := test-lab test-k8s images bundle manifests bench
+LATER := test-k8s images bundle manifests bench
 .PHONY: $(LATER)
 $(LATER):
 	@echo "error: make $@ comes with a later release; \`make help\` lists what there is" >&2; exit 2

@@ -9,6 +9,7 @@ from typing import Any
 import paramiko
 
 from smoke.__main__ import generate_words, smoke
+from smoke.table import row
 from smoke.targets import Target, connect, read_targets, run_on
 
 ENTRY: dict[str, Any] = {
@@ -65,3 +66,10 @@ def test_a_host_key_counts_only_when_the_ssh_configuration_knows_it(tmp_path: Pa
     client = connect(Target(**{**ENTRY, "ssh_config": str(configuration)})).client
     assert client._system_host_keys.check("localhost", key)
     assert isinstance(client._policy, paramiko.RejectPolicy)
+
+
+def test_a_node_that_was_lost_before_the_visit_is_a_row_that_failed(tmp_path: Path) -> None:
+    report = smoke([], ["node2"])
+    assert report["verdict"] == "fail"
+    assert [(host["host"], host["verdict"]) for host in report["hosts"]] == [("node2", "fail")]
+    assert row(report["hosts"][0])[1:8] == ["-"] * 7
