@@ -60,10 +60,8 @@ def wait_for(members: Sequence[Node]) -> None:
             time.sleep(0.05)
     if waiting:
         names = ", ".join(node.name for node in waiting)
-        raise LabError(
-            f"no sshd on {names} within {READY_TIMEOUT_S:.0f} s",
-            hint=f"look with: podman logs, or journalctl inside; {names}",
-        )
+        hint = f"its journal: PYTHONPATH=tests python -m lab podman exec {waiting[0].name} journalctl --no-pager"
+        raise LabError(f"no sshd on {names} within {READY_TIMEOUT_S:.0f} s", hint=hint)
 
 
 def usable(podman: Podman, image: str) -> set[str]:
