@@ -6,6 +6,7 @@ BIN       := $(abspath $(VENV))/bin
 PYTHON    := $(BIN)/python
 TESTS     ?=
 OPTIONS   ?=
+NODES     ?= 3
 
 SHELL         := /bin/bash
 .SHELLFLAGS   := -eu -o pipefail -c
@@ -14,6 +15,7 @@ MAKEFLAGS     += --no-print-directory
 
 SETUP       = $(PYTHON3) runtime/packaging/setup_venv.py --venv $(VENV) $(if $(ALLOW_CUDA_TORCH),--allow-cuda)
 PLAYBOOK    = INVENTORY=$(INVENTORY) VENV=$(VENV) playbooks/scripts/run_playbook
+LAB         = PYTHONPATH=tests $(PYTHON) -m lab
 SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook
 CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp')
 CONTAINERS  = $(shell git ls-files 'images/*Containerfile*')
@@ -62,6 +64,18 @@ wheel: ## Build the wheel that deploy installs, into dist/
 	@$(SETUP) deploy
 	@$(PYTHON) runtime/packaging/build_wheel.py
 
+##@ Lab
+
+.PHONY: lab-up
+lab-up: ## Start NODES hosts (3) on this machine for INVENTORY=lab, each with its own sshd; root only
+	@$(SETUP) deploy
+	@$(LAB) up --nodes $(NODES) $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE))
+
+.PHONY: lab-down
+lab-down: ## Stop them and leave nothing but the built image (PURGE=1 removes that too)
+	@$(SETUP) deploy
+	@$(LAB) down $(if $(PURGE),--purge)
+
 ##@ Checks
 
 .PHONY: test
@@ -73,6 +87,10 @@ test-all: native ## Run the same suite and fail when a part of it was skipped
 	@mkdir -p reports
 	@$(PYTHON) -m pytest -m "not lab and not k8s and not bench" --junitxml=reports/tests.xml
 	@$(PYTHON) .ci/check_skips.py reports/tests.xml
+
+.PHONY: test-lab
+test-lab: native ## Run the tests that start nodes with podman on this machine; root only
+	@$(PYTHON) -m pytest -m lab $(TESTS)
 
 .PHONY: lint
 lint: setup ## Check style, layers, playbooks, scripts and the project's own rules
@@ -96,10 +114,10 @@ format: setup ## Rewrite Python and C++ sources in the project's format
 typecheck: setup ## Check types, strictly
 	@$(BIN)/mypy
 	@$(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py .ci/*.py
-	@MYPYPATH=tests $(BIN)/mypy --package smoke
+	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab
 
 # Part of the public surface; each comes with the part of the project that it serves.
-LATER := test-lab test-k8s images bundle manifests lab-up lab-down bench
+LATER := test-k8s images bundle manifests bench
 .PHONY: $(LATER)
 $(LATER):
 	@echo "error: make $@ comes with a later release; \`make help\` lists what there is" >&2; exit 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,12 @@ def damaged(manifest: str, found: dict[str, str]) -> list[str]:
     return sorted(name for name, entry in files.items() if found.get(name) != entry["sha256"])
 
 
+def next_in_ring(names: Sequence[str], name: str, num_next: int) -> list[str]:
+    """Return the so many names that follow `name` in the list, the first following the last, and never itself."""
+    place = names.index(name)
+    return [*names[place + 1 :], *names[:place]][:num_next]
+
+
 class FilterModule:
     """The names under which playbooks use the functions above."""
 
@@ -86,4 +92,5 @@ class FilterModule:
             "corebound_checksums": checksums,
             "corebound_damaged": damaged,
             "corebound_tree_checksums": tree_checksums,
+            "corebound_next_in_ring": next_in_ring,
         }

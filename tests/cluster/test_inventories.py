@@ -13,7 +13,7 @@ import yaml
 from cluster.ansible_runs import ROOT, environment, run_playbook, run_tool
 
 INVENTORIES = sorted(
-    path.name for path in (ROOT / "inventories").iterdir() if path.is_dir() and path.name != "defaults"
+    path.parent.name for path in (ROOT / "inventories").glob("*/hosts.yml") if path.parent.name != "defaults"
 )
 PLAYBOOKS = sorted(path.name for path in (ROOT / "playbooks").glob("*.yml"))
 LOCALHOST = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
@@ -65,7 +65,7 @@ def test_an_unknown_inventory_prints_those_there_are(name: str) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: no inventory named")
-    assert "hint: there are: local" in done.stderr
+    assert "hint: there are: lab local" in done.stderr
 
 
 def test_the_local_inventory_is_valid() -> None:

@@ -44,6 +44,9 @@ def test_the_hostfile_counts_sockets_and_obeys_overrides(three_nodes: Path, tmp_
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     sockets = {line for line in cpuinfo.splitlines() if line.startswith("physical id")}
     assert slot_lines(hostfile) == [f"node-a slots={max(1, len(sockets))}", "node-b slots=4", "10.1.2.3 slots=2"]
+    for dialect in ("impi", "mpich"):
+        lines = slot_lines(hostfile.with_name(f"hostfile.{dialect}"))
+        assert lines == [f"node-a:{max(1, len(sockets))}", "node-b:4", "10.1.2.3:2"]
 
 
 def test_the_hostfile_counts_numa_nodes_and_a_second_run_changes_nothing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -57,10 +58,20 @@ def visit(target: Target, num_nodes: int) -> tuple[dict[str, Any], list[Check], 
     return row, checks, [{"host": target.host, **output} for output in report.get("outputs", [])]
 
 
-def smoke(targets: list[Target]) -> dict[str, Any]:
+def not_visited(host: str) -> tuple[dict[str, Any], list[Check], list[dict[str, Any]]]:
+    """Return row and check of a node that was lost before the visit: nothing measured, and failed."""
+    detail = "Ansible could not prepare the visit; its output says why (unreachable, not deployed, ...)"
+    numbers = dict.fromkeys(("ready_s", "first_token_ms", "next_token_ms", "tokens_per_s"))
+    row = {"host": host, "num_ranks": 0, "cores": [], "isa": [], "comm": [], **numbers, "ranks": [], "verdict": "fail"}
+    return row, [Check(host=host, name="node can be visited", passed=False, detail=detail)], []
+
+
+def smoke(targets: list[Target], missing: Sequence[str] = ()) -> dict[str, Any]:
     """Visit all nodes at once and return the report; one node's failure does not hide another's."""
+    num_nodes = len(targets) + len(missing)
     with ThreadPoolExecutor(max_workers=max(1, len(targets))) as pool:
-        visits = list(pool.map(lambda target: visit(target, len(targets)), targets))
+        visits = list(pool.map(lambda target: visit(target, num_nodes), targets))
+    visits += [not_visited(host) for host in missing]
     checks = [check for _, host_checks, _ in visits for check in host_checks]
     return {
         "verdict": "pass" if checks and all(check.passed for check in checks) else "fail",
@@ -74,6 +85,7 @@ def main() -> int:
     """Return 0 when everything passed, 1 when a check failed."""
     parser = argparse.ArgumentParser(prog="smoke", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--targets", type=Path, help="the nodes, as the cluster_tests role wrote them down")
+    parser.add_argument("--missing", action="append", default=[], metavar="HOST", help="a node that cannot be visited")
     parser.add_argument("--report", type=Path, help="where the report goes")
     parser.add_argument("--show", type=Path, metavar="REPORT", help="print a report and return its verdict")
     options = parser.parse_args()
@@ -84,7 +96,7 @@ def main() -> int:
         return 0 if report["verdict"] == "pass" else 1
     if not options.targets or not options.report:
         parser.error("--targets and --report, or --show")
-    report = smoke(read_targets(options.targets))
+    report = smoke(read_targets(options.targets), options.missing)
     options.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for check in report["checks"]:
         if not check["passed"]:

@@ -74,3 +74,17 @@ def test_files_behind_links_belong_to_the_tree_and_hidden_ones_do_not(tmp_path: 
 def test_missing_and_changed_files_are_damaged() -> None:
     manifest = json.dumps({"files": {"a": {"sha256": "1"}, "b": {"sha256": "2"}, "c": {"sha256": "3"}}})
     assert filters.damaged(manifest, {"a": "1", "b": "other"}) == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "num_next", "expected"),
+    [("a", 2, ["b", "c"]), ("c", 2, ["a", "b"]), ("b", 9, ["c", "a"]), ("a", 0, [])],
+)
+def test_the_next_in_a_ring_wrap_around_and_leave_out_the_node_itself(
+    name: str, num_next: int, expected: list[str]
+) -> None:
+    assert filters.next_in_ring(["a", "b", "c"], name, num_next) == expected
+
+
+def test_a_ring_of_one_has_no_next() -> None:
+    assert filters.next_in_ring(["alone"], "alone", 2) == []

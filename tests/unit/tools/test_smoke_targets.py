@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import paramiko
+
 from smoke.__main__ import generate_words, smoke
-from smoke.targets import Target, read_targets, run_on
+from smoke.table import row
+from smoke.targets import Target, connect, read_targets, run_on
 
 ENTRY: dict[str, Any] = {
     "host": "here",
@@ -16,6 +19,7 @@ ENTRY: dict[str, Any] = {
     "user": "",
     "port": 22,
     "key_file": "",
+    "ssh_config": "",
     "command": "/bin/false",
     "model": "/models/demo",
     "hostfile": "/etc/hostfile",
@@ -52,3 +56,20 @@ def test_a_node_that_refuses_ssh_is_a_failed_check_not_a_crash() -> None:
     report = smoke([there])
     assert report["verdict"] == "fail"
     assert all("cannot reach 127.0.0.1 port 1" in check["detail"] for check in report["checks"])
+
+
+def test_a_host_key_counts_only_when_the_ssh_configuration_knows_it(tmp_path: Path) -> None:
+    known_hosts, configuration = tmp_path / "known", tmp_path / "ssh_config"
+    key = paramiko.RSAKey.generate(2048)
+    known_hosts.write_text(f"localhost ssh-rsa {key.get_base64()}\n", encoding="utf-8")
+    configuration.write_text(f"Host localhost\n    UserKnownHostsFile {known_hosts}\n", encoding="utf-8")
+    client = connect(Target(**{**ENTRY, "ssh_config": str(configuration)})).client
+    assert client._system_host_keys.check("localhost", key)
+    assert isinstance(client._policy, paramiko.RejectPolicy)
+
+
+def test_a_node_that_was_lost_before_the_visit_is_a_row_that_failed(tmp_path: Path) -> None:
+    report = smoke([], ["node2"])
+    assert report["verdict"] == "fail"
+    assert [(host["host"], host["verdict"]) for host in report["hosts"]] == [("node2", "fail")]
+    assert row(report["hosts"][0])[1:8] == ["-"] * 7

@@ -1,0 +1,1 @@
+"""The lab: several hosts on one machine, each with its own name, address, files, processes and sshd."""

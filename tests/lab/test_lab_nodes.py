@@ -1,0 +1,120 @@
+"""The lab itself: its nodes are hosts of their own, and nothing of it stays or leaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lab import cluster, machine
+from lab.conftest import Grow
+from lab.layout import INVENTORY, LabError, Layout, node, nodes
+from lab.podman import Podman
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def ssh(place: Layout, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Returns what a command on a node came to, over ssh."""
+    command = ["ssh", "-F", str(place.ssh_config), "-o", "BatchMode=yes", name, *words]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
+
+
+def traces(place: Layout) -> dict[str, object]:
+    """Returns what a lab could leave on this machine: routes, links, rules, mounts, processes and a setting."""
+    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    return {
+        "routes": machine.run("ip", "route").stdout,
+        "links": sorted(line.split()[1] for line in machine.run("ip", "-o", "link").stdout.splitlines()),
+        "rules": machine.firewall_chains(),
+        "mounts": [line for line in mounts if str(place.home) in line],
+        "processes": [command for command in commands if str(place.home).encode() in command],
+        "namespaces": sorted(path.name for path in Path("/run/netns").glob("netns-*")),
+    }
+
+
+def main_processes(podman: Podman, name: str) -> list[int]:
+    """Returns the ids of a node's first process and of the process that watches it."""
+    state = json.loads(podman("inspect", "--format", "{{json .State}}", name).stdout)
+    return [state["Pid"], state["ConmonPid"]]
+
+
+def test_nothing_is_left_when_it_is_down(place: Layout, grow: Grow) -> None:
+    before = traces(place)
+    grow(2)
+    assert traces(place) != before
+    cluster.down(place, purge=False)
+    assert traces(place) == before
+    assert not INVENTORY.exists()
+
+
+def test_three_nodes_start_within_ten_seconds_and_stay_the_next_time(place: Layout, grow: Grow, podman: Podman) -> None:
+    cluster.down(place, purge=False)
+    members, seconds = cluster.up(place, 3, base_image="")
+    assert seconds < 10
+    for member in members:
+        assert ssh(place, member.name, "hostname").stdout.strip() == member.name
+    first = podman("ps", "--quiet").stdout
+    grow(3)
+    assert podman("ps", "--quiet").stdout == first
+
+
+def test_a_node_has_its_own_files_memory_processes_and_system(place: Layout, grow: Grow) -> None:
+    grow(2)
+    assert ssh(place, "node1", "touch /dev/shm/mine /tmp/mine").returncode == 0
+    assert ssh(place, "node2", "ls /dev/shm/mine /tmp/mine").returncode != 0
+    assert not Path("/dev/shm/mine").exists()
+    assert ssh(place, "node1", "cat /proc/1/comm").stdout.strip() == "systemd"
+    assert ssh(place, "node1", "systemctl is-system-running --wait").stdout.strip() == "running"
+    assert ssh(place, "node1", "ls /opt/corebound").returncode != 0
+
+
+def test_the_inventory_is_an_ordinary_one(place: Layout, grow: Grow) -> None:
+    members = grow(2)
+    groups = yaml.safe_load(INVENTORY.read_text(encoding="utf-8"))["all"]["children"]
+    assert {name: host["ansible_host"] for name, host in groups["nodes"]["hosts"].items()} == {
+        member.name: member.address for member in members
+    }
+    names = set(groups["nodes"]["vars"])
+    assert all(name.startswith(("ansible_", "cluster_tests_", "runtime_")) for name in names), names
+
+
+def test_a_changed_host_key_is_refused(place: Layout, grow: Grow) -> None:
+    grow(2)
+    text = place.known_hosts.read_text(encoding="utf-8")
+    keys = [line.split()[2] for line in text.splitlines()]
+    place.known_hosts.write_text(text.replace(keys[0], keys[1]), encoding="utf-8")
+    done = ssh(place, "node1", "true")
+    place.known_hosts.write_text(text, encoding="utf-8")
+    assert done.returncode == 255
+    assert "Host key verification failed" in done.stderr
+
+
+def test_no_packet_for_a_node_leaves_this_machine_when_the_bridge_is_down(grow: Grow) -> None:
+    grow(1)
+    lines = machine.run("ip", "-o", "-4", "address", "show").stdout.splitlines()
+    bridge = next(line.split()[1] for line in lines if " 10.89.77.1/24" in line)
+    machine.run("ip", "link", "set", bridge, "down")
+    route = machine.run("ip", "route", "get", node(1).address, check=False)
+    machine.run("ip", "link", "set", bridge, "up")
+    assert route.returncode != 0
+    assert "No route to host" in route.stderr
+
+
+def test_nodes_that_were_killed_behind_podmans_back_are_replaced(place: Layout, grow: Grow, podman: Podman) -> None:
+    for member in grow(2):
+        for process in main_processes(podman, member.name):
+            os.kill(process, signal.SIGKILL)
+    grow(2)
+    assert [ssh(place, member.name, "hostname").stdout.strip() for member in nodes(2)] == ["node1", "node2"]
+
+
+def test_a_number_of_nodes_that_has_no_addresses_is_refused(place: Layout) -> None:
+    with pytest.raises(LabError, match="NODES is 10, expected 1 to 9"):
+        cluster.up(place, 10, base_image="")
