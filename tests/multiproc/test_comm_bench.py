@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,3 +46,23 @@ def test_8_kib_is_20_times_faster_than_gloo_and_within_twice_the_floor() -> None
     assert shm["p50_us"] * 20 <= gloo["p50_us"]
     assert rows["shm", "python"]["p50_us"] * 20 <= gloo["p50_us"]
     assert shm["p50_us"] <= 2 * shm["floor_us"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounting needs root and unshare")
+def test_a_small_shared_memory_is_one_error_and_no_bus_error() -> None:
+    bench_command = f"{sys.executable} -m corebound bench allreduce --bytes 8MiB --rounds 1"
+    result = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=12m tmpfs /dev/shm && exec {bench_command}"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "runtime")},
+    )
+    if "unshare" in result.stderr or "mount:" in result.stderr:
+        pytest.skip(result.stderr)
+    assert result.returncode == 5, result.stderr
+    # The launcher repeats a rank's last lines, indented.
+    assert [line[:6] for line in result.stderr.splitlines()].count("error:") == 1, result.stderr
+    assert "/dev/shm is too small: " in result.stderr
+    assert "--shm-size=1g" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -183,6 +183,14 @@ def test_shared_memory_asked_for_and_impossible_is_an_error() -> None:
         assert [made["name"] for made in job.run(tasks.make_group, "auto", [0, 1], provider="auto")] == ["gloo", "gloo"]
 
 
+def test_a_rank_with_a_long_list_of_cpus_joins_as_the_others_do() -> None:
+    with start_ranks(2) as job:
+        job.run(tasks.join, "gloo", timeout_s=60)
+        job.run(tasks.pretend_many_cpus, 1)
+        job.run(tasks.make_group, "long", [0, 1])
+        job.run(tasks.call, "long", "all_reduce")
+
+
 def test_ranks_of_different_variants_do_not_sum_together() -> None:
     with start_ranks(2) as job:
         job.run(tasks.join, "gloo", timeout_s=60)

@@ -15,7 +15,16 @@ from rich.console import Console
 
 from smoke.table import show
 from smoke.targets import Target, read_targets, run_on
-from smoke.verdict import Check, choose_num_ranks, cores, judge_doctor, judge_generate, judge_hostfile, parse
+from smoke.verdict import (
+    Check,
+    choose_num_ranks,
+    cores,
+    judge_doctor,
+    judge_generate,
+    judge_hostfile,
+    num_physical_cores,
+    parse,
+)
 
 LOG_COLUMNS = 140
 
@@ -40,7 +49,8 @@ def visit(target: Target, num_nodes: int) -> tuple[dict[str, Any], list[Check], 
     checks = judge_doctor(target.host, run_on(target, [target.command, "doctor", "--json"]))
     plan = run_on(target, plan_words(target))
     checks += judge_hostfile(target.host, plan, num_nodes)
-    num_ranks = choose_num_ranks(target.num_ranks, target.num_cores, target.address, plan)
+    num_cores = num_physical_cores(run_on(target, [target.command, "topology", "--json"]))
+    num_ranks = choose_num_ranks(target.num_ranks, num_cores, target.address, plan)
     answer = run_on(target, generate_words(target, num_ranks))
     checks += judge_generate(target.host, answer, num_ranks)
     report = parse(answer) or {}

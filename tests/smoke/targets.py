@@ -28,7 +28,6 @@ class Target:
     command: str
     model: str
     hostfile: str
-    num_cores: int
     num_ranks: int
     prompts: list[str]
     max_new_tokens: int

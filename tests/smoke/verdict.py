@@ -58,6 +58,15 @@ def judge_hostfile(host: str, answer: Answer, num_nodes: int) -> list[Check]:
     return [Check(host=host, name="hostfile is understood", passed=len(hosts) == num_nodes, detail=detail)]
 
 
+def num_physical_cores(answer: Answer) -> int:
+    """Return how many whole cores a node's `corebound topology --json` lists; 0 where it does not say."""
+    report = parse(answer) if answer.exit_code == 0 else None
+    if report is None:
+        return 0
+    allowed = set(report["allowed_cpus"])
+    return len({frozenset([cpu["id"], *cpu["siblings"]]) for cpu in report["cpus"] if cpu["id"] in allowed})
+
+
 def choose_num_ranks(asked: int, num_cores: int, address: str, plan: Answer) -> int:
     """Return how many ranks to run on a node: as asked, else two or one for each of its slots, and one on one core."""
     if asked > 0:

@@ -15,9 +15,8 @@ from corebound import comm
 from corebound.comm import rendezvous, select
 from corebound.comm.base import Collectives, as_timedelta, check_root, check_timeout, from_torch_error
 from corebound.comm.objects import broadcast_object
-from corebound.comm.shm_handshake import _compact, _expand
 from corebound.comm.shm_ops import from_operator
-from corebound.comm.shm_stale import remove_stale_segments
+from corebound.comm.shm_stale import floor_name, remove_stale_segments
 from corebound.comm.single import SingleCollectives
 from corebound.errors import CommError, CommTimeoutError, ConfigError, PeerLostError
 
@@ -150,12 +149,6 @@ def test_missing_ranks_are_listed_beside_those_present() -> None:
     assert str(rendezvous._missing_ranks([1, 5], {0: "a"}, 2)).startswith("ranks 1, 5 did not join within 2 s")
 
 
-def test_cpu_ranges_are_compact_and_reversible() -> None:
-    cpus = [0, 1, 2, 8, 10, 11]
-    assert _compact(cpus) == [[0, 2], [8, 8], [10, 11]]
-    assert _expand(_compact(cpus)) == set(cpus)
-
-
 def test_only_old_unlocked_segments_of_ours_are_removed(tmp_path: Path) -> None:
     def file(name: str, content: bytes, age_s: float) -> Path:
         path = tmp_path / name
@@ -167,8 +160,10 @@ def test_only_old_unlocked_segments_of_ours_are_removed(tmp_path: Path) -> None:
     young = file("corebound.job.0-1.abcd.1", b"cebound1" + bytes(64), age_s=1)
     foreign = file("corebound.job.floor", bytes(64), age_s=120)
     unrelated = file("other", b"cebound1", age_s=120)
-    assert remove_stale_segments(tmp_path) == [crashed]
-    assert sorted(tmp_path.iterdir()) == sorted([young, foreign, unrelated])
+    floor = file(floor_name("job", "abcd"), bytes(64), age_s=120)
+    young_floor = file(floor_name("job", "bcde"), bytes(64), age_s=1)
+    assert sorted(remove_stale_segments(tmp_path)) == [crashed, floor]
+    assert sorted(tmp_path.iterdir()) == sorted([young, young_floor, foreign, unrelated])
 
 
 def test_a_segment_that_a_living_process_has_locked_stays(tmp_path: Path) -> None:

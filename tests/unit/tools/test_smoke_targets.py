@@ -23,7 +23,6 @@ ENTRY: dict[str, Any] = {
     "command": "/bin/false",
     "model": "/models/demo",
     "hostfile": "/etc/hostfile",
-    "num_cores": 2,
     "num_ranks": 2,
     "prompts": ['It\'s a "quoted" $prompt'],
     "max_new_tokens": 4,

@@ -82,6 +82,14 @@ def test_a_node_runs_two_ranks_or_one_for_each_slot(asked: int, num_cores: int, 
     assert verdict.choose_num_ranks(asked, num_cores, "node", plan) == expected
 
 
+def test_two_threads_of_one_core_are_one_core() -> None:
+    """On a cloud machine with 2 CPUs on 1 core the smoke run asked for two bound ranks, which was refused."""
+    cpus = [{"id": 0, "siblings": [0, 1]}, {"id": 1, "siblings": [0, 1]}, {"id": 2, "siblings": [2, 3]}]
+    answer = Answer(exit_code=0, stdout=json.dumps({"allowed_cpus": [0, 1], "cpus": cpus}), stderr="")
+    assert verdict.num_physical_cores(answer) == 1
+    assert verdict.num_physical_cores(Answer(exit_code=2, stdout="", stderr="no")) == 0
+
+
 def test_a_failing_doctor_names_the_check() -> None:
     report = {"checks": [{"name": "isa", "status": "fail", "detail": "no AVX2", "hint": ""}]}
     (check,) = verdict.judge_doctor("node", Answer(exit_code=1, stdout=json.dumps(report), stderr=""))
