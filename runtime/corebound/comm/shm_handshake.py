@@ -17,9 +17,10 @@ from corebound.comm import shm_ops
 from corebound.comm.gloo import GlooCollectives
 from corebound.comm.shm_stale import remove_stale_segments
 from corebound.errors import CommError
+from corebound.topology import format_cpu_list, parse_cpu_list
 
 MIB = 1024 * 1024
-_MESSAGE_BYTES = 4096
+_DESCRIPTION_BYTES = 4096
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -67,7 +68,7 @@ def connect(gloo: GlooCollectives, job_id: str, timeout_s: float, options: Segme
 
 def describe(handle: int) -> dict[str, Any]:
     """Return what the group measured and chose: variant, segment_bytes, chunk_bytes, probe_ms, rules."""
-    text = ctypes.create_string_buffer(_MESSAGE_BYTES)
+    text = ctypes.create_string_buffer(_DESCRIPTION_BYTES)
     code = shm_ops.library().corebound_comm_describe(handle, text, len(text))
     if code:
         raise shm_ops.failure(code)
@@ -81,9 +82,8 @@ def _open(gloo: GlooCollectives, path: Path, timeout_s: float, options: SegmentO
     handle = ctypes.c_int64(0)
     token = ctypes.create_string_buffer(shm_ops.TOKEN_BYTES)
     ranks = (ctypes.c_int * gloo.size)(*gloo.ranks)
-    cpus = sorted(os.sched_getaffinity(0))
-    affinities = exchange(gloo, {"boot_id": _boot_id(), "cpus": _compact(cpus)})
-    num_cpus = len({cpu for card in affinities for cpu in _expand(card["cpus"])})
+    affinities = exchange(gloo, {"boot_id": _boot_id(), "cpus": format_cpu_list(os.sched_getaffinity(0))})
+    num_cpus = len({cpu for card in affinities for cpu in parse_cpu_list(card["cpus"])})
     crowded = num_cpus < gloo.size
     code = library.corebound_comm_open(
         os.fsencode(path),
@@ -146,39 +146,29 @@ def _explain(gloo: GlooCollectives, code: int, options: SegmentOptions) -> str:
         return text
     per_rank = shm_ops.library().corebound_comm_segment_bytes(options.chunk_bytes)
     total_mib = per_rank * gloo.size / MIB
-    free_mib = shutil.disk_usage(options.directory).free / MIB
+    needed = f"{gloo.size} ranks need {total_mib:.1f} MiB ({per_rank / MIB:.1f} MiB each)"
+    return too_small(options.directory, needed, text)
+
+
+def too_small(directory: Path, needed: str, text: str) -> str:
+    """Return the explanation for shared memory that could not be reserved; `text` is the system's own."""
+    free_mib = shutil.disk_usage(directory).free / MIB
     return (
-        f"{options.directory} is too small: {gloo.size} ranks need {total_mib:.1f} MiB "
-        f"({per_rank / MIB:.1f} MiB each), {free_mib:.1f} MiB are free ({text}); "
+        f"{directory} is too small: {needed}, {free_mib:.1f} MiB are free ({text}); "
         f"give a container --shm-size=1g, a pod an emptyDir with medium Memory on /dev/shm, "
-        f"or a host `mount -o remount,size=1g {options.directory}`"
+        f"or a host `mount -o remount,size=1g {directory}`"
     )
 
 
 def exchange(gloo: GlooCollectives, card: dict[str, Any]) -> list[dict[str, Any]]:
     """Return every member's card, in group order."""
     data = json.dumps(card).encode()
-    if len(data) > _MESSAGE_BYTES:
-        raise CommError(f"shared-memory handshake: a message of {len(data)} bytes exceeds {_MESSAGE_BYTES}")
-    message = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8)
+    # All need the same size, and no rank may fail alone here: the others would wait for it.
+    longest = int(gloo.all_gather(torch.tensor([len(data)])).max())
+    message = torch.zeros(longest, dtype=torch.uint8)
     message[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return [json.loads(row.numpy().tobytes().rstrip(b"\0")) for row in gloo.all_gather(message)]
 
 
 def _boot_id() -> str:
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "unknown"
-
-
-def _compact(cpus: list[int]) -> list[list[int]]:
-    """Return the numbers as [first, last] ranges: a machine may have hundreds."""
-    ranges: list[list[int]] = []
-    for cpu in cpus:
-        if ranges and ranges[-1][1] == cpu - 1:
-            ranges[-1][1] = cpu
-        else:
-            ranges.append([cpu, cpu])
-    return ranges
-
-
-def _expand(ranges: list[list[int]]) -> set[int]:
-    return {cpu for first, last in ranges for cpu in range(first, last + 1)}

@@ -11,6 +11,7 @@ from corebound.logs import get_logger
 
 _LOGGER = get_logger(__name__)
 _MAGIC = b"cebound1"
+_FLOOR = ".floor."
 # A handshake takes milliseconds. Segments younger than this may belong to one that is under way, perhaps in this very
 # process, where opening and closing the file would drop its lock.
 _GRACE_S = 60.0
@@ -19,8 +20,8 @@ _GRACE_S = 60.0
 def remove_stale_segments(directory: Path, *, grace_s: float = _GRACE_S) -> list[Path]:
     """Remove this user's segments that no living process has locked; return their paths.
 
-    Only files that carry the mark of a segment and are older than `grace_s` are looked at. What cannot be examined or
-    removed stays: it belongs to someone else.
+    Only files that carry the mark or the name of ours and are older than `grace_s` are looked at. What cannot be
+    examined or removed stays: it belongs to someone else.
     """
     removed = []
     for path in directory.glob("corebound.*"):
@@ -35,13 +36,18 @@ def remove_stale_segments(directory: Path, *, grace_s: float = _GRACE_S) -> list
     return removed
 
 
+def floor_name(job_id: str, nonce: str) -> str:
+    """Return the file name of the memory in which `bench allreduce` times its floor; it has no room for a mark."""
+    return f"corebound.{job_id}{_FLOOR}{nonce}"
+
+
 def _is_stale(path: Path, grace_s: float) -> bool:
     status = path.lstat()
     if status.st_uid != os.geteuid() or time.time() - status.st_mtime < grace_s:
         return False
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        if os.read(descriptor, len(_MAGIC)) != _MAGIC:
+        if _FLOOR not in path.name and os.read(descriptor, len(_MAGIC)) != _MAGIC:
             return False
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

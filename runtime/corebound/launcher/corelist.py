@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from corebound.errors import ConfigError
+from corebound.topology import format_cpu_list
 
 MAX_CPU = 65535  # far above any kernel's limit; keeps a typing slip from filling memory
 _ITEM = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
@@ -44,10 +45,4 @@ def _parse_item(item: str, column: int, last: int, where: str) -> range:
 
 def render_core_list(cpus: Iterable[int]) -> str:
     """Return CPU numbers in the grammar, as few ranges as possible."""
-    ranges: list[list[int]] = []
-    for cpu in sorted(set(cpus)):
-        if ranges and ranges[-1][1] == cpu - 1:
-            ranges[-1][1] = cpu
-        else:
-            ranges.append([cpu, cpu])
-    return ",".join(str(start) if start == stop else f"{start}-{stop}" for start, stop in ranges)
+    return format_cpu_list(cpus)
