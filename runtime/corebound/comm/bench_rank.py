@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
+import fcntl
 import json
 import mmap
+import os
 import secrets
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
 
-from corebound import logs, native
-from corebound.comm import init_distributed, shm_ops
+from corebound import native
+from corebound.comm import shm_ops
 from corebound.comm.base import Collectives
+from corebound.comm.rank_process import run_rank
 from corebound.comm.shm import ShmCollectives
+from corebound.comm.shm_handshake import MIB, SegmentOptions, SharedMemoryUnavailableError, too_small
+from corebound.comm.shm_stale import floor_name
 from corebound.config import env
 from corebound.errors import CommError
 
@@ -54,18 +61,22 @@ class Floor:
         self._group = group
         self._num_bytes = num_bytes
         self._next_round = 0
+        directory = SegmentOptions().directory
         nonce = group.broadcast_object(secrets.token_hex(4))
-        path = Path("/dev/shm") / f"corebound.{job_id}.floor.{nonce}"  # noqa: S108
-        if group.rank == 0:
-            with path.open("xb") as file:
-                file.truncate(self._lib.corebound_bench_floor_bytes(group.size, num_bytes))
-        try:
+        path = directory / floor_name(job_id, nonce)
+        with ExitStack() as stack:
+            if group.rank == 0:
+                stack.callback(path.unlink, missing_ok=True)
+                file, error = _reserve(path, self._lib.corebound_bench_floor_bytes(group.size, num_bytes))
+                stack.enter_context(file)
+            error = group.broadcast_object(error if group.rank == 0 else None)
+            if error:
+                raise SharedMemoryUnavailableError(f"bench allreduce, memory of the floor: {error}")
+            # Rank 0 keeps the file that it has: to close another one would drop its lock.
+            if group.rank != 0:
+                file = stack.enter_context(path.open("r+b"))
+            self._memory = mmap.mmap(file.fileno(), 0)
             group.barrier()
-            with path.open("r+b") as file:
-                self._memory = mmap.mmap(file.fileno(), 0)
-            group.barrier()
-        finally:
-            path.unlink(missing_ok=True)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._payload = _aligned_zeros(num_bytes)
 
@@ -169,21 +180,36 @@ def _rounds_per_block(group: Collectives, timing: Timing) -> int:
     return int(group.broadcast_object(max(10, min(2000, round(_BLOCK_S / each_s)))))
 
 
+def _reserve(path: Path, num_bytes: int) -> tuple[BinaryIO, str]:
+    """Return a new file of that size, locked while it has a name, and what failed: nothing, or why it has no memory."""
+    file = path.open("xb+")
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    try:
+        # A mapping of a file that cannot be backed kills the process on first touch.
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.ENOMEM, errno.EDQUOT):
+            file.close()
+            raise
+        return file, too_small(path.parent, f"{num_bytes / MIB:.1f} MiB are needed", str(error))
+    return file, ""
+
+
 def _aligned_zeros(num_bytes: int) -> torch.Tensor:
     # torch aligns to 64 bytes; whole cache lines keep neighbours out of the payload.
     return torch.zeros(-(-num_bytes // _CACHE_LINE_BYTES) * _CACHE_LINE_BYTES, dtype=torch.uint8)
 
 
-def main() -> None:
-    """Measure what the request asks for."""
+def main() -> int:
+    """Measure what the request asks for; return the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--request", type=Path, required=True)
     request = json.loads(parser.parse_args().request.read_text())
+    return run_rank(lambda group: _answer(request, group))
+
+
+def _answer(request: dict[str, Any], group: Collectives) -> None:
     place = env.rank_environment()
-    logs.setup(
-        env.settings().log_level, rank=place.rank if place else None, world_size=place.world_size if place else None
-    )
-    group = init_distributed()
     if place is None or group.size == 1:
         raise CommError("bench allreduce needs two ranks or more", hint="--num-ranks 2")
     torch.set_num_threads(1)
@@ -193,8 +219,7 @@ def main() -> None:
         details = group.details if isinstance(group, ShmCollectives) else {}
         Path(request["output"]).write_text(json.dumps({"rows": rows, "shm": details}))
     group.barrier()
-    group.close()
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

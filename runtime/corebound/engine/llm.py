@@ -113,8 +113,8 @@ class LLM:
             raise RequestError("generate() on an LLM whose last call failed", hint="close it and make another one")
         try:
             answer = self._lead(prompts, params, on_text) if self.is_first else self._follow()
-        except BaseException:
-            self._break()
+        except BaseException as error:
+            self._break(error)
             raise
         if "error" in answer:
             raise RequestError(answer["error"], hint=answer["hint"])
@@ -179,11 +179,14 @@ class LLM:
             raise CoreboundError(f"generate: rank 0 failed: {answer['failure']}", hint="the log of rank 0 says more")
         return answer
 
-    def _break(self) -> None:
+    def _break(self, error: BaseException) -> None:
         """Make every later call an error, here and, if the ranks are out of step, on the others at once."""
         self._is_broken = True
         if self._executor.is_in_step and self.collectives.size > 1:
-            # They would wait for this rank until their time limit; a member that left ends the wait.
+            # They would wait for this rank until their time limit; a member that left ends the wait. The rank that has
+            # the cause speaks first.
+            if not isinstance(error, CommError):
+                _LOGGER.error("generate: leaving the group after %s: %s", type(error).__name__, error)
             self.collectives.close()
 
     def _start_engine(self, num_blocks: int, max_num_sequences: int, max_step_tokens: int) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import time
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from corebound import logs
-from corebound.comm import Collectives, init_distributed
-from corebound.config import env
+from corebound.comm import Collectives
+from corebound.comm.rank_process import run_rank
 from corebound.engine.llm import LLM
 from corebound.engine.metrics import summary
 from corebound.engine.request import RequestOutput, SamplingParams
-from corebound.errors import EXIT_OK, ConfigError, CoreboundError, RequestError
+from corebound.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,31 +32,12 @@ class Job:
 
 def main() -> int:
     """Load the model, continue the prompts, print on rank 0; return the exit code."""
-    rank = env.rank_environment()
-    logs.setup(
-        env.settings().log_level,
-        rank=rank.rank if rank else None,
-        world_size=rank.world_size if rank else None,
-        host=socket.gethostname(),
-    )
-    is_first = rank is None or rank.rank == 0
-    try:
-        _run(is_first)
-    except RequestError as error:
-        # Every rank gets it, once is enough for the reader.
-        if is_first:
-            sys.stderr.write(f"{error.render()}\n")
-        return error.exit_code if is_first else EXIT_OK
-    except CoreboundError as error:
-        sys.stderr.write(f"{error.render()}\n")
-        return error.exit_code
-    return 0
+    return run_rank(_run)
 
 
-def _run(is_first: bool) -> None:
-    with closing(init_distributed()) as collectives:
-        job = Job(**collectives.broadcast_object(_read_job() if is_first else None))
-        _generate(job, collectives)
+def _run(collectives: Collectives) -> None:
+    job = Job(**collectives.broadcast_object(_read_job() if collectives.rank == 0 else None))
+    _generate(job, collectives)
 
 
 def _generate(job: Job, collectives: Collectives) -> None:

@@ -1,0 +1,66 @@
+"""The frame of a process that is one rank of a command of ours: its log, its group, its errors, its exit code."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+
+from corebound import logs
+from corebound.comm import init_distributed
+from corebound.comm.base import Collectives
+from corebound.comm.shm_handshake import SharedMemoryUnavailableError
+from corebound.config import env
+from corebound.errors import EXIT_OK, CoreboundError, RequestError
+from corebound.logs import get_logger
+
+_LOGGER = get_logger(__name__)
+_EXIT_FAILED = 1
+_EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+# Raised on every rank with the same text, so rank 0 speaks for all.
+_COMMON_ERRORS = (RequestError, SharedMemoryUnavailableError)
+
+
+def run_rank(work: Callable[[Collectives], None]) -> int:
+    """Return the exit code of this rank after `work(collectives)` on the group of the whole launch.
+
+    An error is printed before the group is closed: the other ranks learn of it by that, so the one that has the cause
+    speaks first.
+    """
+    with ExitStack() as stack:
+        try:
+            _set_up_log()
+            work(stack.enter_context(closing(init_distributed())))
+        except _COMMON_ERRORS as error:
+            return _print(error) if _is_first() else EXIT_OK
+        except CoreboundError as error:
+            return _print(error)
+        except KeyboardInterrupt:
+            _LOGGER.warning("interrupted")
+            return _EXIT_INTERRUPTED
+        except Exception:
+            _LOGGER.exception("unexpected error")
+            return _EXIT_FAILED
+    return EXIT_OK
+
+
+def _set_up_log() -> None:
+    place = env.rank_environment()
+    logs.setup(
+        env.settings().log_level,
+        rank=place.rank if place else None,
+        world_size=place.world_size if place else None,
+        host=socket.gethostname(),
+    )
+
+
+def _is_first() -> bool:
+    place = env.rank_environment()
+    return place is None or place.rank == 0
+
+
+def _print(error: CoreboundError) -> int:
+    sys.stderr.write(f"{error.render()}\n")
+    sys.stderr.flush()
+    return error.exit_code
