@@ -72,7 +72,16 @@ def not_visited(host: str) -> tuple[dict[str, Any], list[Check], list[dict[str, 
     """Return row and check of a node that was lost before the visit: nothing measured, and failed."""
     detail = "Ansible could not prepare the visit; its output says why (unreachable, not deployed, ...)"
     numbers = dict.fromkeys(("ready_s", "first_token_ms", "next_token_ms", "tokens_per_s"))
-    row = {"host": host, "num_ranks": 0, "cores": [], "isa": [], "comm": [], **numbers, "ranks": [], "verdict": "fail"}
+    row: dict[str, Any] = {
+        "host": host,
+        "num_ranks": 0,
+        "cores": [],
+        "isa": [],
+        "comm": [],
+        **numbers,
+        "ranks": [],
+        "verdict": "fail",
+    }
     return row, [Check(host=host, name="node can be visited", passed=False, detail=detail)], []
 
 
