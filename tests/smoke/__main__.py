@@ -71,8 +71,17 @@ def visit(target: Target, num_nodes: int) -> tuple[dict[str, Any], list[Check], 
 def not_visited(host: str) -> tuple[dict[str, Any], list[Check], list[dict[str, Any]]]:
     """Return row and check of a node that was lost before the visit: nothing measured, and failed."""
     detail = "Ansible could not prepare the visit; its output says why (unreachable, not deployed, ...)"
-    numbers = dict.fromkeys(("ready_s", "first_token_ms", "next_token_ms", "tokens_per_s"))
-    row = {"host": host, "num_ranks": 0, "cores": [], "isa": [], "comm": [], **numbers, "ranks": [], "verdict": "fail"}
+    unmeasured: dict[str, Any] = dict.fromkeys(("ready_s", "first_token_ms", "next_token_ms", "tokens_per_s"))
+    row: dict[str, Any] = {
+        "host": host,
+        "num_ranks": 0,
+        "cores": [],
+        "isa": [],
+        "comm": [],
+        **unmeasured,
+        "ranks": [],
+        "verdict": "fail",
+    }
     return row, [Check(host=host, name="node can be visited", passed=False, detail=detail)], []
 
 
