@@ -71,14 +71,14 @@ def visit(target: Target, num_nodes: int) -> tuple[dict[str, Any], list[Check], 
 def not_visited(host: str) -> tuple[dict[str, Any], list[Check], list[dict[str, Any]]]:
     """Return row and check of a node that was lost before the visit: nothing measured, and failed."""
     detail = "Ansible could not prepare the visit; its output says why (unreachable, not deployed, ...)"
-    numbers = dict.fromkeys(("ready_s", "first_token_ms", "next_token_ms", "tokens_per_s"))
+    unmeasured: dict[str, Any] = dict.fromkeys(("ready_s", "first_token_ms", "next_token_ms", "tokens_per_s"))
     row: dict[str, Any] = {
         "host": host,
         "num_ranks": 0,
         "cores": [],
         "isa": [],
         "comm": [],
-        **numbers,
+        **unmeasured,
         "ranks": [],
         "verdict": "fail",
     }
