@@ -48,6 +48,14 @@ def test_a_rank_killed_under_gloo_is_a_lost_peer_too() -> None:
         assert "gloo all_reduce on rank 0 (400 bytes of float32)" in outcome.error
 
 
+def test_a_late_rank_under_gloo_is_a_timeout() -> None:
+    with start_ranks(2, COREBOUND_COMM="gloo") as job:
+        job.run(tasks.join, "gloo", timeout_s=60)
+        job.start(tasks.call, "world", "all_reduce", timeout_s=0.3, ranks=[0])
+        (outcome,) = job.finish(ranks=[0], timeout_s=10)
+        assert outcome.error_type == "CommTimeoutError", outcome
+
+
 def test_a_rank_killed_in_the_handshake_leaves_no_name_behind() -> None:
     with start_ranks(3) as job:
         job.start(tasks.join_and_die_in_the_handshake, 1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import re
 from datetime import timedelta
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,8 +14,12 @@ import torch
 from corebound.errors import CommError, CommTimeoutError, ConfigError, PeerLostError
 
 _FOREVER = timedelta(days=365)
-_LOST_SIGNS = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "connect failed")
-_TIMEOUT_SIGNS = ("timed out", "timeout")
+# torch hands gloo's errors on as RuntimeError. What gloo's transport says begins with its place in gloo's source, so no
+# other text is taken for it; what the operating system says in it has that system's words.
+_OF_TRANSPORT = re.compile(r"gloo/transport/\w+/\w+\.(?:cc|h):\d+\] (?P<said>.*)")
+_TIMED_OUT = re.compile(r"Timed out waiting \d+ms for |Connect timeout\b")
+_LOST_ERRNOS = (errno.ECONNRESET, errno.EPIPE, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ETIMEDOUT)
+_LOST = re.compile("|".join(["Connection closed by peer", *(re.escape(os.strerror(code)) for code in _LOST_ERRNOS)]))
 
 
 @runtime_checkable
@@ -94,10 +101,11 @@ def check_root(root: int, size: int) -> int:
 def from_torch_error(error: Exception, *, operation: str, rank: int, detail: str = "") -> CommError:
     """Return our error for one that torch.distributed raised, naming the operation and this rank."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    lower = str(error).lower()
     where = f"{operation} on rank {rank}{detail}"
-    if any(sign in lower for sign in _LOST_SIGNS):
-        return PeerLostError(f"{where}: a peer is gone: {text}", hint="the first rank that failed says why")
-    if any(sign in lower for sign in _TIMEOUT_SIGNS):
+    match = _OF_TRANSPORT.search(text)
+    said = match["said"] if match else ""
+    if _TIMED_OUT.match(said):
         return CommTimeoutError(f"{where}: {text}", hint="COREBOUND_COMM_TIMEOUT_S sets the limit")
+    if "enforce fail" not in text and _LOST.search(said):
+        return PeerLostError(f"{where}: a peer is gone: {text}", hint="the first rank that failed says why")
     return CommError(f"{where}: {text}")

@@ -123,10 +123,14 @@ def test_timeouts_and_roots_are_checked() -> None:
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("Connection closed by peer [127.0.0.1]:1", PeerLostError),
-        ("Read error: Connection reset by peer", PeerLostError),
-        ("Timed out waiting 300ms for recv operation", CommTimeoutError),
+        ("[/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1", PeerLostError),
+        ("[/x/gloo/transport/tcp/pair.cc:547] Read error [127.0.0.1]:1: Connection reset by peer", PeerLostError),
+        ("Gloo failed: [/x/gloo/transport/tcp/pair.cc:1] writev [::1]:1: Broken pipe", PeerLostError),
+        ("[/x/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 300ms for recv operation", CommTimeoutError),
         ("Invalid scalar type", CommError),
+        ("the option timeout must be a number", CommError),
+        ("callback failed: Connection closed by peer", CommError),
+        ("[enforce fail at /x/gloo/transport/tcp/pair.cc:456] op.preamble.length <= op.nbytes. 8 vs 4", CommError),
     ],
 )
 def test_errors_of_torch_become_ours_and_name_operation_and_rank(text: str, kind: type[CommError]) -> None:
