@@ -14,15 +14,13 @@ from corebound.models.manifest import Verification, verify_manifest, write_manif
 from corebound.models.resolve import resolve_model
 
 if TYPE_CHECKING:
-    from corebound.models.batch import StepBatch, allocate_kv_cache, batch_of
+    from corebound.models.batch import StepBatch
     from corebound.models.decoder import Decoder
     from corebound.models.loading import load_model
 
 _NEED_TORCH = {
     "Decoder": "decoder",
     "StepBatch": "batch",
-    "allocate_kv_cache": "batch",
-    "batch_of": "batch",
     "load_model": "loading",
 }
 
@@ -33,8 +31,6 @@ __all__ = [
     "Rope",
     "StepBatch",
     "Verification",
-    "allocate_kv_cache",
-    "batch_of",
     "describe",
     "load_model",
     "resolve_model",
