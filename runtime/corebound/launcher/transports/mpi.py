@@ -1,0 +1,226 @@
+"""Intel MPI, MPICH, Open MPI and Slurm: their starters place one agent on each host, which connects back to us.
+
+A starter hands standard input to one process only, and a command line is for everyone to read. So agents fetch their
+part over a connection on which both sides prove that they know a secret. The secret travels in the environment,
+which these starters carry over connections of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from corebound.errors import HostError, LaunchError
+from corebound.launcher.addresses import own_addresses, source_address
+from corebound.launcher.handshake import new_secret
+from corebound.launcher.hostfile import Dialect, Host, render_machinefile
+from corebound.launcher.link import Link
+from corebound.launcher.rendezvous import Rendezvous
+from corebound.launcher.signals import SignalPipe
+from corebound.launcher.spec import LaunchSpec
+from corebound.launcher.streams import Pump
+from corebound.launcher.transports import ssh
+
+SECRET = "COREBOUND_AGENT_SECRET"  # noqa: S105  a name
+_END_S = 5.0
+_VERSION_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a starter's command is made of. `interface` None leaves the choice to the starter."""
+
+    spec: LaunchSpec
+    hosts: Sequence[str]
+    hostfile: str
+    link: str
+    interface: str | None
+
+    @property
+    def num_hosts(self) -> str:
+        """How many agents there are to be."""
+        return str(len(self.hosts))
+
+
+@dataclass(frozen=True)
+class Starter:
+    """One program that starts processes on hosts: how it is found, told apart, called, and set by variables."""
+
+    title: str
+    tools: tuple[str, ...]
+    mark: str
+    package: str
+    dialect: Dialect
+    identity: str
+    words: Callable[[Start], tuple[str, ...]]
+    variables: Callable[[LaunchSpec], Mapping[str, str]]
+
+    def find(self, environ: Mapping[str, str]) -> Path | None:
+        """Return the program: beside a Python that has it as a package, under I_MPI_ROOT, or on the PATH."""
+        folders = [str(Path(sys.executable).parent), environ.get("PATH", os.defpath)]
+        if self.identity == "PMI_RANK" and environ.get("I_MPI_ROOT"):
+            folders.insert(0, str(Path(environ["I_MPI_ROOT"]) / "bin"))
+        for tool in self.tools:
+            for folder in folders:
+                found = shutil.which(tool, path=folder)
+                if found is not None and self._is_ours(found):
+                    return Path(found)
+        return None
+
+    def command(self, start: Start, tool: str, environ: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the whole command; the user's arguments stand before ours for the agent."""
+        agent = ssh.agent_words(start.spec, environ.get("PYTHONPATH"), start.link)
+        return (tool, *self.words(start), *start.spec.launcher_words, *agent, self.identity)
+
+    def shown(self, start: Start, tool: str, environ: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the command as it could be typed, with the variables that are set for it."""
+        variables = [f"{name}={value}" for name, value in self.variables(start.spec).items()]
+        return ("env", f"{SECRET}=SECRET", *variables, *self.command(start, tool, environ))
+
+    def _is_ours(self, tool: str) -> bool:
+        """Several programs go by the name of mpiexec."""
+        try:
+            said = subprocess.run(
+                [tool, "--version"], capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        return self.mark in said.stdout + said.stderr
+
+
+def _hydra(start: Start, *more: str, exported: str = SECRET) -> tuple[str, ...]:
+    interface = () if start.interface is None else ("-iface", start.interface)
+    return ("-f", start.hostfile, "-n", start.num_hosts, "-ppn", "1", *interface, *more, "-genvlist", exported)
+
+
+def _intel(start: Start) -> tuple[str, ...]:
+    return _hydra(start, "-bootstrap", "ssh", exported=f"{SECRET},I_MPI_PIN")
+
+
+def _mpich(start: Start) -> tuple[str, ...]:
+    return _hydra(start, "-launcher", "ssh", "-bind-to", "none")
+
+
+def _openmpi(start: Start) -> tuple[str, ...]:
+    interface = () if start.interface is None else ("--mca", "oob_tcp_if_include", start.interface)
+    root = ("--allow-run-as-root",) if os.geteuid() == 0 else ()
+    remote = ("--mca", "plm_rsh_args", shlex.join(ssh.ssh_options(start.spec)))
+    place = ("--map-by", "ppr:1:node", "--bind-to", "none")
+    return ("--hostfile", start.hostfile, "-n", start.num_hosts, *place, *root, *interface, *remote, "-x", SECRET)
+
+
+def _slurm(start: Start) -> tuple[str, ...]:
+    # Only what is named reaches the tasks. PATH and HOME are the nodes' business, but Slurm sets neither by itself.
+    return (
+        "--nodes", start.num_hosts, "--ntasks", start.num_hosts, "--ntasks-per-node", "1",
+        "--nodelist", ",".join(start.hosts), "--cpu-bind=none", "--mem-bind=none", "--kill-on-bad-exit=0",
+        f"--export={SECRET},PATH,HOME,USER,LANG",
+    )  # fmt: skip
+
+
+def _ssh_words(spec: LaunchSpec) -> str:
+    return shlex.join(ssh.ssh_options(spec))
+
+
+DIALECTS: dict[str, Starter] = {
+    "impi": Starter(
+        "Intel MPI", ("mpiexec.hydra",), "Intel(R) MPI Library", "install the package impi-rt beside this Python",
+        "colon", "PMI_RANK", _intel,
+        # The agent binds; Intel MPI must not narrow the cores that it sees.
+        lambda spec: {"I_MPI_PIN": "off", "I_MPI_HYDRA_BOOTSTRAP_EXEC_EXTRA_ARGS": _ssh_words(spec)},
+    ),
+    "mpich": Starter(
+        "MPICH", ("mpiexec.mpich", "mpiexec.hydra", "mpiexec"), "HYDRA build details", "install the package mpich",
+        "colon", "PMI_RANK", _mpich, lambda spec: {"HYDRA_LAUNCHER_EXTRA_ARGS": _ssh_words(spec)},
+    ),
+    "openmpi": Starter(
+        "Open MPI", ("mpirun.openmpi", "mpirun"), "Open MPI", "install the package openmpi-bin",
+        "slots", "OMPI_COMM_WORLD_RANK", _openmpi, lambda spec: {},
+    ),
+    "slurm": Starter(
+        "Slurm", ("srun",), "slurm", "run the launch where srun is, on a login node of the cluster",
+        "slots", "SLURMD_NODENAME", _slurm, lambda spec: {},
+    ),
+}  # fmt: skip
+
+
+def interface_to(hosts: Sequence[str]) -> str | None:
+    """Return the interface that leads to the first host elsewhere, None when all are here or cannot be resolved."""
+    addresses = own_addresses()
+    sources = (source_address(host) for host in hosts)
+    found = (address.interface for source in sources for address in addresses if address.ip == source)
+    return next(found, None)
+
+
+def hint_for(words: Sequence[str]) -> str | None:
+    """Return what to do about a starter's last words, None where they are not known."""
+    if any("node count" in word or "Invalid node name" in word for word in words):
+        return "the hosts of the hostfile must be nodes of the allocation, under Slurm's names"
+    return ssh.hint_for(words)
+
+
+@contextmanager
+def started(
+    starter: Starter, spec: LaunchSpec, hosts: Sequence[str], environ: Mapping[str, str], signals: SignalPipe
+) -> Iterator[list[Link]]:
+    """Start an agent on each host and yield the links, in the order of the hosts; afterwards nothing runs any more.
+
+    Raises: HostError when the program is not installed; LaunchError naming the hosts whose agents did not connect.
+    """
+    tool = starter.find(environ)
+    if tool is None:
+        raise HostError(
+            f"--launcher {spec.launcher}: {starter.title} is not on this machine (looked for "
+            f"{', '.join(starter.tools)})",
+            hint=f"{starter.package}, or use --launcher ssh",
+        )
+    secret = new_secret()
+    with tempfile.TemporaryDirectory(prefix="corebound-") as folder, Rendezvous(secret) as rendezvous:
+        hostfile = Path(folder) / "hosts"
+        hostfile.write_text(render_machinefile([Host(name, 1) for name in hosts], starter.dialect), encoding="ascii")
+        start = Start(spec, hosts, str(hostfile), _places(hosts, rendezvous.port), interface_to(hosts))
+        try:
+            process = subprocess.Popen(
+                starter.command(start, str(tool), environ),
+                env={**environ, **starter.variables(spec), SECRET: secret},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise LaunchError(f"{tool} could not be started: {error.strerror}") from error
+        assert process.stdout is not None
+        words = Pump(os.dup(process.stdout.fileno()), None, None)
+        process.stdout.close()
+        try:
+            names = hosts if starter.identity == "SLURMD_NODENAME" else [str(index) for index in range(len(hosts))]
+            yield rendezvous.links(dict(zip(names, hosts, strict=True)), process, words, signals, hint_for)
+        finally:
+            _end(process)
+
+
+def _places(hosts: Sequence[str], port: int) -> str:
+    """Return where agents find us: first the addresses that lead to the hosts."""
+    sources = [source for source in map(source_address, hosts) if source is not None]
+    addresses = dict.fromkeys([*sources, *(address.ip for address in own_addresses())])
+    return ",".join(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in addresses)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a starter whose agents have ended, or been let go of; help it if it does not see that."""
+    for help_it in (process.terminate, process.kill):
+        try:
+            process.wait(_END_S)
+            return
+        except subprocess.TimeoutExpired:
+            help_it()
+    process.wait()
