@@ -41,16 +41,16 @@ from corebound.topology import read_topology
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "FI_TCP_IFACE", "CCL_KVS_IFACE")
 # What MPI and Slurm say about the agent would mislead its ranks: they are not the processes that were started.
 _STARTERS = (
-    "PMI_",
-    "PMIX_",
     "HYDI_",
     "HYDRA_",
     "MPI_LOCAL",
-    "OMPI_COMM_",
-    "OMPI_MCA_",
+    "OMPI_",
+    "ORTE_",
+    "PMI_",
+    "PMIX_",
     "PRTE_",
-    "SLURM_PROCID",
     "SLURM_LOCALID",
+    "SLURM_PROCID",
 )
 _FOREIGN_BINDING = ("KMP_AFFINITY", "GOMP_CPU_AFFINITY")
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from corebound.errors import HostError, LaunchError
@@ -52,16 +52,20 @@ class Start:
 
 @dataclass(frozen=True)
 class Starter:
-    """One program that starts processes on hosts: how it is found, told apart, called, and set by variables."""
+    """One program that starts processes on hosts: how it is found, told apart and called.
+
+    `ssh_variable` holds its arguments for ssh, `fixed` are variables that it must see.
+    """
 
     title: str
     tools: tuple[str, ...]
-    mark: str
+    marks: tuple[str, ...]
     package: str
     dialect: Dialect
     identity: str
     words: Callable[[Start], tuple[str, ...]]
-    variables: Callable[[LaunchSpec], Mapping[str, str]]
+    ssh_variable: str | None = None
+    fixed: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, environ: Mapping[str, str]) -> Path | None:
         """Return the program: beside a Python that has it as a package, under I_MPI_ROOT, or on the PATH."""
@@ -80,9 +84,16 @@ class Starter:
         agent = ssh.agent_words(start.spec, environ.get("PYTHONPATH"), start.link)
         return (tool, *self.words(start), *start.spec.launcher_words, *agent, self.identity)
 
+    def variables(self, spec: LaunchSpec, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return the variables to set for the command; the user's arguments for ssh stay, before ours."""
+        if self.ssh_variable is None:
+            return dict(self.fixed)
+        words = (*shlex.split(environ.get(self.ssh_variable, "")), *ssh.ssh_options(spec))
+        return {**self.fixed, self.ssh_variable: shlex.join(words)}
+
     def shown(self, start: Start, tool: str, environ: Mapping[str, str]) -> tuple[str, ...]:
         """Return the command as it could be typed, with the variables that are set for it."""
-        variables = [f"{name}={value}" for name, value in self.variables(start.spec).items()]
+        variables = [f"{name}={value}" for name, value in self.variables(start.spec, environ).items()]
         return ("env", f"{SECRET}=SECRET", *variables, *self.command(start, tool, environ))
 
     def _is_ours(self, tool: str) -> bool:
@@ -93,12 +104,13 @@ class Starter:
             )
         except (OSError, subprocess.TimeoutExpired):
             return False
-        return self.mark in said.stdout + said.stderr
+        return any(mark in said.stdout + said.stderr for mark in self.marks)
 
 
 def _hydra(start: Start, *more: str, exported: str = SECRET) -> tuple[str, ...]:
     interface = () if start.interface is None else ("-iface", start.interface)
-    return ("-f", start.hostfile, "-n", start.num_hosts, "-ppn", "1", *interface, *more, "-genvlist", exported)
+    # hydra reads what is meant for all processes only before the first word that is meant for some.
+    return ("-f", start.hostfile, "-ppn", "1", *interface, *more, "-genvlist", exported, "-n", start.num_hosts)
 
 
 def _intel(start: Start) -> tuple[str, ...]:
@@ -112,9 +124,8 @@ def _mpich(start: Start) -> tuple[str, ...]:
 def _openmpi(start: Start) -> tuple[str, ...]:
     interface = () if start.interface is None else ("--mca", "oob_tcp_if_include", start.interface)
     root = ("--allow-run-as-root",) if os.geteuid() == 0 else ()
-    remote = ("--mca", "plm_rsh_args", shlex.join(ssh.ssh_options(start.spec)))
     place = ("--map-by", "ppr:1:node", "--bind-to", "none")
-    return ("--hostfile", start.hostfile, "-n", start.num_hosts, *place, *root, *interface, *remote, "-x", SECRET)
+    return ("--hostfile", start.hostfile, "-n", start.num_hosts, *place, *root, *interface, "-x", SECRET)
 
 
 def _slurm(start: Start) -> tuple[str, ...]:
@@ -126,30 +137,49 @@ def _slurm(start: Start) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _ssh_words(spec: LaunchSpec) -> str:
-    return shlex.join(ssh.ssh_options(spec))
-
-
 DIALECTS: dict[str, Starter] = {
     "impi": Starter(
-        "Intel MPI", ("mpiexec.hydra",), "Intel(R) MPI Library", "install the package impi-rt beside this Python",
-        "colon", "PMI_RANK", _intel,
+        title="Intel MPI",
+        tools=("mpiexec.hydra",),
+        marks=("Intel(R) MPI Library",),
+        package="install the package impi-rt beside this Python",
+        dialect="colon",
+        identity="PMI_RANK",
+        words=_intel,
+        ssh_variable="I_MPI_HYDRA_BOOTSTRAP_EXEC_EXTRA_ARGS",
         # The agent binds; Intel MPI must not narrow the cores that it sees.
-        lambda spec: {"I_MPI_PIN": "off", "I_MPI_HYDRA_BOOTSTRAP_EXEC_EXTRA_ARGS": _ssh_words(spec)},
+        fixed={"I_MPI_PIN": "off"},
     ),
     "mpich": Starter(
-        "MPICH", ("mpiexec.mpich", "mpiexec.hydra", "mpiexec"), "HYDRA build details", "install the package mpich",
-        "colon", "PMI_RANK", _mpich, lambda spec: {"HYDRA_LAUNCHER_EXTRA_ARGS": _ssh_words(spec)},
+        title="MPICH",
+        tools=("mpiexec.mpich", "mpiexec.hydra", "mpiexec"),
+        marks=("HYDRA build details",),
+        package="install the package mpich",
+        dialect="colon",
+        identity="PMI_RANK",
+        words=_mpich,
+        ssh_variable="HYDRA_LAUNCHER_EXTRA_ARGS",
     ),
     "openmpi": Starter(
-        "Open MPI", ("mpirun.openmpi", "mpirun"), "Open MPI", "install the package openmpi-bin",
-        "slots", "OMPI_COMM_WORLD_RANK", _openmpi, lambda spec: {},
+        title="Open MPI",
+        tools=("mpirun.openmpi", "mpirun"),
+        marks=("Open MPI", "OpenRTE", "PRRTE"),
+        package="install the package openmpi-bin",
+        dialect="slots",
+        identity="OMPI_COMM_WORLD_RANK",
+        words=_openmpi,
+        ssh_variable="OMPI_MCA_plm_rsh_args",
     ),
     "slurm": Starter(
-        "Slurm", ("srun",), "slurm", "run the launch where srun is, on a login node of the cluster",
-        "slots", "SLURMD_NODENAME", _slurm, lambda spec: {},
+        title="Slurm",
+        tools=("srun",),
+        marks=("slurm",),
+        package="run the launch where srun is, on a login node of the cluster",
+        dialect="slots",
+        identity="SLURMD_NODENAME",
+        words=_slurm,
     ),
-}  # fmt: skip
+}
 
 
 def interface_to(hosts: Sequence[str]) -> str | None:
@@ -190,7 +220,7 @@ def started(
         try:
             process = subprocess.Popen(
                 starter.command(start, str(tool), environ),
-                env={**environ, **starter.variables(spec), SECRET: secret},
+                env={**environ, **starter.variables(spec, environ), SECRET: secret},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -209,9 +239,9 @@ def started(
 
 
 def _places(hosts: Sequence[str], port: int) -> str:
-    """Return where agents find us: first the addresses that lead to the hosts."""
+    """Return where agents find us: first the addresses that lead to the hosts. A wrong one fails the handshake."""
     sources = [source for source in map(source_address, hosts) if source is not None]
-    addresses = dict.fromkeys([*sources, *(address.ip for address in own_addresses())])
+    addresses = dict.fromkeys([*sources, *(address.ip for address in own_addresses()), "127.0.0.1"])
     return ",".join(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in addresses)
 
 
