@@ -26,9 +26,10 @@ DOWN_S = 8.0
 LOST_S = 15.0
 FACTS = """
 import json, os, sys
-print(json.dumps({"env": dict(os.environ), "argv": sys.argv[1:], "cwd": os.getcwd(), "stdin": sys.stdin.read(),
-    "cpus": sorted(os.sched_getaffinity(0))}))
-print("words of rank", os.environ["RANK"], file=sys.stderr)
+facts = {"env": dict(os.environ), "argv": sys.argv[1:], "cwd": os.getcwd(), "stdin": sys.stdin.read(),
+         "cpus": sorted(os.sched_getaffinity(0))}
+sys.stdout.write(json.dumps(facts) + "\\n")
+sys.stderr.write(f"words of rank {os.environ['RANK']}\\n")
 """
 
 

@@ -220,7 +220,8 @@ def started(
         try:
             process = subprocess.Popen(
                 starter.command(start, str(tool), environ),
-                env={**environ, **starter.variables(spec, environ), SECRET: secret},
+                # First, because the hydra of MPICH 4.0 overlooks the last variable of its environment.
+                env={SECRET: secret, **environ, **starter.variables(spec, environ)} | {SECRET: secret},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
