@@ -185,12 +185,11 @@ def test_a_busy_default_port_is_replaced_and_a_busy_asked_one_is_an_error(run: R
     assert "--master_port 29500: the port is in use" in asked.stderr and "hint: choose another port" in asked.stderr
 
 
-@pytest.mark.parametrize("flags", [["--launcher", "ssh"], ["--launcher", "impi"], ["--force_multi"], ["-H", "hosts"]])
-def test_transports_of_later_releases_say_so(run: Run, tmp_path: Path, flags: list[str]) -> None:
+def test_a_local_launcher_refuses_other_hosts(run: Run, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("worker-a slots=1\nworker-b slots=1\n")
-    launch = run(*flags, "facts.py")
-    assert launch.process.returncode == 4
-    assert "is not in this release" in launch.stderr and "--no_ssh" in launch.stderr
+    launch = run("--launcher", "local", "-H", "hosts", "facts.py")
+    assert launch.process.returncode == 2
+    assert "--launcher local runs on this machine alone, the plan has worker-a, worker-b" in launch.stderr
 
 
 def test_without_ssh_each_node_starts_its_own_part(run: Run, tmp_path: Path) -> None:

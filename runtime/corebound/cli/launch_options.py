@@ -63,6 +63,7 @@ _OPTIONS = (
     _option("--bind_core_list", metavar="LIST", help="Bind to these CPUs only, such as 0-3,8 (implies binding)."),
     _option("--launcher", callback=_launcher, metavar=f"{{{','.join(LAUNCHERS)}}}", help="How to reach the hosts."),
     _option("--launcher_args", metavar="TEXT", help="More arguments for the launcher's own command."),
+    _option("--remote_python", metavar="FILE", help="Python of the other hosts; by default the same path as here."),
     _option("--master_addr", metavar="HOST", help="Where ranks meet; by default the first host."),
     _option("--master_port", type=int, metavar="N", help="Port where ranks meet; by default 29500, or a free one."),
     _option("--ssh_port", type=int, metavar="N", help="Port of the hosts' SSH servers."),
@@ -91,8 +92,8 @@ def launch_options(command: _Command) -> _Command:
 OPTION_NAMES = frozenset(
     {
         "hostfile", "include", "exclude", "num_nodes", "num_accelerators", "bind_cores_to_rank", "bind_core_list",
-        "launcher", "launcher_args", "master_addr", "master_port", "ssh_port", "node_rank", "no_ssh", "module",
-        "no_python", "no_local_rank", "enable_each_rank_log", "force_multi", "save_pid",
+        "launcher", "launcher_args", "remote_python", "master_addr", "master_port", "ssh_port", "node_rank", "no_ssh",
+        "module", "no_python", "no_local_rank", "enable_each_rank_log", "force_multi", "save_pid",
     }
 )  # fmt: skip
 

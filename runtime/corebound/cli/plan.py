@@ -16,8 +16,10 @@ from corebound.cli.run import CONTEXT, script_spec
 from corebound.config import env
 from corebound.launcher.corelist import render_core_list
 from corebound.launcher.hosts import topology_reader
+from corebound.launcher.launch import transport_of
 from corebound.launcher.plan import LaunchPlan
 from corebound.launcher.plan import plan as make_plan
+from corebound.launcher.remote import launch_commands
 from corebound.launcher.spec import LaunchSpec
 from corebound.launcher.transports.local import agent_command
 
@@ -54,17 +56,24 @@ def plan(script: str | None, args: tuple[str, ...], as_json: bool, root: Path | 
     for text in (*whole.warnings, *(f"{node.host}: {text}" for node in whole.nodes for text in node.warnings)):
         click.echo(f"warning: {text}", err=True)
     if as_json:
-        click.echo(json.dumps(as_dict(whole), indent=2))
+        click.echo(json.dumps(as_dict(whole, agent_commands(spec, whole)), indent=2))
     else:
         print_plan(spec, whole, Console(soft_wrap=True))
     return 0
 
 
-def as_dict(whole: LaunchPlan) -> dict[str, Any]:
-    """Return the plan as `--json` prints it; `commands` holds the agent's command for each host."""
+def agent_commands(spec: LaunchSpec, whole: LaunchPlan) -> tuple[tuple[str, ...], ...]:
+    """Return the commands that start the agents: one for each host, or a single one where MPI or Slurm does it."""
+    if transport_of(spec, whole) == "local":
+        return tuple(agent_command() for _ in whole.nodes)
+    return launch_commands(spec, whole, env.snapshot())
+
+
+def as_dict(whole: LaunchPlan, commands: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
+    """Return the plan as `--json` prints it."""
     return {
         "ranks": [rank.as_row() for rank in whole.ranks],
-        "commands": [list(agent_command()) for _ in whole.nodes],
+        "commands": [list(command) for command in commands],
         "hosts": [
             {"host": node.host, "node_rank": node.node_rank, "num_slots": node.num_slots, "bound": node.bound}
             for node in whole.nodes
@@ -102,4 +111,7 @@ def print_plan(spec: LaunchSpec, whole: LaunchPlan, console: Console) -> None:
     console.print(f"\n{size} meet at {whole.master_addr}:{whole.master_port}{choice}", highlight=False)
     if any(node.bound is False for node in whole.nodes) and not spec.bind_cores_to_rank:
         console.print("cores are shared: --bind_cores_to_rank gives each rank its own", highlight=False)
+    if transport_of(spec, whole) != "local":
+        for command in agent_commands(spec, whole):
+            console.print(f"agents start by: {shlex.join(command)}", highlight=False, markup=False)
     console.print(f"rank 0 runs: {shlex.join(whole.ranks[0].command)}", highlight=False, markup=False)

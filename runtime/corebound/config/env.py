@@ -16,8 +16,10 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 # Every COREBOUND_ variable with its meaning. docs/configuration.md is checked against this table.
 VARIABLES: dict[str, str] = {
     "COREBOUND_ACCELERATOR": "name of the accelerator to use in place of the detected one",
+    "COREBOUND_AGENT_SECRET": "set by the launcher for agents that MPI or Slurm starts: proves that they belong to it",
     "COREBOUND_COMM": f"provider of collectives: {', '.join(COMM_CHOICES)}",
     "COREBOUND_COMM_TIMEOUT_S": "seconds after which a collective gives up (default 60)",
+    "COREBOUND_EXPORT": "more variables that go to ranks on other hosts: names, or prefixes and *, joined by commas",
     "COREBOUND_ISA": "name of the instruction-set variant to force; unset takes the best one that runs here",
     "COREBOUND_JOB_ID": "set by the agent: unique name of this launch, part of every segment name",
     "COREBOUND_KERNELS": f"kernel implementation: {', '.join(KERNEL_CHOICES)}",
@@ -98,6 +100,24 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironmen
         master_port=_integer(env, "MASTER_PORT"),
         job_id=env.get("COREBOUND_JOB_ID") or f"port{env['MASTER_PORT']}",
     )
+
+
+def agent_identity(variable: str) -> tuple[str, str]:
+    """Return the secret of the launch, and by the variable's value which of its agents this is; unsets the secret.
+
+    Raises: ConfigError when one of them is not set.
+    """
+    secret, identity = os.environ.pop("COREBOUND_AGENT_SECRET", ""), os.environ.get(variable, "")
+    for name, value in (("COREBOUND_AGENT_SECRET", secret), (variable, identity)):
+        if not value:
+            raise ConfigError(f"agent: {name} is not set: only a launcher can start an agent")
+    return secret, identity
+
+
+def ssh_server_address() -> str | None:
+    """Return at which of our addresses the ssh session that we run in arrived, None outside of one."""
+    words = os.environ.get("SSH_CONNECTION", "").split()
+    return words[2] if len(words) == 4 else None
 
 
 def set_default(name: str, value: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from corebound.launcher.binding import Binding, bind
-from corebound.launcher.launch import LaunchOutcome, launch, run_launch
+from corebound.launcher.launch import launch, run_launch
+from corebound.launcher.outcome import LaunchOutcome
 from corebound.launcher.plan import LaunchPlan, NodePlan, RankPlan, plan
 from corebound.launcher.spec import LAUNCHERS, LaunchSpec
 

@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from corebound.errors import ConfigError
 
+Dialect = Literal["slots", "colon"]
 MAX_SLOTS = 4096
 HOST_NAME = re.compile(
     r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9_.-]+)?"
@@ -99,3 +101,20 @@ def _parse_line(line: str, place: str) -> Host | None:
 def render_hostfile(hosts: Iterable[Host]) -> str:
     """Return the text of a hostfile."""
     return "".join(f"{host.name} slots={host.num_slots}\n" for host in hosts)
+
+
+def render_machinefile(hosts: Iterable[Host], dialect: Dialect) -> str:
+    """Return the text of a hostfile for a starter: `host slots=N` (Open MPI) or `host:N` (Intel MPI, MPICH).
+
+    Raises: ConfigError for an IPv6 address where a colon precedes the count.
+    """
+    hosts = tuple(hosts)
+    if dialect == "slots":
+        return render_hostfile(hosts)
+    for host in hosts:
+        if ":" in host.name:
+            raise ConfigError(
+                f"host {host.name}: Intel MPI and MPICH cannot read an IPv6 address in a hostfile",
+                hint="give the host a name in /etc/hosts, or use --launcher ssh",
+            )
+    return "".join(f"{host.name}:{host.num_slots}\n" for host in hosts)

@@ -11,19 +11,20 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from corebound.config import env
-from corebound.errors import EXIT_LAUNCH, ConfigError, LaunchError
-from corebound.launcher.corelist import parse_core_list
+from corebound.errors import EXIT_LAUNCH, ConfigError
 from corebound.launcher.events import Failure, failure_from_event
 from corebound.launcher.hosts import is_this_machine, topology_reader
-from corebound.launcher.part import AgentPart, RankPart
+from corebound.launcher.outcome import LaunchOutcome
+from corebound.launcher.parts import make_part
 from corebound.launcher.plan import LaunchPlan, NodePlan, plan
 from corebound.launcher.ports import reserve_port
 from corebound.launcher.processes import processes_of_job, remove_segments, send
+from corebound.launcher.ranks import make_log_dir
 from corebound.launcher.signals import SignalPipe, awaitable_children, describe_status
 from corebound.launcher.spec import LaunchSpec
 from corebound.launcher.supervise import FORWARDED
@@ -31,16 +32,6 @@ from corebound.launcher.transports.local import LocalAgent
 from corebound.logs import get_logger
 
 _log = get_logger(__name__)
-
-
-@dataclass
-class LaunchOutcome:
-    """How a launch ended: `failure` is the first one, None when all went well or a signal stopped it."""
-
-    exit_code: int = 0
-    failure: Failure | None = None
-    interrupted: signal.Signals | None = None
-    pids: dict[int, int] = field(default_factory=dict)
 
 
 def launch(spec: LaunchSpec) -> int:
@@ -72,7 +63,10 @@ def run_launch(spec: LaunchSpec) -> LaunchOutcome:
     topology_of = topology_reader()
     environ = env.snapshot()
     draft = plan(spec, topology_of)
-    require_transport(spec, draft)
+    if transport_of(spec, draft) != "local":
+        from corebound.launcher.remote import run_remote  # a local launch should not wait for what it does not need
+
+        return run_remote(spec, draft, topology_of)
     # Without a transport the nodes must agree on the port on their own, so none may choose.
     asked = draft.master_port if spec.no_ssh else spec.master_port
     # Rank 0 listens on the first node; on the others the port may belong to anybody.
@@ -86,29 +80,28 @@ def run_launch(spec: LaunchSpec) -> LaunchOutcome:
         return _run_agent(spec, whole, node)
 
 
-def require_transport(spec: LaunchSpec, whole: LaunchPlan) -> None:
-    """Check that this release can start the plan. Raises: LaunchError when it cannot."""
-    if spec.no_ssh:
-        return
+def transport_of(spec: LaunchSpec, whole: LaunchPlan) -> str:
+    """Return the transport that reaches the hosts of a plan: what was asked for, else local or ssh.
+
+    Raises: ConfigError when local was asked for and there are other hosts.
+    """
     names = [node.host for node in whole.nodes]
-    remote = [name for name in names if not is_this_machine(name)]
-    if spec.launcher == "local" and (remote or len(names) > 1):
+    alone = spec.no_ssh or (len(names) == 1 and is_this_machine(names[0]))
+    if spec.launcher == "local" and not alone:
         raise ConfigError(
             f"--launcher local runs on this machine alone, the plan has {', '.join(names)}",
-            hint="choose hosts with --include or --num_nodes",
+            hint="choose hosts with --include or --num_nodes, or another --launcher",
         )
-    if spec.launcher not in (None, "local") or spec.force_multi or remote or len(names) > 1:
-        wanted = spec.launcher or "ssh"
-        raise LaunchError(
-            f"launcher {wanted} (hosts: {', '.join(names)}) is not in this release",
-            hint="start the command on every node yourself with --no_ssh --node_rank N --master_addr HOST, "
-            "or run on this machine alone",
-        )
+    if spec.no_ssh or spec.launcher == "local":
+        return "local"
+    return spec.launcher or ("local" if alone and not spec.force_multi else "ssh")
 
 
 def _run_agent(spec: LaunchSpec, whole: LaunchPlan, node: NodePlan) -> LaunchOutcome:
     job_id = secrets.token_hex(8)
-    part = _part(spec, node, job_id)
+    if spec.log_dir is not None:
+        make_log_dir(spec.log_dir)
+    part = replace(make_part(spec, node, job_id), parent_pid=os.getpid())
     outcome = LaunchOutcome()
     with SignalPipe(FORWARDED) as signals:
         agent = LocalAgent(part)
@@ -122,44 +115,6 @@ def _run_agent(spec: LaunchSpec, whole: LaunchPlan, node: NodePlan) -> LaunchOut
             outcome.failure = Failure(host=node.host, pid=agent.pid, exit_code=code, reason=describe_status(code))
         _clean_up(job_id)
     return outcome
-
-
-def _part(spec: LaunchSpec, node: NodePlan, job_id: str) -> AgentPart:
-    log_prefix = None
-    if spec.log_dir is not None:
-        _make_log_dir(spec.log_dir)
-        log_prefix = str(spec.log_dir.absolute() / f"{time.strftime('%Y%m%d%H%M%S')}_rank")
-    # The agent sees the cores; the number of threads is its to set unless the caller fixed it.
-    ranks = tuple(
-        RankPart(
-            rank=rank.rank,
-            local_rank=rank.local_rank,
-            slot=rank.slot,
-            command=rank.command,
-            env={name: value for name, value in rank.env.items() if name != "OMP_NUM_THREADS" or name in spec.env},
-        )
-        for rank in node.ranks
-    )
-    return AgentPart(
-        job_id=job_id,
-        host=node.host,
-        num_slots=node.num_slots,
-        ranks=ranks,
-        bind_cores=spec.binds,
-        core_list=None if spec.bind_core_list is None else parse_core_list(spec.bind_core_list),
-        log_prefix=log_prefix,
-        rank0_stdin=spec.rank0_stdin,
-        grace_s=spec.grace_s,
-        parent_pid=os.getpid(),
-    )
-
-
-def _make_log_dir(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "expected a directory, found a file" if path.is_file() else error.strerror
-        raise ConfigError(f"--enable_each_rank_log {path}: {reason}") from error
 
 
 def _follow(agent: LocalAgent, signals: SignalPipe, outcome: LaunchOutcome) -> None:

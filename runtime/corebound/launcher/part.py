@@ -8,12 +8,12 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from corebound.errors import LaunchError
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class RankPart:
 class AgentPart:
     """All that an agent needs to know. `log_prefix` is a path to which `<rank>.log` is added, None without logs.
 
-    `parent_pid` is the launcher on the same machine, None where a remote shell lies between.
+    `parent_pid` is the launcher on the same machine, None where a remote shell lies between. `environ` is what of the
+    launcher's environment goes to other hosts. `meets_elsewhere` says that ranks of other hosts belong to the job.
     """
 
     job_id: str
@@ -44,6 +45,8 @@ class AgentPart:
     rank0_stdin: bytes | None = None
     grace_s: float = 2.0
     parent_pid: int | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
+    meets_elsewhere: bool = False
 
     def to_json(self) -> str:
         """Return one line of JSON."""

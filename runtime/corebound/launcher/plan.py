@@ -193,5 +193,5 @@ def _without_effect(spec: LaunchSpec, nodes: list[NodePlan]) -> tuple[str, ...]:
     """Return a warning for each setting that was given and changes nothing."""
     if len(nodes) > 1 or spec.launcher not in (None, "local"):
         return ()
-    given = {"--ssh_port": spec.ssh_port, "--launcher_args": spec.launcher_args}
+    given = {"--remote_python": spec.remote_python, "--ssh_port": spec.ssh_port, "--launcher_args": spec.launcher_args}
     return tuple(f"{flag} has no effect on a launch on this machine alone" for flag, value in given.items() if value)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from corebound.errors import LaunchError
+from corebound.errors import ConfigError, LaunchError
 from corebound.launcher.binding import Binding
 from corebound.launcher.part import RankPart
 from corebound.launcher.streams import Pump
@@ -116,6 +116,15 @@ def start_rank(
         stdout=None if out_read is None else Pump(out_read, 1, log),
         log=log,
     )
+
+
+def make_log_dir(path: Path) -> None:
+    """Make the directory for logs. Raises: ConfigError when that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "expected a directory, found a file" if path.is_file() else error.strerror
+        raise ConfigError(f"--enable_each_rank_log {path}: {reason}") from error
 
 
 def open_log(path: str) -> BinaryIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ class LaunchSpec:
     A rank runs `command`, then `--local_rank=N` if `pass_local_rank`, then `arguments`. `bind_cores_to_rank` None binds
     where every rank can have a core of its own and otherwise lets ranks share cores, with a warning. `env` is added to
     the environment of every rank. `rank0_stdin` is what rank 0 reads on standard input; all else reads nothing.
+    `remote_python` is the Python of other hosts where it has another path than here.
     `grace_s` is the time between asking ranks to stop and killing them.
 
     Raises: ConfigError for values that are out of range or contradict each other.
@@ -43,6 +45,7 @@ class LaunchSpec:
     bind_core_list: str | None = None
     launcher: str | None = None
     launcher_args: str | None = None
+    remote_python: str | None = None
     master_addr: str | None = None
     master_port: int | None = None
     ssh_port: int | None = None
@@ -63,6 +66,10 @@ class LaunchSpec:
         _check_range("--master_port", self.master_port, 1, 65535)
         _check_range("--ssh_port", self.ssh_port, 1, 65535)
         _check_range("--node_rank", self.node_rank, 0, MAX_SLOTS)
+        try:
+            self.launcher_words  # noqa: B018  reading it checks it
+        except ValueError as error:
+            raise ConfigError(f"--launcher_args {self.launcher_args!r}: {error}") from error
         if self.launcher is not None:
             require_choice("launcher", self.launcher, LAUNCHERS, where="--launcher")
         if self.bind_core_list is not None:
@@ -74,6 +81,11 @@ class LaunchSpec:
         for name, value in self.env.items():
             if not _VARIABLE.fullmatch(name) or "\0" in value:
                 raise ConfigError(f"env: expected a variable name and a value without NUL, found {name!r}")
+
+    @property
+    def launcher_words(self) -> tuple[str, ...]:
+        """The words of --launcher_args, quoted as in a shell."""
+        return tuple(shlex.split(self.launcher_args or ""))
 
     @property
     def binds(self) -> bool | None:

@@ -6,6 +6,7 @@ import os
 import select
 import threading
 from collections import defaultdict, deque
+from collections.abc import Callable
 from typing import BinaryIO
 
 _CHUNK_BYTES = 1 << 16
@@ -19,14 +20,14 @@ _write_locks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
 
 
 class Pump:
-    """A thread that moves one stream of a rank to `sink_fd`, line by line.
+    """A thread that moves one stream to a sink (a descriptor, a function, None for nowhere), line by line.
 
     A thread each, because a terminal that has stopped reading must block the rank that writes, not the supervision.
     """
 
-    def __init__(self, source_fd: int, sink_fd: int, log: BinaryIO | None) -> None:
+    def __init__(self, source_fd: int, sink: int | Callable[[bytes], None] | None, log: BinaryIO | None) -> None:
         self._source_fd = source_fd
-        self._sink_fd: int | None = sink_fd
+        self._sink = sink
         self._log = log
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -68,12 +69,15 @@ class Pump:
         self._tail.extend(
             line[:_TAIL_LINE_BYTES] for line in data.decode(errors="replace").splitlines() if line.strip()
         )
-        if self._sink_fd is None:
+        if self._sink is None:
+            return
+        if callable(self._sink):
+            self._sink(data)
             return
         try:
-            with _write_locks[self._sink_fd]:
+            with _write_locks[self._sink]:
                 view = memoryview(data)
                 while view:
-                    view = view[os.write(self._sink_fd, view) :]
+                    view = view[os.write(self._sink, view) :]
         except OSError:
-            self._sink_fd = None  # nobody reads any more; the tail and the log still matter
+            self._sink = None  # nobody reads any more; the tail and the log still matter

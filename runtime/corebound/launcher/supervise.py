@@ -44,6 +44,7 @@ class Supervisor:
         events: EventWriter,
         signals: SignalPipe,
         control: bytes = b"",
+        lost_s: float | None = None,
         several_memory_nodes: bool = True,
     ) -> None:
         self._host = host
@@ -51,6 +52,8 @@ class Supervisor:
         self._events = events
         self._signals = signals
         self._control = control
+        self._lost_s = lost_s
+        self._heard_at_s = time.monotonic()
         self._ranks: list[RankProcess] = []
         self._failure: Failure | None = None
         self._suspect: Failure | None = None
@@ -78,13 +81,15 @@ class Supervisor:
     def run(self) -> int:
         """Wait until no process of the job is left and return the exit code of the launch."""
         while self._reap():
-            deadlines_s = [at_s for at_s in (self._kill_at_s, self._suspect_until_s) if at_s is not None]
+            known_s = (self._kill_at_s, self._suspect_until_s, self._lost_at_s())
+            deadlines_s = [at_s for at_s in known_s if at_s is not None]
             timeout_s = max(0.0, min(deadlines_s) - time.monotonic()) if deadlines_s else None
             for key, _ in self._selector.select(timeout_s):
                 handler: Callable[[], None] = key.data
                 handler()
             if self._suspect_until_s is not None and time.monotonic() >= self._suspect_until_s:
                 self._blame_suspect()
+            self._check_launcher()
             if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s and not self._kill():
                 break
         for rank in self._ranks:
@@ -93,6 +98,20 @@ class Supervisor:
         if self._failure is not None:
             return self._failure.exit_code
         return 0 if self._interrupt is None else 128 + self._interrupt
+
+    def _lost_at_s(self) -> float | None:
+        return None if self._lost_s is None else self._heard_at_s + self._lost_s
+
+    def _check_launcher(self) -> None:
+        lost_at_s = self._lost_at_s()
+        if lost_at_s is not None and time.monotonic() >= lost_at_s:
+            self._events.warning(f"{self._host}: nothing heard of the launcher for {self._lost_s:g} s")
+            self._launcher_gone()
+
+    def _launcher_gone(self) -> None:
+        self._lost_s = None
+        self._selector.unregister(_CONTROL_FD)
+        self._interrupted(signal.SIGTERM)
 
     def fail(self, failure: Failure) -> None:
         """Record the first failure and stop everything."""
@@ -236,14 +255,18 @@ class Supervisor:
                 self._interrupted(number)
 
     def _on_control(self) -> None:
-        data = os.read(_CONTROL_FD, 4096)
+        try:
+            data = os.read(_CONTROL_FD, 4096)
+        except OSError:  # a connection that broke
+            data = b""
         if not data:
-            self._selector.unregister(_CONTROL_FD)
-            self._interrupted(signal.SIGTERM)  # the launcher is gone
+            self._launcher_gone()
             return
+        self._heard_at_s = time.monotonic()
         *lines, self._control = (self._control + data).split(b"\n")
-        for line in lines:
-            self._interrupted(signal.Signals(json.loads(line)["signal"]))
+        for word in map(json.loads, lines):
+            if "signal" in word:  # an empty word is a sign of life
+                self._interrupted(signal.Signals(word["signal"]))
 
     def _interrupted(self, number: signal.Signals) -> None:
         self._blame_suspect()

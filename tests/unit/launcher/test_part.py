@@ -30,6 +30,6 @@ def test_a_part_that_was_cut_short_is_an_error(text: str) -> None:
 
 
 def test_a_part_of_another_release_is_an_error() -> None:
-    with pytest.raises(LaunchError, match="expected a plan of version 1, found 9") as caught:
-        part_from_json(PART.to_json().replace('"version": 1', '"version": 9'))
+    with pytest.raises(LaunchError, match="expected a plan of version 2, found 9") as caught:
+        part_from_json(PART.to_json().replace('"version": 2', '"version": 9'))
     assert caught.value.hint is not None
