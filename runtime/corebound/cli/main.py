@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -65,6 +66,19 @@ def _as_ours(error: click.ClickException) -> ConfigError:
     return ConfigError(message[:1].lower() + message[1:], hint=f"`{command} --help` shows what is accepted")
 
 
+def _fill_closed_descriptors() -> None:
+    """Open the null device in place of closed standard streams, whose numbers the next file would take."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w"))
+
+
 def entry_point() -> None:
     """The console script."""
+    _fill_closed_descriptors()
     sys.exit(main())

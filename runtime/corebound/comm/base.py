@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import re
 from datetime import timedelta
@@ -85,7 +84,7 @@ def check_timeout(timeout_s: float) -> float:
 def as_timedelta(timeout_s: float) -> timedelta:
     """Return the duration for torch.distributed, which knows no infinity."""
     check_timeout(timeout_s)
-    return _FOREVER if math.isinf(timeout_s) else min(timedelta(seconds=timeout_s), _FOREVER)
+    return timedelta(seconds=min(timeout_s, _FOREVER.total_seconds()))
 
 
 def check_root(root: int, size: int) -> int:

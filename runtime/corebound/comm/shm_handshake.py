@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -61,7 +62,9 @@ def connect(gloo: GlooCollectives, job_id: str, timeout_s: float, options: Segme
         # Closing removes the own name, whatever step failed. A peer that died cannot remove its name any more.
         library.corebound_comm_close(handle)
         for card in cards:
-            Path(card["path"]).unlink(missing_ok=True)
+            # Where names cannot be removed, none could be made; the first error is the one that counts.
+            with contextlib.suppress(OSError):
+                Path(card["path"]).unlink(missing_ok=True)
         raise
     return handle
 

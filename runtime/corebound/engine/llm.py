@@ -224,7 +224,7 @@ class LLM:
             max_useful_tokens=max_num_sequences * context,
             block_size=kv.BLOCK_SIZE,
         )
-        counts = self.collectives.all_gather(torch.tensor([num_blocks], dtype=torch.int32), math.inf)
+        counts = self.collectives.all_gather(torch.tensor([num_blocks], dtype=torch.int64), math.inf)
         num_blocks = int(counts.min())
         if self.is_first:
             _LOGGER.info("KV cache: %d tokens in %d blocks", num_blocks * kv.BLOCK_SIZE, num_blocks)

@@ -80,6 +80,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Wait until no process of the job is left and return the exit code of the launch."""
+        self._obey()  # words that came together with the part, such as an interrupt during the start
         while self._reap():
             known_s = (self._kill_at_s, self._suspect_until_s, self._lost_at_s())
             deadlines_s = [at_s for at_s in known_s if at_s is not None]
@@ -263,7 +264,12 @@ class Supervisor:
             self._launcher_gone()
             return
         self._heard_at_s = time.monotonic()
-        *lines, self._control = (self._control + data).split(b"\n")
+        self._control += data
+        self._obey()
+
+    def _obey(self) -> None:
+        """Carry out the whole words that have arrived; the start of the next one stays."""
+        *lines, self._control = self._control.split(b"\n")
         for word in map(json.loads, lines):
             if "signal" in word:  # an empty word is a sign of life
                 self._interrupted(signal.Signals(word["signal"]))

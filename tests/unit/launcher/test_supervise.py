@@ -103,3 +103,22 @@ def test_a_rank_whose_end_was_missed_is_no_success(monkeypatch: pytest.MonkeyPat
         assert supervisor.run() == 4
     assert [failure.reason for failure in heard.failures] == ["ended without a status"]
     assert heard.failures[0].tail == ("last words",)
+
+
+def test_an_interrupt_that_arrived_with_the_part_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C within the first tenth of a second was read together with the part, and forgotten."""
+
+    def no_child(pid: int, options: int) -> tuple[int, int]:
+        raise ChildProcessError
+
+    monkeypatch.setattr("corebound.launcher.supervise.os.waitpid", no_child)
+    with SignalPipe(()) as signals:
+        supervisor = Supervisor(
+            host="h",
+            grace_s=1.0,
+            events=Heard(),  # type: ignore[arg-type]
+            signals=signals,
+            control=b'{"signal": 2}\n',
+        )
+        assert supervisor.run() == 130
+        assert supervisor.stopping

@@ -103,6 +103,7 @@ def test_what_the_hostfile_role_renders_is_what_the_launcher_reads() -> None:
     hosts = {"node1": ("n1.example", 2), "node2": ("10.0.0.2", 1)}
     template = Environment(trim_blocks=True, autoescape=False).from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = template.render(
+        item="deepspeed",
         groups={"nodes": list(hosts)},
         hostfile_slots_per="numa_node",
         hostvars={
