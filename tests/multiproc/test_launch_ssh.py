@@ -264,7 +264,8 @@ def test_a_launcher_that_hangs_is_missed_by_its_agents(start: Start, tmp_path: P
 
 def test_much_output_from_all_hosts_arrives_whole(start: Start, tmp_path: Path) -> None:
     (tmp_path / "talk.py").write_text(
-        "import os\nfor line in range(20000):\n    print(os.environ['RANK'], line, 'x' * 80)\n"
+        "import os, sys\nrank = os.environ['RANK']\n"
+        "for line in range(20000):\n    sys.stdout.write(f'{rank} {line} {\"x\" * 80}\\n')\n"
     )
     launch = start(TWO, "talk.py")
     assert launch.end(60) == 0
