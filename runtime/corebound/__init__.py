@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from corebound.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from corebound.comm import init_distributed as init_distributed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -264,7 +265,8 @@ def test_a_launcher_that_hangs_is_missed_by_its_agents(start: Start, tmp_path: P
 
 def test_much_output_from_all_hosts_arrives_whole(start: Start, tmp_path: Path) -> None:
     (tmp_path / "talk.py").write_text(
-        "import os\nfor line in range(20000):\n    print(os.environ['RANK'], line, 'x' * 80)\n"
+        "import os, sys\nrank = os.environ['RANK']\n"
+        "for line in range(20000):\n    sys.stdout.write(f'{rank} {line} {\"x\" * 80}\\n')\n"
     )
     launch = start(TWO, "talk.py")
     assert launch.end(60) == 0
@@ -272,3 +274,20 @@ def test_much_output_from_all_hosts_arrives_whole(start: Start, tmp_path: Path) 
     assert len(lines) == 40000
     for rank in "01":
         assert [int(line.split()[1]) for line in lines if line.startswith(rank)] == list(range(20000))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("provider", ["auto", "gloo"])
+def test_a_model_on_two_hosts_says_what_it_says_on_one_rank(server: SshServer, tmp_path: Path, provider: str) -> None:
+    (tmp_path / "hosts").write_text(TWO)
+    ssh = ("--launcher", "ssh", "--launcher_args", f"-F {server.config}", "--hostfile", "hosts")
+    texts = []
+    for flags in (("--num_accelerators", "1"), ssh):
+        command = (sys.executable, "-m", "corebound", "generate", *flags, "--model", "demo", "--max-new-tokens", "8")
+        launch = Launch(*command, "--prompt", "The old ship", cwd=tmp_path, env={"COREBOUND_COMM": provider})
+        try:
+            assert launch.end(90) == 0, launch.stderr
+        finally:
+            launch.kill_all()
+        texts.append(launch.stdout)
+    assert texts[0] == texts[1] != ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from corebound import __version__
+from corebound.version import __version__
 from corebound.errors import LaunchError
 from corebound.launcher.addresses import Address, HostAddresses
 from corebound.launcher.part import VERSION

@@ -11,7 +11,7 @@ import pytest
 from jinja2 import Environment
 
 from corebound.errors import ConfigError
-from corebound.launcher.hostfile import Host, parse_hostfile, render_machinefile
+from corebound.launcher.hostfile import Dialect, Host, parse_hostfile, render_machinefile
 from corebound.launcher.spec import LaunchSpec
 from corebound.launcher.transports.mpi import DIALECTS, Start
 from corebound.launcher.transports.ssh import hint_for, ssh_command
@@ -99,18 +99,22 @@ def test_an_address_that_a_dialect_cannot_hold_is_refused() -> None:
         render_machinefile(hosts, "colon")
 
 
-def test_what_the_hostfile_role_renders_is_what_the_launcher_reads() -> None:
+@pytest.mark.parametrize(("item", "dialect"), [("deepspeed", "slots"), ("impi", "colon"), ("mpich", "colon")])
+def test_the_hostfile_role_renders_what_the_launcher_reads_and_writes(item: str, dialect: Dialect) -> None:
     hosts = {"node1": ("n1.example", 2), "node2": ("10.0.0.2", 1)}
     template = Environment(trim_blocks=True, autoescape=False).from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = template.render(
-        item="deepspeed",
+        item=item,
         groups={"nodes": list(hosts)},
         hostfile_slots_per="numa_node",
         hostvars={
             name: {"hostfile_name": address, "hostfile_num_slots": slots} for name, (address, slots) in hosts.items()
         },
     )
-    assert parse_hostfile(text) == tuple(Host(address, slots) for address, slots in hosts.values())
+    known = tuple(Host(address, slots) for address, slots in hosts.values())
+    assert text.partition("\n")[2] == render_machinefile(known, dialect)
+    if dialect == "slots":
+        assert parse_hostfile(text) == known
 
 
 @pytest.mark.parametrize(

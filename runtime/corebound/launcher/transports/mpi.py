@@ -31,6 +31,7 @@ from corebound.launcher.transports import ssh
 
 SECRET = "COREBOUND_AGENT_SECRET"  # noqa: S105  a name
 _END_S = 5.0
+_LOST_END_S = 1.0
 _VERSION_TIMEOUT_S = 20.0
 
 
@@ -232,11 +233,14 @@ def started(
         assert process.stdout is not None
         words = Pump(os.dup(process.stdout.fileno()), None, None)
         process.stdout.close()
+        links: list[Link] = []
         try:
             names = hosts if starter.identity == "SLURMD_NODENAME" else [str(index) for index in range(len(hosts))]
-            yield rendezvous.links(dict(zip(names, hosts, strict=True)), process, words, signals, hint_for)
+            links = rendezvous.links(dict(zip(names, hosts, strict=True)), process, words, signals, hint_for)
+            yield links
         finally:
-            _end(process)
+            # A starter that waits for a lost host may wait for minutes.
+            _end(process, _END_S if links and all(link.done is not None for link in links) else _LOST_END_S)
 
 
 def _places(hosts: Sequence[str], port: int) -> str:
@@ -246,11 +250,11 @@ def _places(hosts: Sequence[str], port: int) -> str:
     return ",".join(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in addresses)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], patience_s: float) -> None:
     """Wait for a starter whose agents have ended, or been let go of; help it if it does not see that."""
     for help_it in (process.terminate, process.kill):
         try:
-            process.wait(_END_S)
+            process.wait(patience_s)
             return
         except subprocess.TimeoutExpired:
             help_it()
