@@ -36,7 +36,6 @@ from corebound.config import env
 from corebound.errors import CommError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int32": torch.int32}
-_NATIVE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int32: 3}
 _CACHE_LINE_BYTES = 64
 _WARM_UP = 0.1  # of every block, left out
 _BLOCK_S = 0.005  # a block of one provider lasts about this long
@@ -154,7 +153,7 @@ def _time_native(group: ShmCollectives, tensor: torch.Tensor, num_rounds: int) -
         ctypes.c_int64(group.handle),
         ctypes.c_void_p(tensor.data_ptr()),
         ctypes.c_int64(tensor.numel()),
-        _NATIVE_CODES[tensor.dtype],
+        shm_ops.SUM_CODES[tensor.dtype],
         ctypes.c_int64(num_rounds),
         times,
     )

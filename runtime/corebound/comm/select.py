@@ -6,9 +6,10 @@ import logging
 
 import torch.distributed as dist
 
-from corebound.comm import shm_handshake, shm_ops
+from corebound.comm import hierarchical_setup, shm_handshake, shm_ops
 from corebound.comm.base import Collectives
 from corebound.comm.gloo import GlooCollectives
+from corebound.comm.hosts import find_hosts
 from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_handshake import SegmentOptions, SharedMemoryUnavailableError
 from corebound.comm.single import SingleCollectives
@@ -16,7 +17,7 @@ from corebound.errors import CommError, KernelError
 from corebound.logs import get_logger
 
 _LOGGER = get_logger(__name__)
-NOT_YET = ("hierarchical", "ccl")
+NOT_YET = ("ccl",)
 
 
 def check_provider(provider: str) -> None:
@@ -24,7 +25,7 @@ def check_provider(provider: str) -> None:
     if provider in NOT_YET:
         raise CommError(
             f"COREBOUND_COMM={provider}: not in this release",
-            hint="use auto: shared memory between ranks of one machine, gloo otherwise",
+            hint="use auto: shared memory between ranks of one machine, gloo between machines",
         )
 
 
@@ -60,18 +61,46 @@ def create(
         return gloo
     reason, hint = _try_library(gloo), None
     if not reason:
+        chosen: Collectives | None = None
+        try:
+            chosen = _connect(gloo, provider, job_id, timeout_s, options or SegmentOptions())
+        except SharedMemoryUnavailableError as error:
+            reason, hint = error.message, error.hint
+        if chosen:
+            return chosen
+    if provider != "auto":
+        gloo.close()
+        raise CommError(f"COREBOUND_COMM={provider}: {reason}", hint=hint or "auto falls back to gloo")
+    _log(gloo, f"no shared memory: {reason}", level=logging.WARNING)
+    return gloo
+
+
+def _connect(
+    gloo: GlooCollectives, provider: str, job_id: str, timeout_s: float, options: SegmentOptions
+) -> Collectives:
+    """Return the collectives through shared memory, on one host or several.
+
+    Raises: SharedMemoryUnavailableError, on all members alike.
+    """
+    reason: SharedMemoryUnavailableError | None = None
+    if provider != "hierarchical":
         try:
             shm = ShmCollectives(gloo, job_id, timeout_s, options)
         except SharedMemoryUnavailableError as error:
-            reason, hint = error.message, error.hint
+            if provider == "shm":
+                raise
+            reason = error
         else:
             _log(shm, f"every rank mapped every other's segment; {_rules_text(shm)}")
             return shm
-    if provider == "shm":
-        gloo.close()
-        raise CommError(f"COREBOUND_COMM=shm: {reason}", hint=hint or "auto falls back to gloo")
-    _log(gloo, f"no shared memory: {reason}", level=logging.WARNING)
-    return gloo
+    hosts, alike = find_hosts(gloo, job_id, options.directory)
+    if reason and (len(hosts) == 1 or len(hosts) == gloo.size):
+        raise reason  # nothing to gain from levels
+    group = hierarchical_setup.connect(gloo, hosts, alike=alike, job_id=job_id, timeout_s=timeout_s, options=options)
+    members = "; ".join(",".join(str(gloo.ranks[place]) for place in host) for host in hosts)
+    slices = ", ".join(f"{number} to {limit:g} B" for limit, number in group.rules)
+    _log(group, f"{len(hosts)} hosts, ranks {members}; slices between hosts: {slices}")
+    return group
 
 
 def _try_library(gloo: GlooCollectives) -> str:

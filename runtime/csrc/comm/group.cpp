@@ -114,6 +114,9 @@ Code Group::inspect(Line which, int member, uint64_t number, const Wait &wait) {
     if (code == Code::timed_out) {
       return fail(code, culprit, wait, witness + " gave up waiting for " + member_name(culprit));
     }
+    if (code == Code::elsewhere) {
+      return fail(code, culprit, wait, witness + " noticed a failure on another host");
+    }
     return fail(code, culprit, wait, witness + " left after an error of its own");
   }
   const bool here = segments_[member].header().departure.value.load(std::memory_order_acquire) != departed_in_order;
@@ -151,6 +154,15 @@ Code Group::fail(Code code, int culprit, const Wait &wait, const std::string &te
   uint64_t still_here = 0;
   segments_[rank_].header().departure.value.compare_exchange_strong(still_here, departure_word(code, culprit));
   return code;
+}
+
+void Group::abandon() {
+  uint64_t still_here = 0;
+  segments_[rank_].header().departure.value.compare_exchange_strong(still_here, departure_word(Code::elsewhere, rank_));
+  if (broken_ == Code::ok) {
+    error_ = "shm on rank " + std::to_string(spec_.global_ranks[rank_]) + ": this rank abandoned the group";
+    broken_ = Code::elsewhere;
+  }
 }
 
 std::string Group::member_name(int member) const {

@@ -23,6 +23,10 @@ namespace corebound::comm {
 
 inline constexpr int max_members = 256;
 
+// Elements of each slice when `num_elements` are cut into `num_slices`: whole cache lines, so that no line has two
+// writers; the last slices may be shorter or empty.
+size_t slice_elements(size_t num_elements, size_t element_bytes, int num_slices);
+
 // How an all-reduce of one size is done. One-shot: every member reads all the others' data. Two-shot: every member sums
 // its own slice, then reads the others' slices. Streaming: copies into the segment bypass the cache.
 struct Choice {
@@ -61,6 +65,13 @@ public:
   Code all_gather(const void *in, void *out, size_t num_bytes, double timeout_s); // out: size * num_bytes
   Code broadcast(void *data, size_t num_bytes, int root, double timeout_s);
   Code barrier(double timeout_s);
+  // An all-reduce in two halves. After the first, each of the first `num_slices` members holds the sum of its slice in
+  // place, and the rest of its `data` is as before; after the second, every member holds what the owners hold then.
+  Code reduce_slices(void *data, size_t num_elements, DType dtype, int num_slices, double timeout_s);
+  Code gather_slices(void *data, size_t num_elements, DType dtype, int num_slices, double timeout_s);
+
+  // Breaks the group for a reason outside it: members that wait, or call, get Code::elsewhere.
+  void abandon();
 
   // Times the choices for several sizes and keeps the fastest; member 0 decides for all. Collective.
   Code probe(double budget_s);
@@ -71,6 +82,7 @@ public:
   std::string describe() const; // JSON
   int rank() const { return rank_; }
   int size() const { return size_; }
+  int max_slices() const; // as many as there are members, unless chunks are tiny
 
 private:
   class Turn;

@@ -1,0 +1,127 @@
+"""What members of a group on several hosts tell each other when one of them fails: who is to blame.
+
+The member that sees a rank die in its own host's memory knows the culprit; the others only see a connection break. Each
+leaves a note in the launch's store, reads the others' for a moment, and all come to the same answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch.distributed.distributed_c10d import Store
+
+from corebound.comm import shm_ops
+from corebound.comm.host_link import LinkError
+from corebound.errors import CommError
+from corebound.logs import get_logger
+
+_LOGGER = get_logger(__name__)
+# A witness on the culprit's host reports within milliseconds of its next wait.
+GRACE_S = 1.0
+# Those who were told by a member of their own host wait until that one has made up its mind.
+SECOND_HAND_GRACE_S = 2.0
+_PAUSE_S = 0.02
+_PREFIX = re.compile(r"^shm \w+ on rank \d+: ")
+_NAMED = re.compile(r"rank (\d+) \(pid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """One member's account. `certain` when it saw the culprit itself; `call` is the operation it was in."""
+
+    rank: int
+    code: int
+    text: str
+    call: str
+    suspects: tuple[int, ...] = ()
+    certain: bool = False
+
+
+def conclude(own: Note, notes: dict[int, Note], host_of: dict[int, int]) -> Note:
+    """Return the account to believe, given the notes found so far (the own one among them)."""
+    for note in sorted(notes.values(), key=lambda note: note.rank):
+        if note.certain:
+            return note
+    others = [note for note in notes.values() if note.rank != own.rank and note.call and note.call != own.call]
+    if own.code == shm_ops.TIMED_OUT and own.call and others:
+        text = f"members disagree: rank {own.rank} calls {own.call}, rank {others[0].rank} calls {others[0].call}"
+        return Note(rank=own.rank, code=shm_ops.MISUSE, text=text, call=own.call)
+    # Whoever has left a note lives: to blame is the one that others miss and that says nothing.
+    silent = sorted({rank for note in notes.values() for rank in note.suspects} - set(notes))
+    if not silent or silent == list(own.suspects):
+        return own
+    names = ", ".join(f"rank {rank} (host {host_of[rank]})" for rank in silent)
+    reporter = next(note for note in notes.values() if silent[0] in note.suspects)
+    return Note(rank=own.rank, code=reporter.code, text=f"no sign of life from {names}", call=own.call)
+
+
+class FaultBoard:
+    """The notes of one group, under a prefix of the launch's store."""
+
+    def __init__(self, store: Store, host_of: dict[int, int]) -> None:
+        self._store = store
+        self._host_of = host_of
+
+    def settle(self, own: Note, grace_s: float) -> Note:
+        """Leave the own note and return the account to believe, after at most about `grace_s`.
+
+        The store may be gone with its host, or behind a cable that was cut, so a thread asks it.
+        """
+        found: dict[int, Note] = {own.rank: own}
+        thread = threading.Thread(target=self._ask, args=(own, found, grace_s), daemon=True)
+        thread.start()
+        thread.join(grace_s + 0.5)
+        return conclude(own, dict(found), self._host_of)
+
+    def publish(self, rank: int, note: Note) -> None:
+        """Leave the account that member `rank` believes, without waiting long for the store."""
+        thread = threading.Thread(target=self._put, args=(rank, note), daemon=True)
+        thread.start()
+        thread.join(0.5)
+
+    def _ask(self, own: Note, found: dict[int, Note], grace_s: float) -> None:
+        end = time.monotonic() + grace_s
+        if not self._put(own.rank, own):
+            return
+        try:
+            while time.monotonic() < end and not any(note.certain for note in found.values()):
+                for rank in self._host_of:
+                    if rank != own.rank and self._store.check([str(rank)]):
+                        found[rank] = _parse(self._store.get(str(rank)))
+                time.sleep(_PAUSE_S)
+        except RuntimeError as error:
+            _LOGGER.debug("asking the store who failed: %s", error)
+
+    def _put(self, rank: int, note: Note) -> bool:
+        try:
+            self._store.set(str(rank), json.dumps(asdict(note)))
+        except RuntimeError as error:
+            _LOGGER.debug("telling the store who failed: %s", error)
+            return False
+        return True
+
+
+def shm_note(error: CommError, rank: int, call: str, host_of: dict[int, int]) -> Note:
+    """Return the account of a member whose own host's group failed: it saw the culprit unless it was told."""
+    code = shm_ops.code_of(error)
+    text = _PREFIX.sub("", error.message)
+    text = _NAMED.sub(lambda match: f"rank {match[1]} (host {host_of[int(match[1])]}, pid", text)
+    return Note(rank=rank, code=code, text=text, call=call, certain=code != shm_ops.ELSEWHERE)
+
+
+def link_note(error: LinkError, rank: int, peer: int, call: str, limit_s: float) -> Note:
+    """Return the account of a member whose exchange with rank `peer` on host `error.host` failed."""
+    where = f"rank {peer} (host {error.host})"
+    text = f"waited {limit_s:g} s for {where}" if error.timed_out else f"lost the connection to {where}"
+    code = shm_ops.TIMED_OUT if error.timed_out else shm_ops.PEER_LOST
+    return Note(rank=rank, code=code, text=text, call=call, suspects=(peer,))
+
+
+def _parse(data: bytes) -> Note:
+    fields: dict[str, Any] = json.loads(data)
+    return Note(**{**fields, "suspects": tuple(fields["suspects"])})
