@@ -388,3 +388,10 @@ def check_level_sums(name: str, dtype: str, sizes: list[int], num_slices: int) -
         digests.append(digest(own))
     group.rules = rules
     return digests
+
+
+def compile_all_reduce(name: str) -> None:
+    """Trace the provider's method inside a function, as models call it."""
+    group = GROUPS[name]
+    compiled = torch.compile(lambda t: group.all_reduce(t * 2) + 1, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(torch.ones(2, 16)), torch.full((2, 16), 2.0 * group.size + 1))

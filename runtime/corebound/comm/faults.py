@@ -10,7 +10,7 @@ import json
 import re
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch.distributed.distributed_c10d import Store
@@ -26,7 +26,9 @@ GRACE_S = 1.0
 # Those who were told by a member of their own host wait until that one has made up its mind.
 SECOND_HAND_GRACE_S = 2.0
 _PAUSE_S = 0.02
+_STORE_RANK = 0
 _PREFIX = re.compile(r"^shm \w+ on rank \d+: ")
+_FAR = re.compile(r"from rank (\d+) on another host")
 _NAMED = re.compile(r"rank (\d+) \(pid")
 
 
@@ -66,6 +68,7 @@ class FaultBoard:
     def __init__(self, store: Store, host_of: dict[int, int]) -> None:
         self._store = store
         self._host_of = host_of
+        self._store_gone = False
 
     def settle(self, own: Note, grace_s: float) -> Note:
         """Leave the own note and return the account to believe, after at most about `grace_s`.
@@ -76,10 +79,16 @@ class FaultBoard:
         thread = threading.Thread(target=self._ask, args=(own, found, grace_s), daemon=True)
         thread.start()
         thread.join(grace_s + 0.5)
-        return conclude(own, dict(found), self._host_of)
+        account = conclude(own, dict(found), self._host_of)
+        if self._store_gone and account is own and _STORE_RANK in self._host_of and _STORE_RANK not in own.suspects:
+            keeper = f"rank {_STORE_RANK} (host {self._host_of[_STORE_RANK]})"
+            account = replace(own, text=f"{own.text}; {keeper}, which keeps the launch's store, is gone too")
+        return account
 
     def publish(self, rank: int, note: Note) -> None:
         """Leave the account that member `rank` believes, without waiting long for the store."""
+        if self._store_gone:
+            return
         thread = threading.Thread(target=self._put, args=(rank, note), daemon=True)
         thread.start()
         thread.join(0.5)
@@ -95,12 +104,14 @@ class FaultBoard:
                         found[rank] = _parse(self._store.get(str(rank)))
                 time.sleep(_PAUSE_S)
         except RuntimeError as error:
+            self._store_gone = True
             _LOGGER.debug("asking the store who failed: %s", error)
 
     def _put(self, rank: int, note: Note) -> bool:
         try:
             self._store.set(str(rank), json.dumps(asdict(note)))
         except RuntimeError as error:
+            self._store_gone = True
             _LOGGER.debug("telling the store who failed: %s", error)
             return False
         return True
@@ -111,7 +122,12 @@ def shm_note(error: CommError, rank: int, call: str, host_of: dict[int, int]) ->
     code = shm_ops.code_of(error)
     text = _PREFIX.sub("", error.message)
     text = _NAMED.sub(lambda match: f"rank {match[1]} (host {host_of[int(match[1])]}, pid", text)
-    return Note(rank=rank, code=code, text=text, call=call, certain=code != shm_ops.ELSEWHERE)
+    if code != shm_ops.ELSEWHERE:
+        return Note(rank=rank, code=code, text=text, call=call, certain=True)
+    far = _FAR.search(text)
+    suspects = (int(far[1]),) if far else ()
+    text = _FAR.sub(lambda match: f"from rank {match[1]} (host {host_of[int(match[1])]})", text)
+    return Note(rank=rank, code=code, text=text, call=call, suspects=suspects)
 
 
 def link_note(error: LinkError, rank: int, peer: int, call: str, limit_s: float) -> Note:

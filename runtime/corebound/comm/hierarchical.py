@@ -29,10 +29,8 @@ from corebound.errors import CommError
 from corebound.logs import get_logger
 
 _LOGGER = get_logger(__name__)
-# Each level waits a little longer than the one below it, so that whoever sees the late rank itself is first to say so.
 _LINK_EXTRA_S = 0.5
 _GATHER_EXTRA_S = 2.5
-_SHORTEST_S = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +41,29 @@ class Levels:
     local: ShmCollectives | None
     link: HostLink | None
     board: FaultBoard
+
+
+class _Limit:
+    """How long the steps of one operation that began now may wait: each a little longer than the one before.
+
+    So whoever sees the late rank itself is the first to say so.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._end_s = time.monotonic() + limit_s
+
+    def first(self) -> float:
+        return self._limit_s
+
+    def link(self) -> float:
+        return self._left() + _LINK_EXTRA_S
+
+    def last(self) -> float:
+        return self._left() + _GATHER_EXTRA_S
+
+    def _left(self) -> float:
+        return math.inf if math.isinf(self._end_s) else round(max(self._end_s - time.monotonic(), 0.0), 3)
 
 
 class HierarchicalCollectives:
@@ -83,8 +104,8 @@ class HierarchicalCollectives:
         if tensor.numel() == 0:
             return tensor
         whole = tensor.contiguous()
-        with self._operation("all_reduce", whole, timeout_s) as end_s:
-            self._all_reduce(whole, end_s)
+        with self._operation("all_reduce", whole, timeout_s) as limit:
+            self._all_reduce(whole, limit)
         return tensor if whole.data_ptr() == tensor.data_ptr() else tensor.copy_(whole)
 
     def all_gather(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
@@ -93,11 +114,11 @@ class HierarchicalCollectives:
         if tensor.numel() == 0:
             return gathered
         own = tensor.contiguous().view(-1)
-        with self._operation("all_gather", own, timeout_s) as end_s:
+        with self._operation("all_gather", own, timeout_s) as limit:
             if all(len(members) == self.max_slices for members in self.hosts):
-                rows = self._gather_evenly(own, end_s)
+                rows = self._gather_evenly(own, limit)
             else:
-                rows = self._gather_by_leaders(own, end_s)
+                rows = self._gather_by_leaders(own, limit)
         for host, members in enumerate(self.hosts):
             for local_rank, place in enumerate(members):
                 gathered[place].view(-1).copy_(rows[host, local_rank])
@@ -109,19 +130,19 @@ class HierarchicalCollectives:
         if tensor.numel() == 0:
             return tensor
         whole = tensor.contiguous()
-        with self._operation("broadcast", whole, timeout_s) as end_s:
-            self._broadcast(whole, root, end_s)
+        with self._operation("broadcast", whole, timeout_s) as limit:
+            self._broadcast(whole, root, limit)
         return tensor if whole.data_ptr() == tensor.data_ptr() else tensor.copy_(whole)
 
     def barrier(self, timeout_s: float | None = None) -> None:
         """Return when every member has called it."""
-        with self._operation("barrier", None, timeout_s) as end_s:
+        with self._operation("barrier", None, timeout_s) as limit:
             if self._local:
-                self._local.barrier(_left(end_s, 0))
+                self._local.barrier(limit.first())
             if self._link and self.local_rank == 0:
-                self._link.barrier(_left(end_s, _LINK_EXTRA_S))
+                self._link.barrier(limit.link())
             if self._local:
-                self._local.barrier(_left(end_s, _GATHER_EXTRA_S))
+                self._local.barrier(limit.last())
 
     def broadcast_object(self, obj: Any, root: int = 0, timeout_s: float | None = None) -> Any:
         """Return member `root`'s `obj` on every member."""
@@ -142,20 +163,20 @@ class HierarchicalCollectives:
             self._local.close()
         self._gloo.close()
 
-    def _all_reduce(self, whole: torch.Tensor, end_s: float) -> None:
+    def _all_reduce(self, whole: torch.Tensor, limit: _Limit) -> None:
         num_elements, dtype = whole.numel(), shm_ops.SUM_CODES[whole.dtype]
         num_slices = self.num_slices(whole.nbytes)
         if self._local:
-            self._native("reduce_slices", whole, num_slices, _left(end_s, 0))
+            self._native("reduce_slices", whole, num_slices, limit.first())
         if self._link and self.local_rank < num_slices:
             length = num_elements
             if num_slices > 1:
                 length = shm_ops.library().corebound_comm_slice_elements(num_elements, dtype, num_slices)
             own = whole.view(-1)[self.local_rank * length : (self.local_rank + 1) * length]
             if own.numel():
-                self._link.all_reduce(own, _left(end_s, _LINK_EXTRA_S))
+                self._link.all_reduce(own, limit.link())
         if self._local:
-            self._native("gather_slices", whole, num_slices, _left(end_s, _GATHER_EXTRA_S))
+            self._native("gather_slices", whole, num_slices, limit.last())
 
     def _native(self, function: str, whole: torch.Tensor, num_slices: int, timeout_s: float) -> None:
         assert self._local
@@ -170,46 +191,46 @@ class HierarchicalCollectives:
         if code:
             raise shm_ops.failure(code)
 
-    def _gather_evenly(self, own: torch.Tensor, end_s: float) -> torch.Tensor:
+    def _gather_evenly(self, own: torch.Tensor, limit: _Limit) -> torch.Tensor:
         """Return [hosts, ranks of a host, elements]: each rank fetches its counterparts' data, then shares it."""
-        rows = self._link.all_gather(own, _left(end_s, _LINK_EXTRA_S)) if self._link else own.unsqueeze(0)
+        rows = self._link.all_gather(own, limit.link()) if self._link else own.unsqueeze(0)
         if not self._local:
             return rows.unsqueeze(1)
-        return self._local.all_gather(rows, _left(end_s, _GATHER_EXTRA_S)).transpose(0, 1)
+        return self._local.all_gather(rows, limit.last()).transpose(0, 1)
 
-    def _gather_by_leaders(self, own: torch.Tensor, end_s: float) -> torch.Tensor:
+    def _gather_by_leaders(self, own: torch.Tensor, limit: _Limit) -> torch.Tensor:
         """Return [hosts, most ranks of a host, elements]: one rank of each host exchanges the data of all its ranks."""
         members = len(self.hosts[self.host])
         block = own.new_zeros((max(map(len, self.hosts)), own.numel()))
-        block[:members] = self._local.all_gather(own, _left(end_s, 0)) if self._local else own
+        block[:members] = self._local.all_gather(own, limit.first()) if self._local else own
         if self._link and self.local_rank == 0:
-            rows = self._link.all_gather(block, _left(end_s, _LINK_EXTRA_S))
+            rows = self._link.all_gather(block, limit.link())
         else:
             rows = block.new_empty((len(self.hosts), *block.shape))
-        return self._local.broadcast(rows, 0, _left(end_s, _GATHER_EXTRA_S)) if self._local else rows
+        return self._local.broadcast(rows, 0, limit.last()) if self._local else rows
 
-    def _broadcast(self, whole: torch.Tensor, root: int, end_s: float) -> None:
+    def _broadcast(self, whole: torch.Tensor, root: int, limit: _Limit) -> None:
         root_host = self._host_of[self.ranks[root]]
         root_local = self.hosts[root_host].index(root)
         # The root itself sends to the other hosts if it has counterparts there; otherwise its host's first rank does.
         carrier = root_local if root_local < self.max_slices else 0
         if self._local and self.host == root_host:
-            self._local.broadcast(whole, root_local, _left(end_s, 0))
+            self._local.broadcast(whole, root_local, limit.first())
         if self._link and self.local_rank == carrier:
-            self._link.broadcast(whole, root_host, _left(end_s, _LINK_EXTRA_S))
+            self._link.broadcast(whole, root_host, limit.link())
         if self._local and self.host != root_host:
-            self._local.broadcast(whole, carrier, _left(end_s, _GATHER_EXTRA_S))
+            self._local.broadcast(whole, carrier, limit.last())
 
     @contextmanager
-    def _operation(self, operation: str, tensor: torch.Tensor | None, timeout_s: float | None) -> Iterator[float]:
-        """Yield the time at which the operation is late; turn what fails into one account for all members."""
+    def _operation(self, operation: str, tensor: torch.Tensor | None, timeout_s: float | None) -> Iterator[_Limit]:
+        """Yield the limits of the steps; turn what fails into one account for all members."""
         if self._closed:
             raise CommError(f"hierarchical {operation} on rank {self.ranks[self.rank]}: the group is closed")
         if self._broken:
             raise shm_ops.error_for(*self._broken)
         limit_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
         try:
-            yield time.monotonic() + limit_s
+            yield _Limit(limit_s)
         except CommError as error:
             what = "" if tensor is None else f" of {tensor.nbytes} bytes of {str(tensor.dtype).removeprefix('torch.')}"
             self._broken = self._explain(error, operation, what, limit_s)
@@ -227,7 +248,7 @@ class HierarchicalCollectives:
             # The account comes first: whoever is woken by the abort finds it.
             self._board.publish(me, note)
         if self._local:
-            shm_ops.library().corebound_comm_abandon(self._local.handle)
+            shm_ops.library().corebound_comm_abandon(self._local.handle, *(note.suspects or (me,)))
         if self._link:
             self._link.close()
         account = note
@@ -244,8 +265,3 @@ class HierarchicalCollectives:
             self._told_unsupported.add(tensor.dtype)
             _LOGGER.warning("all_reduce of %s goes through gloo: shared memory does not sum it", tensor.dtype)
         return self._gloo.all_reduce(tensor, timeout_s)
-
-
-def _left(end_s: float, extra_s: float) -> float:
-    """Return the seconds until `end_s`, never less than a moment, plus `extra_s`; infinity stays."""
-    return max(end_s - time.monotonic(), _SHORTEST_S) + extra_s

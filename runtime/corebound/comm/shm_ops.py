@@ -55,7 +55,7 @@ def library() -> ctypes.CDLL:
         "reduce_slices": (number, [handle, pointer, handle, number, number, seconds]),
         "gather_slices": (number, [handle, pointer, handle, number, number, seconds]),
         "slice_elements": (handle, [handle, number, number]),
-        "abandon": (number, [handle]),
+        "abandon": (number, [handle, number]),
         "sum": (number, [pointer, pointer, number, handle, number]),
     }
     for name, (result, arguments) in signatures.items():

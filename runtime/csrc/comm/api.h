@@ -40,7 +40,7 @@ COREBOUND_API int corebound_comm_reduce_slices(int64_t handle, void *data, int64
 COREBOUND_API int corebound_comm_gather_slices(int64_t handle, void *data, int64_t num_elements, int dtype,
                                                int num_slices, double timeout_s);
 COREBOUND_API int64_t corebound_comm_slice_elements(int64_t num_elements, int dtype, int num_slices);
-COREBOUND_API int corebound_comm_abandon(int64_t handle);
+COREBOUND_API int corebound_comm_abandon(int64_t handle, int culprit);
 COREBOUND_API int corebound_comm_barrier(int64_t handle, double timeout_s);
 
 // The arithmetic alone, by the active variant, for tests of a variant without a group.

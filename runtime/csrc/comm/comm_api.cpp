@@ -209,12 +209,12 @@ int64_t corebound_comm_slice_elements(int64_t num_elements, int dtype, int num_s
       slice_elements(static_cast<size_t>(num_elements), element_bytes(static_cast<DType>(dtype)), num_slices));
 }
 
-int corebound_comm_abandon(int64_t handle) {
+int corebound_comm_abandon(int64_t handle, int culprit) {
   Group *group = find(handle);
   if (!group) {
     return unknown();
   }
-  group->abandon();
+  group->abandon(culprit);
   return 0;
 }
 

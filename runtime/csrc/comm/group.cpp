@@ -115,7 +115,8 @@ Code Group::inspect(Line which, int member, uint64_t number, const Wait &wait) {
       return fail(code, culprit, wait, witness + " gave up waiting for " + member_name(culprit));
     }
     if (code == Code::elsewhere) {
-      return fail(code, culprit, wait, witness + " noticed a failure on another host");
+      return fail(code, culprit, wait,
+                  witness + " has no answer from rank " + std::to_string(culprit) + " on another host");
     }
     return fail(code, culprit, wait, witness + " left after an error of its own");
   }
@@ -156,9 +157,10 @@ Code Group::fail(Code code, int culprit, const Wait &wait, const std::string &te
   return code;
 }
 
-void Group::abandon() {
+void Group::abandon(int culprit) {
   uint64_t still_here = 0;
-  segments_[rank_].header().departure.value.compare_exchange_strong(still_here, departure_word(Code::elsewhere, rank_));
+  segments_[rank_].header().departure.value.compare_exchange_strong(still_here,
+                                                                    departure_word(Code::elsewhere, culprit));
   if (broken_ == Code::ok) {
     error_ = "shm on rank " + std::to_string(spec_.global_ranks[rank_]) + ": this rank abandoned the group";
     broken_ = Code::elsewhere;

@@ -70,8 +70,9 @@ public:
   Code reduce_slices(void *data, size_t num_elements, DType dtype, int num_slices, double timeout_s);
   Code gather_slices(void *data, size_t num_elements, DType dtype, int num_slices, double timeout_s);
 
-  // Breaks the group for a reason outside it: members that wait, or call, get Code::elsewhere.
-  void abandon();
+  // Breaks the group for a reason outside it: members that wait, or call, get Code::elsewhere and read that this one
+  // has no answer from rank `culprit` of the launch.
+  void abandon(int culprit);
 
   // Times the choices for several sizes and keeps the fastest; member 0 decides for all. Collective.
   Code probe(double budget_s);
