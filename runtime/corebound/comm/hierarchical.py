@@ -234,7 +234,7 @@ class HierarchicalCollectives:
         except CommError as error:
             what = "" if tensor is None else f" of {tensor.nbytes} bytes of {str(tensor.dtype).removeprefix('torch.')}"
             self._broken = self._explain(error, operation, what, limit_s)
-            raise shm_ops.error_for(*self._broken) from error
+            raise shm_ops.error_for(*self._broken) from None
 
     def _explain(self, error: CommError, operation: str, what: str, limit_s: float) -> tuple[int, str]:
         """Abort both levels, so that all members learn of it; return the code and text of what went wrong."""
