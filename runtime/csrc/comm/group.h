@@ -99,6 +99,7 @@ private:
   void publish(Line which, uint64_t number, uint64_t signature);
   Code await(Line which, int member, uint64_t number, const Wait &wait);
   Code await_slowly(Line which, int member, uint64_t number, const Wait &wait);
+  static void sleep(Counter &counter, uint64_t number);
   Code inspect(Line which, int member, uint64_t number, const Wait &wait);
   Code check_signature(Line which, int member, uint64_t number, uint64_t signature, const Wait &wait);
   Code fail(Code code, int culprit, const Wait &wait, const std::string &text);
@@ -116,6 +117,7 @@ private:
   int size_;
   size_t chunk_bytes_;
   int num_spins_;
+  int num_waits_shared_ = 0; // waits left in which other processes are taken to need this processor
   const Arithmetic &arithmetic_;
   std::vector<Segment> segments_; // by member
   uint64_t num_reduces_ = 0, num_gathers_ = 0, num_broadcasts_ = 0, num_barriers_ = 0;
