@@ -38,6 +38,8 @@ def connect(
     store = PrefixStore(f"corebound/hierarchical/{gloo.broadcast_object(secrets.token_hex(8))}", _get_default_store())
     host = next(number for number, members in enumerate(hosts) if gloo.rank in members)
     local = _connect_host(gloo, hosts[host], PrefixStore(f"host{host}", store), job_id, timeout_s, options)
+    if local:
+        shm_ops.library().corebound_comm_let_sleep(local.handle)
     local_rank = hosts[host].index(gloo.rank)
     link = None
     if len(hosts) > 1 and local_rank < min(map(len, hosts)):

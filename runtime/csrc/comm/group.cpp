@@ -121,7 +121,7 @@ Code Group::await_slowly(Line which, int member, uint64_t number, const Wait &wa
       continue;
     }
     ::sched_yield();
-    if (clock_s() - now_s >= foreign_turn_s) {
+    if (may_sleep_ && clock_s() - now_s >= foreign_turn_s) {
       sleepy = true;
       num_waits_shared_ = waits_to_remember;
     }
