@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from corebound import comm
-from corebound.comm import select, shm_handshake, shm_ops
+from corebound.comm import host_link, select, shm_handshake, shm_ops
 from corebound.comm.base import Collectives
 from corebound.comm.hierarchical import HierarchicalCollectives
 from corebound.comm.shm import ShmCollectives
@@ -395,3 +395,8 @@ def compile_all_reduce(name: str) -> None:
     group = GROUPS[name]
     compiled = torch.compile(lambda t: group.all_reduce(t * 2) + 1, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(torch.ones(2, 16)), torch.full((2, 16), 2.0 * group.size + 1))
+
+
+def shrink_pieces(num_bytes: int) -> None:
+    """Let even short slices go between hosts in several pieces."""
+    host_link._PIECE_BYTES = num_bytes

@@ -20,13 +20,14 @@ LAYOUTS = {
     "three by two": [[0, 1], [2, 3], [4, 5]],
 }
 DTYPES = ["float32", "bfloat16", "float16", "int32"]
-# Around lines, slices, chunks of the segments (4096 B) and pieces of the network (1 MiB).
+# Around lines, slices, chunks of the segments (4096 B) and what three hosts or more sum by owners (64 KiB).
 SIZES = [0, 1, 3, 31, 33, 64, 129, 1000, 2047, 2049, 5001]
 LONG_SIZES = [40_001, 300_007, 1_100_003]
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def job(request: pytest.FixtureRequest) -> Iterator[Ranks]:
+    """The ranks of a layout, in a world with default segments and a group with small ones."""
     hosts = LAYOUTS[request.param]
     with start_hosts(hosts) as ranks:
         joined = ranks.run(tasks.join, "auto", timeout_s=60)
@@ -34,6 +35,7 @@ def job(request: pytest.FixtureRequest) -> Iterator[Ranks]:
         assert {tuple(map(tuple, hosts)) for hosts in ranks.run(tasks.hosts_of, "world")} == {
             tuple(tuple(members) for members in hosts)
         }
+        ranks.run(tasks.shrink_pieces, 64 * 1024)
         ranks.run(tasks.make_group, "small", list(range(len(joined))), tasks.PAGE, "hierarchical")
         yield ranks
 

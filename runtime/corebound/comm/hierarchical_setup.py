@@ -21,6 +21,8 @@ from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_handshake import SegmentOptions, SharedMemoryUnavailableError
 
 _PROBE_BYTES = (8 << 10, 64 << 10, 512 << 10)
+# Above, the sums and the copies into the network's buffers are worth more than one core, wherever it was measured.
+_ALWAYS_SLICED_BYTES = 2 << 20
 _PROBE_ROUNDS = 5
 _PROBE_BUDGET_S = 0.25
 # Fewer ranks on the network are kinder to whatever else runs, so more have to win clearly.
@@ -56,8 +58,8 @@ def connect(
 def probe(group: HierarchicalCollectives, budget_s: float) -> list[tuple[float, int]]:
     """Return up to which size how many slices are fastest here: one rank of a host on the network, or several.
 
-    Every member calls it; member 0 measures and decides. Sizes that the budget leaves out are treated as the largest
-    one that was measured.
+    Every member calls it; member 0 measures and decides. What the budget leaves out, and what is longer, goes in
+    as many slices as there can be.
     """
     candidates = (1, group.max_slices)
     if group.max_slices == 1 or len(group.hosts) == 1:
@@ -79,11 +81,10 @@ def probe(group: HierarchicalCollectives, budget_s: float) -> list[tuple[float, 
         wins = best_s[group.max_slices] < best_s[1] * _CLEAR_GAIN
         # Each rule reaches halfway, by ratio, to the next probed size.
         rules.append((num_bytes * 2.0, group.max_slices if wins else 1))
-    if not rules:
-        return [(math.inf, group.max_slices)]
-    rules[-1] = (math.inf, rules[-1][1])
-    agreed: list[list[float]] = group.broadcast_object([[min(limit, 2.0**62), number] for limit, number in rules])
-    return [(math.inf if limit == 2.0**62 else limit, int(number)) for limit, number in agreed]
+    if len(rules) == len(_PROBE_BYTES):
+        rules[-1] = (_ALWAYS_SLICED_BYTES, rules[-1][1])
+    agreed = group.broadcast_object(rules)
+    return [*((float(limit), int(number)) for limit, number in agreed), (math.inf, group.max_slices)]
 
 
 def _connect_host(

@@ -20,8 +20,9 @@ from corebound.comm.base import as_timedelta, from_torch_error
 from corebound.errors import CommError, CommTimeoutError
 
 MIB = 1024 * 1024
-# One piece is added while the next is on its way; it also bounds what a link holds beside the data.
-_PIECE_BYTES = MIB
+# Longer slices go in pieces, each added while the next is on its way, which bounds what a link holds beside the data.
+# Every piece costs a handshake between threads that may have to wait for a processor, so pieces are not small.
+_PIECE_BYTES = 8 * MIB
 # With three hosts or more, longer slices are added by one host per part and returned: fewer bytes, one step more.
 _OWNERS_FROM_BYTES = 64 * 1024
 _LINE_BYTES = 64
@@ -94,11 +95,13 @@ class HostLink:
 
     def _sum_everywhere(self, x: torch.Tensor, kind: int, timeout_s: float) -> None:
         pieces = x.split(max(1, _PIECE_BYTES // x.itemsize))
-        room = self._room(2 * len(self._others) * pieces[0].nbytes).view(x.dtype).view(2, len(self._others), -1)
+        num_rooms = min(2, len(pieces))
+        num_bytes = num_rooms * len(self._others) * pieces[0].nbytes
+        room = self._room(num_bytes).view(x.dtype).view(num_rooms, len(self._others), -1)
 
         def start(number: int) -> tuple[list[tuple[int, Any]], torch.Tensor]:
             piece = pieces[number]
-            rows = room[number % 2, :, : piece.numel()]
+            rows = room[number % num_rooms, :, : piece.numel()]
             works = self._start(
                 [(other, piece) for other in self._others], list(zip(self._others, rows.unbind(0), strict=True)), kind
             )

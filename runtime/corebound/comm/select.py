@@ -9,6 +9,7 @@ import torch.distributed as dist
 from corebound.comm import hierarchical_setup, shm_handshake, shm_ops
 from corebound.comm.base import Collectives
 from corebound.comm.gloo import GlooCollectives
+from corebound.comm.hierarchical import HierarchicalCollectives
 from corebound.comm.hosts import find_hosts
 from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_handshake import SegmentOptions, SharedMemoryUnavailableError
@@ -98,8 +99,7 @@ def _connect(
         raise reason  # nothing to gain from levels
     group = hierarchical_setup.connect(gloo, hosts, alike=alike, job_id=job_id, timeout_s=timeout_s, options=options)
     members = "; ".join(",".join(str(gloo.ranks[place]) for place in host) for host in hosts)
-    slices = ", ".join(f"{number} to {limit:g} B" for limit, number in group.rules)
-    _log(group, f"{len(hosts)} hosts, ranks {members}; slices between hosts: {slices}")
+    _log(group, f"{len(hosts)} hosts, ranks {members}; {_slices_text(group)}")
     return group
 
 
@@ -121,6 +121,14 @@ def _rules_text(shm: ShmCollectives) -> str:
     ends = [index for index in range(len(found)) if kinds[index : index + 1] != kinds[index + 1 : index + 2]]
     ranges = [f"{kinds[index]} up to {found[index]['max_bytes'] // 1024} KiB" for index in ends[:-1]]
     return f"{shm.details['variant']}; all-reduce {', '.join([*ranges, kinds[-1]])}{' above' if ranges else ''}"
+
+
+def _slices_text(group: HierarchicalCollectives) -> str:
+    rules = group.rules
+    # Neighbours with the same number are one range.
+    ends = [index for index in range(len(rules) - 1) if rules[index][1] != rules[index + 1][1]]
+    ranges = [f"{rules[index][1]} up to {rules[index][0] / 1024:g} KiB" for index in ends]
+    return f"slices between hosts: {', '.join([*ranges, str(rules[-1][1])])}{' above' if ranges else ''}"
 
 
 def _log(chosen: Collectives, reason: str, *, level: int = logging.INFO) -> None:

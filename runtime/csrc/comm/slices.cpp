@@ -34,9 +34,13 @@ Code Group::reduce_slices(void *data, size_t num_elements, DType dtype, int num_
   const size_t element = element_bytes(dtype);
   const uint64_t signature = signature_of(num_elements * element, dtype);
   const size_t slice = slice_elements(num_elements, element, num_slices);
-  // A buffer holds one piece of every slice.
-  const size_t piece =
-      std::min(slice, chunk_bytes_ / static_cast<size_t>(num_slices) / line_bytes * line_bytes / element);
+  // A buffer holds one piece of every slice, without the own one if every member owns a slice.
+  const bool all_own = num_slices == size_;
+  const size_t num_places = static_cast<size_t>(std::max(1, all_own ? num_slices - 1 : num_slices));
+  const size_t piece = std::min(slice, chunk_bytes_ / num_places / line_bytes * line_bytes / element);
+  const auto place = [&](int member, int owner) {
+    return static_cast<size_t>(all_own && owner > member ? owner - 1 : owner) * piece * element;
+  };
   char *bytes = static_cast<char *>(data);
   const auto begin = [&](int owner, size_t done) {
     const size_t end = std::min(num_elements, static_cast<size_t>(owner + 1) * slice);
@@ -49,7 +53,7 @@ Code Group::reduce_slices(void *data, size_t num_elements, DType dtype, int num_
     for (int owner = 0; owner < num_slices; ++owner) {
       if (owner != rank_) {
         const size_t first = begin(owner, done);
-        arithmetic_.copy(own + static_cast<size_t>(owner) * piece * element, bytes + first * element,
+        arithmetic_.copy(own + place(rank_, owner), bytes + first * element,
                          (begin(owner, done + piece) - first) * element);
       }
     }
@@ -70,9 +74,8 @@ Code Group::reduce_slices(void *data, size_t num_elements, DType dtype, int num_
     }
     char *const sum = bytes + begin(rank_, done) * element;
     for (int member = 0; member < size_; ++member) {
-      sources[member] = member == rank_ ? sum
-                                        : segments_[member].buffer(BufferKind::reduce, number) +
-                                              static_cast<size_t>(rank_) * piece * element;
+      sources[member] =
+          member == rank_ ? sum : segments_[member].buffer(BufferKind::reduce, number) + place(member, rank_);
     }
     arithmetic_.sum[static_cast<int>(dtype)](sum, sources.data(), size_,
                                              begin(rank_, done + piece) - begin(rank_, done));
