@@ -49,7 +49,7 @@ def test_hosts_are_compared_with_the_bytes_that_cross_the_network_counted() -> N
     for row in rows.values():
         assert (row["num_ranks"], row["num_hosts"], row["bytes"]) == (4, 2, 65536)
         assert 0 < row["p10_us"] <= row["p50_us"] <= row["p99_us"]
-    # Each host sends its sums once. In gloo's ring two of four links lie between hosts, each carrying 1.5 times the data.
+    # Each host sends its sums once. In gloo's ring two links lie between hosts, each carrying 1.5 times the data.
     assert 2 * 65536 <= rows["hierarchical", "python"]["network_bytes"] < 2 * 65536 * 1.05
     assert 3 * 65536 <= rows["gloo", "python"]["network_bytes"] < 3 * 65536 * 1.05
 

@@ -49,17 +49,21 @@ def conclude(own: Note, notes: dict[int, Note], host_of: dict[int, int]) -> Note
     for note in sorted(notes.values(), key=lambda note: note.rank):
         if note.certain:
             return note
-    others = [note for note in notes.values() if note.rank != own.rank and note.call and note.call != own.call]
-    if own.code == shm_ops.TIMED_OUT and own.call and others:
-        text = f"members disagree: rank {own.rank} calls {own.call}, rank {others[0].rank} calls {others[0].call}"
-        return Note(rank=own.rank, code=shm_ops.MISUSE, text=text, call=own.call)
     # Whoever has left a note lives: to blame is the one that others miss and that says nothing.
-    silent = sorted({rank for note in notes.values() for rank in note.suspects} - set(notes))
-    if not silent or silent == list(own.suspects):
-        return own
-    names = ", ".join(f"rank {rank} (host {host_of[rank]})" for rank in silent)
-    reporter = next(note for note in notes.values() if silent[0] in note.suspects)
-    return Note(rank=own.rank, code=reporter.code, text=f"no sign of life from {names}", call=own.call)
+    silent = tuple(sorted({rank for note in notes.values() for rank in note.suspects} - set(notes)))
+    if silent:
+        accounts = [own, *(notes[rank] for rank in sorted(notes))]
+        account = next(note for note in accounts if silent[0] in note.suspects)
+        if silent == account.suspects:
+            return account
+        names = ", ".join(f"rank {rank} (host {host_of[rank]})" for rank in silent)
+        return replace(account, text=f"{account.text}; no sign of life from {names}")
+    # All live. Then those who waited in vain waited for another call than the one that was made.
+    other = next((note for note in notes.values() if note.call != own.call), None)
+    if other and any(note.code == shm_ops.TIMED_OUT for note in notes.values()):
+        text = f"members disagree: rank {own.rank} calls {own.call}, rank {other.rank} calls {other.call}"
+        return replace(own, code=shm_ops.MISUSE, text=text)
+    return own
 
 
 class FaultBoard:

@@ -54,7 +54,7 @@ def test_json_has_the_rows_and_the_method(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(bench_allreduce, "run_ranks", run_ranks)
     result = CliRunner().invoke(bench, ["allreduce", "--bytes", "8KiB", "--dtype", "float32", "--json"])
     assert result.exit_code == 0, result.output
-    assert asked == {"bytes": [8192], "dtype": "float32", "rounds": 20, "num_ranks": 2}
+    assert asked == {"bytes": [8192], "dtype": "float32", "rounds": 20, "fake_hosts": [], "num_ranks": 2}
     assert '"p50_us": 3.0' in result.output
     assert "CLOCK_MONOTONIC" in result.output
 
