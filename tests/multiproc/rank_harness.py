@@ -135,7 +135,7 @@ def start_hosts(hosts: list[list[int]], **environment: str) -> Iterator[Ranks]:
     Skips the test where a process may not have a /dev/shm of its own.
     """
     if os.geteuid() != 0:
-        pytest.skip("a /dev/shm of its own for each host needs root")
+        pytest.skip("mounting needs root: each host gets a /dev/shm of its own")
     host_of = {rank: number for number, members in enumerate(hosts) for rank in members}
     with tempfile.TemporaryDirectory(prefix="corebound-test-hosts-", dir=SHM) as directory:
         places = [Path(directory) / f"host{number}" for number in range(len(hosts))]
@@ -145,7 +145,7 @@ def start_hosts(hosts: list[list[int]], **environment: str) -> Iterator[Ranks]:
         try:
             start = job.finish(timeout_s=60)
             if any(outcome.error_type == "HostError" for outcome in start):
-                pytest.skip(start[0].error)
+                pytest.skip(f"mounting needs root and no container that forbids it: {start[0].error}")
             yield job
         finally:
             job.close()

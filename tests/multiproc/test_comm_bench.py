@@ -39,7 +39,7 @@ def test_every_provider_has_a_row_with_the_fixed_keys() -> None:
     assert rows["shm", "native"]["floor_us"] == min(rows["floor", e]["p50_us"] for e in ("plain", "streaming"))
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a /dev/shm of its own for each host needs root")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root: each host gets a /dev/shm of its own")
 
 
 @needs_root
