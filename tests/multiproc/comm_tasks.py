@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 
 from corebound import comm
-from corebound.comm import select, shm_handshake, shm_ops
+from corebound.comm import host_link, select, shm_handshake, shm_ops
 from corebound.comm.base import Collectives
+from corebound.comm.hierarchical import HierarchicalCollectives
 from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_handshake import SegmentOptions
 from corebound.config import env
@@ -280,7 +281,7 @@ def pretend_many_cpus(rank: int) -> None:
 def pretend_boot_id(rank: int, boot_id: str) -> None:
     """Make one rank believe it runs on another machine."""
     if dist.get_rank() == rank:
-        shm_handshake._boot_id = lambda: boot_id
+        shm_handshake.boot_id = lambda: boot_id
 
 
 def operator_checks(name: str) -> list[str]:
@@ -352,3 +353,50 @@ def open_segment(directory: str, chunk_bytes: int = 512 * 1024) -> tuple[int, st
 
 def open_segment_twice(directory: str) -> list[tuple[int, str]]:
     return [open_segment(directory, PAGE), open_segment(directory, PAGE)]
+
+
+def hosts_of(name: str) -> list[list[int]]:
+    """Return the members of each host of a hierarchical group."""
+    group = GROUPS[name]
+    assert isinstance(group, HierarchicalCollectives)
+    return [list(members) for members in group.hosts]
+
+
+def check_level_sums(name: str, dtype: str, sizes: list[int], num_slices: int) -> list[str]:
+    """Sum tensors of all sizes in `num_slices` slices (0: as many as possible); check them and return digests.
+
+    The reference adds the ranks of each host in order, rounds, and adds the hosts in order.
+    """
+    group = GROUPS[name]
+    assert isinstance(group, HierarchicalCollectives)
+    rules, group.rules = group.rules, [(float("inf"), num_slices or group.max_slices)]
+    digests = []
+    for num_elements in sizes:
+        parts = inputs(group, num_elements, getattr(torch, dtype), seed=num_elements)
+        own = parts[group.rank].clone()
+        assert group.all_reduce(own) is own
+        levels = [expected_sum([parts[member] for member in members]) for members in group.hosts]
+        expected = expected_sum(levels)
+        assert torch.equal(own, expected), f"{dtype} x {num_elements}: {own} is not {expected}"
+        if dtype != "int32":
+            exact = functools.reduce(operator.add, [part.double() for part in parts])
+            size = functools.reduce(operator.add, [part.double().abs() for part in parts])
+            half_ulp = torch.finfo(own.dtype).eps / 2
+            rounded = [level.double().abs() for level in levels] + [exact.abs()]
+            bound = functools.reduce(operator.add, rounded) * half_ulp * 1.02 + size * group.size * 2.0**-24
+            assert bool(((own.double() - exact).abs() <= bound).all()), f"{dtype} x {num_elements}: off from fp64"
+        digests.append(digest(own))
+    group.rules = rules
+    return digests
+
+
+def compile_all_reduce(name: str) -> None:
+    """Trace the provider's method inside a function, as models call it."""
+    group = GROUPS[name]
+    compiled = torch.compile(lambda t: group.all_reduce(t * 2) + 1, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(torch.ones(2, 16)), torch.full((2, 16), 2.0 * group.size + 1))
+
+
+def shrink_pieces(num_bytes: int) -> None:
+    """Let even short slices go between hosts in several pieces."""
+    host_link._PIECE_BYTES = num_bytes

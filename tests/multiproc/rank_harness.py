@@ -12,12 +12,15 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "multiproc.rank_harness"])
@@ -37,7 +40,9 @@ class Outcome:
 class Ranks:
     """The processes of one job. Use `start_ranks`."""
 
-    def __init__(self, num_ranks: int, environment: dict[str, str]) -> None:
+    def __init__(
+        self, num_ranks: int, environment: dict[str, str], shm_of: Callable[[int], Path | None] = lambda _: None
+    ) -> None:
         self.job_id = f"test{secrets.token_hex(4)}"
         self.processes: list[Any] = []
         self._pipes: list[Connection] = []
@@ -52,7 +57,7 @@ class Ranks:
         for rank in range(num_ranks):
             ours, theirs = _CONTEXT.Pipe()
             own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            process = _CONTEXT.Process(target=_serve, args=(theirs, own, list(sys.path)), daemon=True)
+            process = _CONTEXT.Process(target=_serve, args=(theirs, own, list(sys.path), shm_of(rank)), daemon=True)
             process.start()
             theirs.close()
             self.processes.append(process)
@@ -123,9 +128,43 @@ def start_ranks(num_ranks: int, **environment: str) -> Iterator[Ranks]:
     assert left == [], f"left in {SHM}: {left}"
 
 
-def _serve(pipe: Connection, environment: dict[str, str], path: list[str]) -> None:
+@contextlib.contextmanager
+def start_hosts(hosts: list[list[int]], **environment: str) -> Iterator[Ranks]:
+    """Start ranks that share memory with those of their own list only, as on several hosts; the network is loopback.
+
+    Skips the test where a process may not have a /dev/shm of its own.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root: each host gets a /dev/shm of its own")
+    host_of = {rank: number for number, members in enumerate(hosts) for rank in members}
+    with tempfile.TemporaryDirectory(prefix="corebound-test-hosts-", dir=SHM) as directory:
+        places = [Path(directory) / f"host{number}" for number in range(len(hosts))]
+        for place in places:
+            place.mkdir()
+        job = Ranks(len(host_of), environment, lambda rank: places[host_of[rank]])
+        try:
+            start = job.finish(timeout_s=60)
+            if any(outcome.error_type == "HostError" for outcome in start):
+                pytest.skip(f"mounting needs root and no container that forbids it: {start[0].error}")
+            yield job
+        finally:
+            job.close()
+            left = [path.name for place in places for path in place.iterdir()]
+        assert left == [], f"left in shared memory: {left}"
+
+
+def _serve(pipe: Connection, environment: dict[str, str], path: list[str], shm: Path | None) -> None:
     sys.path[:] = path
     os.environ.update(environment)
+    if shm is not None:
+        # Before torch starts threads, which would keep the view that they were born with.
+        from corebound.comm import fake_hosts
+
+        try:
+            fake_hosts.enter(shm)
+            pipe.send(Outcome())
+        except Exception as error:
+            pipe.send(Outcome(error_type=type(error).__name__, error=str(error)))
     import torch
 
     torch.set_num_threads(1)

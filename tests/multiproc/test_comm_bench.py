@@ -39,6 +39,29 @@ def test_every_provider_has_a_row_with_the_fixed_keys() -> None:
     assert rows["shm", "native"]["floor_us"] == min(rows["floor", e]["p50_us"] for e in ("plain", "streaming"))
 
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root: each host gets a /dev/shm of its own")
+
+
+@needs_root
+def test_hosts_are_compared_with_the_bytes_that_cross_the_network_counted() -> None:
+    rows = measured("--fake-hosts", "2", "--num-ranks", "4", "--bytes", "64KiB", "--rounds", "1")
+    assert set(rows) == {("gloo", "python"), ("hierarchical", "python")}
+    for row in rows.values():
+        assert (row["num_ranks"], row["num_hosts"], row["bytes"]) == (4, 2, 65536)
+        assert 0 < row["p10_us"] <= row["p50_us"] <= row["p99_us"]
+    # Each host sends its sums once. In gloo's ring two links lie between hosts, each carrying 1.5 times the data.
+    assert 2 * 65536 <= rows["hierarchical", "python"]["network_bytes"] < 2 * 65536 * 1.05
+    assert 3 * 65536 <= rows["gloo", "python"]["network_bytes"] < 3 * 65536 * 1.05
+
+
+@pytest.mark.bench
+@needs_root
+@pytest.mark.parametrize("size", ["8KiB", "64KiB", "1MiB", "16MiB"])
+def test_hierarchical_is_faster_than_flat_gloo_on_two_hosts_of_two_ranks(size: str) -> None:
+    rows = measured("--fake-hosts", "2", "--num-ranks", "4", "--bytes", size, "--rounds", "6")
+    assert rows["hierarchical", "python"]["p50_us"] < rows["gloo", "python"]["p50_us"]
+
+
 @pytest.mark.bench
 def test_8_kib_is_20_times_faster_than_gloo_and_within_twice_the_floor() -> None:
     rows = measured("--bytes", "8KiB")

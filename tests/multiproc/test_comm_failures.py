@@ -254,7 +254,7 @@ def test_a_segment_that_exists_is_never_taken_over(tmp_path: Path) -> None:
 
 def test_a_planned_provider_is_refused() -> None:
     with start_ranks(1) as job:
-        job.start(tasks.join, "hierarchical")
+        job.start(tasks.join, "ccl")
         (outcome,) = job.finish()
         assert outcome.error_type == "CommError"
         assert "not in this release" in outcome.error

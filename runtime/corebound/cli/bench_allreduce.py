@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,18 @@ _UNITS = {"": 1, "b": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3, "kb": 1000
 _SIZE = re.compile(r"(\d+)\s*([a-z]*)", re.IGNORECASE)
 _LARGEST_BYTES = 1024**3
 DEFAULT_SIZES = ("8KiB", "64KiB", "1MiB")
+DEFAULT_SIZES_OF_HOSTS = ("8KiB", "64KiB", "1MiB", "16MiB")
 METHOD = (
     "microseconds a call on rank 0, CLOCK_MONOTONIC around each call; blocks of all rows alternate within every round, "
     "in rotating order, a barrier before each block. floor: processes swap the payload through shared memory and add "
     "it, in plain C++; the better of plain and streaming stores."
 )
+HOSTS_METHOD = (
+    "microseconds a call on rank 0, CLOCK_MONOTONIC around each call; blocks of both rows alternate within every "
+    "round, in rotating order, a barrier before each block. network: bytes of one call that arrive at any host "
+    "from another, by the kernel's count of every connection, headers of gloo included."
+)
+FAKE = "The hosts are pretended: groups of ranks of this machine with a /dev/shm each, talking over loopback. "
 
 
 class SizeType(click.ParamType[int]):
@@ -57,21 +66,37 @@ class SizeType(click.ParamType[int]):
 )
 @click.option("--num-ranks", type=click.IntRange(2, 64), default=2, show_default=True, help="Ranks on this machine.")
 @click.option("--rounds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Blocks of each row.")
+@click.option(
+    "--fake-hosts",
+    type=click.IntRange(2, 16),
+    help="Split the ranks into so many groups that share memory only among themselves, as hosts do, and compare the "
+    "hierarchical provider with flat gloo. All stay on this machine and talk over loopback. Needs root.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-def allreduce(sizes: tuple[int, ...], dtype: str, num_ranks: int, rounds: int, as_json: bool) -> int:
+def allreduce(
+    sizes: tuple[int, ...], dtype: str, num_ranks: int, rounds: int, fake_hosts: int | None, as_json: bool
+) -> int:
     """Time the all-reduce over pinned ranks: shared memory (native, and from Python), gloo, and the floor.
 
     \b
     Examples:
       corebound bench allreduce
       corebound bench allreduce --bytes 8KiB --bytes 32MiB --num-ranks 2 --json
+      corebound bench allreduce --fake-hosts 2 --num-ranks 4
     """  # noqa: D301  click reads the \b
+    if fake_hosts and num_ranks <= fake_hosts:
+        raise click.BadParameter(
+            f"expected more ranks than the {fake_hosts} hosts, found {num_ranks}", param_hint="--num-ranks"
+        )
+    defaults = DEFAULT_SIZES_OF_HOSTS if fake_hosts else DEFAULT_SIZES
     request = {
-        "bytes": list(sizes) or [SizeType().convert(text, None, None) for text in DEFAULT_SIZES],
+        "bytes": list(sizes) or [SizeType().convert(text, None, None) for text in defaults],
         "dtype": dtype,
         "rounds": rounds,
     }
-    result, exit_code = run_ranks(request, num_ranks)
+    with contextlib.ExitStack() as stack:
+        request["fake_hosts"] = stack.enter_context(_shared_memories(fake_hosts)) if fake_hosts else []
+        result, exit_code = run_ranks(request, num_ranks)
     if exit_code:
         return exit_code
     if as_json:
@@ -79,6 +104,16 @@ def allreduce(sizes: tuple[int, ...], dtype: str, num_ranks: int, rounds: int, a
     else:
         click.echo(render(result))
     return 0
+
+
+@contextlib.contextmanager
+def _shared_memories(num_hosts: int) -> Iterator[list[str]]:
+    """Make a directory for each host to use as its /dev/shm."""
+    with tempfile.TemporaryDirectory(prefix="corebound-fake-hosts-", dir="/dev/shm") as directory:
+        places = [Path(directory) / f"host{number}" for number in range(num_hosts)]
+        for place in places:
+            place.mkdir()
+        yield [str(place) for place in places]
 
 
 def run_ranks(request: dict[str, Any], num_ranks: int) -> tuple[dict[str, Any], int]:
@@ -93,11 +128,16 @@ def run_ranks(request: dict[str, Any], num_ranks: int) -> tuple[dict[str, Any], 
             return {}, exit_code
         if not output.is_file():
             raise CommError("bench allreduce: the ranks ended without a result", hint="COREBOUND_LOG_LEVEL=debug")
-        return {**json.loads(output.read_text()), "method": METHOD}, 0
+        method = f"{FAKE}{HOSTS_METHOD}" if request["fake_hosts"] else METHOD
+        return {**json.loads(output.read_text()), "method": method}, 0
 
 
 def render(result: dict[str, Any]) -> str:
     """Return the table for humans."""
+    first = result["rows"][0]
+    title = f"all-reduce, {first['dtype']}, {first['num_ranks']} ranks"
+    if "num_hosts" in first:
+        return f"{title} on {first['num_hosts']} hosts\n{_hosts_table(result)}\n\n{result['method']}"
     header = ("size", "provider", "entry", "p10 us", "p50 us", "p90 us", "p99 us", "of floor")
     rows = [
         (
@@ -109,6 +149,19 @@ def render(result: dict[str, Any]) -> str:
         )
         for row in result["rows"]
     ]
-    first = result["rows"][0]
-    title = f"all-reduce, {first['dtype']}, {first['num_ranks']} ranks"
     return f"{title}\n{render_table(header, rows)}\n\n{METHOD}"
+
+
+def _hosts_table(result: dict[str, Any]) -> str:
+    header = ("size", "provider", "p10 us", "p50 us", "p90 us", "p99 us", "of gloo", "network")
+    rows = [
+        (
+            format_bytes(row["bytes"]),
+            row["provider"],
+            *(row[f"p{p}_us"] for p in (10, 50, 90, 99)),
+            f"{row['p50_us'] / row['gloo_us']:.2f}x",
+            f"{row['network_bytes']} B",
+        )
+        for row in result["rows"]
+    ]
+    return render_table(header, rows)

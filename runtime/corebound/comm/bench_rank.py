@@ -26,8 +26,9 @@ import torch
 import torch.distributed as dist
 
 from corebound import native
-from corebound.comm import shm_ops
+from corebound.comm import bench_hosts, fake_hosts, shm_ops
 from corebound.comm.base import Collectives
+from corebound.comm.hierarchical import HierarchicalCollectives
 from corebound.comm.rank_process import run_rank
 from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_handshake import MIB, SegmentOptions, SharedMemoryUnavailableError, too_small
@@ -36,7 +37,6 @@ from corebound.config import env
 from corebound.errors import CommError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int32": torch.int32}
-_NATIVE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int32: 3}
 _CACHE_LINE_BYTES = 64
 _WARM_UP = 0.1  # of every block, left out
 _BLOCK_S = 0.005  # a block of one provider lasts about this long
@@ -78,7 +78,7 @@ class Floor:
             self._memory = mmap.mmap(file.fileno(), 0)
             group.barrier()
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self._payload = _aligned_zeros(num_bytes)
+        self._payload = aligned_zeros(num_bytes)
 
     def run(self, num_rounds: int, *, streaming: bool) -> list[float]:
         """Return the microseconds of each round; every rank calls it."""
@@ -112,15 +112,7 @@ def measure(
     """Return one row per provider and entry for one message size; every rank calls it."""
     floor = Floor(group, job_id, -(-num_bytes // _CACHE_LINE_BYTES) * _CACHE_LINE_BYTES)
     timings = _timings(group, dtype, num_bytes, floor)
-    times: list[list[float]] = [[] for _ in timings]
-    counts = [_rounds_per_block(group, timing) for timing in timings]
-    for number in range(num_rounds):
-        # The order rotates, so that no provider always runs after the same one.
-        for step in range(len(timings)):
-            index = (number + step) % len(timings)
-            group.barrier()
-            block = timings[index].run(counts[index])
-            times[index] += block[int(len(block) * _WARM_UP) :]
+    times = alternate(group, timings, num_rounds)
     results = {(t.provider, t.entry): percentiles(values) for t, values in zip(timings, times, strict=True)}
     floors = {entry: values["p50_us"] for (provider, entry), values in results.items() if provider == "floor"}
     common = {
@@ -132,18 +124,32 @@ def measure(
     return [{"provider": p, "entry": e, **common, **values} for (p, e), values in results.items()]
 
 
+def alternate(group: Collectives, timings: list[Timing], num_rounds: int) -> list[list[float]]:
+    """Return the microseconds of every call of each timing, from blocks that take turns; every rank calls it."""
+    times: list[list[float]] = [[] for _ in timings]
+    counts = [_rounds_per_block(group, timing) for timing in timings]
+    for number in range(num_rounds):
+        # The order rotates, so that no provider always runs after the same one.
+        for step in range(len(timings)):
+            index = (number + step) % len(timings)
+            group.barrier()
+            block = timings[index].run(counts[index])
+            times[index] += block[int(len(block) * _WARM_UP) :]
+    return times
+
+
 def _timings(group: Collectives, dtype: torch.dtype, num_bytes: int, floor: Floor) -> list[Timing]:
     num_elements = num_bytes // dtype.itemsize
-    tensor = _aligned_zeros(num_bytes).view(dtype)[:num_elements]
+    tensor = aligned_zeros(num_bytes).view(dtype)[:num_elements]
     timings = [
         Timing(provider="floor", entry="plain", run=lambda n: floor.run(n, streaming=False)),
         Timing(provider="floor", entry="streaming", run=lambda n: floor.run(n, streaming=True)),
-        Timing(provider="gloo", entry="python", run=lambda n: _time_calls(lambda: dist.all_reduce(tensor), n)),
+        Timing(provider="gloo", entry="python", run=lambda n: time_calls(lambda: dist.all_reduce(tensor), n)),
     ]
     if isinstance(group, ShmCollectives):
         timings += [
             Timing(provider="shm", entry="native", run=lambda n: _time_native(group, tensor, n)),
-            Timing(provider="shm", entry="python", run=lambda n: _time_calls(lambda: group.all_reduce(tensor), n)),
+            Timing(provider="shm", entry="python", run=lambda n: time_calls(lambda: group.all_reduce(tensor), n)),
         ]
     return timings
 
@@ -154,7 +160,7 @@ def _time_native(group: ShmCollectives, tensor: torch.Tensor, num_rounds: int) -
         ctypes.c_int64(group.handle),
         ctypes.c_void_p(tensor.data_ptr()),
         ctypes.c_int64(tensor.numel()),
-        _NATIVE_CODES[tensor.dtype],
+        shm_ops.SUM_CODES[tensor.dtype],
         ctypes.c_int64(num_rounds),
         times,
     )
@@ -163,7 +169,8 @@ def _time_native(group: ShmCollectives, tensor: torch.Tensor, num_rounds: int) -
     return list(times)
 
 
-def _time_calls(call: Callable[[], object], num_rounds: int) -> list[float]:
+def time_calls(call: Callable[[], object], num_rounds: int) -> list[float]:
+    """Return the microseconds of each of some calls."""
     clock = time.perf_counter_ns
     times = []
     for _ in range(num_rounds):
@@ -195,7 +202,8 @@ def _reserve(path: Path, num_bytes: int) -> tuple[BinaryIO, str]:
     return file, ""
 
 
-def _aligned_zeros(num_bytes: int) -> torch.Tensor:
+def aligned_zeros(num_bytes: int) -> torch.Tensor:
+    """Return zero bytes in whole cache lines, at least `num_bytes`."""
     # torch aligns to 64 bytes; whole cache lines keep neighbours out of the payload.
     return torch.zeros(-(-num_bytes // _CACHE_LINE_BYTES) * _CACHE_LINE_BYTES, dtype=torch.uint8)
 
@@ -205,7 +213,14 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--request", type=Path, required=True)
     request = json.loads(parser.parse_args().request.read_text())
-    return run_rank(lambda group: _answer(request, group))
+    return run_rank(lambda group: _answer(request, group), lambda: _enter_fake_host(request["fake_hosts"]))
+
+
+def _enter_fake_host(places: list[str]) -> None:
+    """See only the shared memory of the own one of these directories; it has to be before torch starts threads."""
+    place = env.rank_environment()
+    if place is not None and places:
+        fake_hosts.enter(Path(places[place.rank * len(places) // place.world_size]))
 
 
 def _answer(request: dict[str, Any], group: Collectives) -> None:
@@ -213,11 +228,15 @@ def _answer(request: dict[str, Any], group: Collectives) -> None:
     if place is None or group.size == 1:
         raise CommError("bench allreduce needs two ranks or more", hint="--num-ranks 2")
     torch.set_num_threads(1)
-    dtype = DTYPES[request["dtype"]]
-    rows = [row for size in request["bytes"] for row in measure(group, dtype, size, request["rounds"], place.job_id)]
-    if group.rank == 0:
+    dtype, num_rounds = DTYPES[request["dtype"]], request["rounds"]
+    if isinstance(group, HierarchicalCollectives):
+        details = {"hosts": group.hosts, "rules": [[str(limit), number] for limit, number in group.rules]}
+        rows = [row for size in request["bytes"] for row in bench_hosts.measure(group, dtype, size, num_rounds)]
+    else:
         details = group.details if isinstance(group, ShmCollectives) else {}
-        Path(request["output"]).write_text(json.dumps({"rows": rows, "shm": details}))
+        rows = [row for size in request["bytes"] for row in measure(group, dtype, size, num_rounds, place.job_id)]
+    if group.rank == 0:
+        Path(request["output"]).write_text(json.dumps({"rows": rows, group.name: details}))
     group.barrier()
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import AllgatherOptions, AllreduceOptions, BarrierOptions, BroadcastOptions
+from torch._C._distributed_c10d import (
+    AllgatherOptions,
+    AllreduceOptions,
+    BarrierOptions,
+    BroadcastOptions,
+)
 
 from corebound.comm.base import as_timedelta, check_root, from_torch_error
 from corebound.comm.objects import broadcast_object
@@ -16,15 +21,25 @@ from corebound.errors import CommError
 
 
 class GlooCollectives:
-    """Collectives of a torch.distributed process group. `owns_group` destroys that group on close."""
+    """Collectives of a torch.distributed process group. `owns_group` destroys that group on close.
+
+    `group` may also be a bare ProcessGroupGloo, which torch.distributed does not know; then `ranks` names its members.
+    """
 
     name = "gloo"
 
-    def __init__(self, group: dist.ProcessGroup, timeout_s: float, *, owns_group: bool = False) -> None:
+    def __init__(
+        self,
+        group: Any,
+        timeout_s: float,
+        *,
+        owns_group: bool = False,
+        ranks: Sequence[int] | None = None,
+    ) -> None:
         self.group = group
         self.rank = group.rank()
         self.size = group.size()
-        self.ranks: tuple[int, ...] = tuple(dist.get_process_group_ranks(group))
+        self.ranks: tuple[int, ...] = tuple(dist.get_process_group_ranks(self.group) if ranks is None else ranks)
         self._timeout = as_timedelta(timeout_s)
         self._owns_group = owns_group
         self._closed = False

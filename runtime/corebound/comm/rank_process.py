@@ -22,8 +22,8 @@ _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _COMMON_ERRORS = (RequestError, SharedMemoryUnavailableError)
 
 
-def run_rank(work: Callable[[Collectives], None]) -> int:
-    """Return the exit code of this rank after `work(collectives)` on the group of the whole launch.
+def run_rank(work: Callable[[Collectives], None], prepare: Callable[[], None] = lambda: None) -> int:
+    """Return the exit code of this rank after `prepare()`, and `work(collectives)` on the group of the whole launch.
 
     An error is printed before the group is closed: the other ranks learn of it by that, so the one that has the cause
     speaks first.
@@ -31,6 +31,7 @@ def run_rank(work: Callable[[Collectives], None]) -> int:
     with ExitStack() as stack:
         try:
             _set_up_log()
+            prepare()
             work(stack.enter_context(closing(init_distributed())))
         except _COMMON_ERRORS as error:
             return _print(error) if _is_first() else EXIT_OK

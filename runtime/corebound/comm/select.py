@@ -6,9 +6,11 @@ import logging
 
 import torch.distributed as dist
 
-from corebound.comm import shm_handshake, shm_ops
+from corebound.comm import hierarchical_setup, shm_handshake, shm_ops
 from corebound.comm.base import Collectives
 from corebound.comm.gloo import GlooCollectives
+from corebound.comm.hierarchical import HierarchicalCollectives
+from corebound.comm.hosts import find_hosts
 from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_handshake import SegmentOptions, SharedMemoryUnavailableError
 from corebound.comm.single import SingleCollectives
@@ -16,7 +18,7 @@ from corebound.errors import CommError, KernelError
 from corebound.logs import get_logger
 
 _LOGGER = get_logger(__name__)
-NOT_YET = ("hierarchical", "ccl")
+NOT_YET = ("ccl",)
 
 
 def check_provider(provider: str) -> None:
@@ -24,7 +26,7 @@ def check_provider(provider: str) -> None:
     if provider in NOT_YET:
         raise CommError(
             f"COREBOUND_COMM={provider}: not in this release",
-            hint="use auto: shared memory between ranks of one machine, gloo otherwise",
+            hint="use auto: shared memory between ranks of one machine, gloo between machines",
         )
 
 
@@ -60,18 +62,45 @@ def create(
         return gloo
     reason, hint = _try_library(gloo), None
     if not reason:
+        chosen: Collectives | None = None
+        try:
+            chosen = _connect(gloo, provider, job_id, timeout_s, options or SegmentOptions())
+        except SharedMemoryUnavailableError as error:
+            reason, hint = error.message, error.hint
+        if chosen:
+            return chosen
+    if provider != "auto":
+        gloo.close()
+        raise CommError(f"COREBOUND_COMM={provider}: {reason}", hint=hint or "auto falls back to gloo")
+    _log(gloo, f"no shared memory: {reason}", level=logging.WARNING)
+    return gloo
+
+
+def _connect(
+    gloo: GlooCollectives, provider: str, job_id: str, timeout_s: float, options: SegmentOptions
+) -> Collectives:
+    """Return the collectives through shared memory, on one host or several.
+
+    Raises: SharedMemoryUnavailableError, on all members alike.
+    """
+    reason: SharedMemoryUnavailableError | None = None
+    if provider != "hierarchical":
         try:
             shm = ShmCollectives(gloo, job_id, timeout_s, options)
         except SharedMemoryUnavailableError as error:
-            reason, hint = error.message, error.hint
+            if provider == "shm":
+                raise
+            reason = error
         else:
             _log(shm, f"every rank mapped every other's segment; {_rules_text(shm)}")
             return shm
-    if provider == "shm":
-        gloo.close()
-        raise CommError(f"COREBOUND_COMM=shm: {reason}", hint=hint or "auto falls back to gloo")
-    _log(gloo, f"no shared memory: {reason}", level=logging.WARNING)
-    return gloo
+    hosts, alike = find_hosts(gloo, job_id, options.directory)
+    if reason and (len(hosts) == 1 or len(hosts) == gloo.size):
+        raise reason  # nothing to gain from levels
+    group = hierarchical_setup.connect(gloo, hosts, alike=alike, job_id=job_id, timeout_s=timeout_s, options=options)
+    members = "; ".join(",".join(str(gloo.ranks[place]) for place in host) for host in hosts)
+    _log(group, f"{len(hosts)} hosts, ranks {members}; {_slices_text(group)}")
+    return group
 
 
 def _try_library(gloo: GlooCollectives) -> str:
@@ -92,6 +121,14 @@ def _rules_text(shm: ShmCollectives) -> str:
     ends = [index for index in range(len(found)) if kinds[index : index + 1] != kinds[index + 1 : index + 2]]
     ranges = [f"{kinds[index]} up to {found[index]['max_bytes'] // 1024} KiB" for index in ends[:-1]]
     return f"{shm.details['variant']}; all-reduce {', '.join([*ranges, kinds[-1]])}{' above' if ranges else ''}"
+
+
+def _slices_text(group: HierarchicalCollectives) -> str:
+    rules = group.rules
+    # Neighbours with the same number are one range.
+    ends = [index for index in range(len(rules) - 1) if rules[index][1] != rules[index + 1][1]]
+    ranges = [f"{rules[index][1]} up to {rules[index][0] / 1024:g} KiB" for index in ends]
+    return f"slices between hosts: {', '.join([*ranges, str(rules[-1][1])])}{' above' if ranges else ''}"
 
 
 def _log(chosen: Collectives, reason: str, *, level: int = logging.INFO) -> None:

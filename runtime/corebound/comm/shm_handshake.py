@@ -53,7 +53,7 @@ def connect(gloo: GlooCollectives, job_id: str, timeout_s: float, options: Segme
         cards = exchange(gloo, own)
         _require_same_machine(gloo, cards)
         verdicts = exchange(gloo, {"error": _attach_all(gloo, handle, cards)})
-        _raise_first_error(gloo, verdicts)
+        raise_first_error(gloo, verdicts)
         library.corebound_comm_unlink(handle)
         code = library.corebound_comm_probe(handle, options.probe_budget_s)
         if code:
@@ -85,7 +85,7 @@ def _open(gloo: GlooCollectives, path: Path, timeout_s: float, options: SegmentO
     handle = ctypes.c_int64(0)
     token = ctypes.create_string_buffer(shm_ops.TOKEN_BYTES)
     ranks = (ctypes.c_int * gloo.size)(*gloo.ranks)
-    affinities = exchange(gloo, {"boot_id": _boot_id(), "cpus": format_cpu_list(os.sched_getaffinity(0))})
+    affinities = exchange(gloo, {"boot_id": boot_id(), "cpus": format_cpu_list(os.sched_getaffinity(0))})
     num_cpus = len({cpu for card in affinities for cpu in parse_cpu_list(card["cpus"])})
     crowded = num_cpus < gloo.size
     code = library.corebound_comm_open(
@@ -130,14 +130,15 @@ def _require_same_machine(gloo: GlooCollectives, cards: list[dict[str, Any]]) ->
     if len(machines) > 1:
         groups = "; ".join(",".join(ranks) for ranks in machines.values())
         raise SharedMemoryUnavailableError(f"the ranks are on {len(machines)} machines (ranks {groups})")
-    _raise_first_error(gloo, cards)
+    raise_first_error(gloo, cards)
     for what in ("variant", "chunk_bytes"):
         if len({card[what] for card in cards}) > 1:
             values = ", ".join(f"rank {rank} {card[what]}" for rank, card in zip(gloo.ranks, cards, strict=True))
             raise SharedMemoryUnavailableError(f"the ranks differ in {what}, so their sums would differ: {values}")
 
 
-def _raise_first_error(gloo: GlooCollectives, cards: list[dict[str, Any]]) -> None:
+def raise_first_error(gloo: GlooCollectives, cards: list[dict[str, Any]]) -> None:
+    """Raise SharedMemoryUnavailableError when some member's card holds an error, naming that rank."""
     for rank, card in zip(gloo.ranks, cards, strict=True):
         if card["error"]:
             raise SharedMemoryUnavailableError(f"rank {rank}: {card['error']}", hint=card.get("hint"))
@@ -173,5 +174,6 @@ def exchange(gloo: GlooCollectives, card: dict[str, Any]) -> list[dict[str, Any]
     return [json.loads(row.numpy().tobytes().rstrip(b"\0")) for row in gloo.all_gather(message)]
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return what the running kernel is told apart by."""
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "unknown"

@@ -13,7 +13,9 @@ from corebound.config import env
 from corebound.errors import CommError, CommTimeoutError, ConfigError, KernelError, PeerLostError
 from corebound.topology.native_report import native_active_isa
 
-PEER_LOST, TIMED_OUT, MISUSE, NO_SPACE, SYSTEM, UNSUPPORTED = 1, 2, 3, 4, 5, 6
+PEER_LOST, TIMED_OUT, MISUSE, NO_SPACE, SYSTEM, UNSUPPORTED, ELSEWHERE = 1, 2, 3, 4, 5, 6, 8
+# The dtypes that are summed, with their numbers in csrc/comm/reduce.h.
+SUM_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int32: 3}
 TOKEN_BYTES = 16
 _CODED = re.compile(r"corebound-comm (\d+): (.*)")
 _HINTS = {
@@ -21,7 +23,13 @@ _HINTS = {
     TIMED_OUT: "that rank is stuck or busy elsewhere; COREBOUND_COMM_TIMEOUT_S sets the limit",
     MISUSE: "all ranks must call the same collectives in the same order, with the same shapes and dtypes",
 }
-_ERRORS = {PEER_LOST: PeerLostError, TIMED_OUT: CommTimeoutError}
+
+
+class AbandonedError(CommError):
+    """A member left the group because of a failure outside it; who it was is told by other means."""
+
+
+_ERRORS = {PEER_LOST: PeerLostError, TIMED_OUT: CommTimeoutError, ELSEWHERE: AbandonedError}
 
 
 @functools.cache
@@ -41,9 +49,14 @@ def library() -> ctypes.CDLL:
         "unlink": (number, [handle]),
         "probe": (number, [handle, seconds]),
         "close": (number, [handle]),
+        "let_sleep": (number, [handle]),
         "set_choice": (number, [handle, number, number]),
         "describe": (number, [handle, pointer, size]),
         "variant": (text, []),
+        "reduce_slices": (number, [handle, pointer, handle, number, number, seconds]),
+        "gather_slices": (number, [handle, pointer, handle, number, number, seconds]),
+        "slice_elements": (handle, [handle, number, number]),
+        "abandon": (number, [handle, number]),
         "sum": (number, [pointer, pointer, number, handle, number]),
     }
     for name, (result, arguments) in signatures.items():
@@ -75,7 +88,7 @@ def load() -> None:
 
 def failure(code: int) -> CommError:
     """Return the exception for a C function that returned `code`, with the text of the failure."""
-    return _error(code, library().corebound_comm_error().decode())
+    return error_for(code, library().corebound_comm_error().decode())
 
 
 def from_operator(error: RuntimeError) -> tuple[int, Exception]:
@@ -84,11 +97,17 @@ def from_operator(error: RuntimeError) -> tuple[int, Exception]:
     if match is None:
         return 0, error
     code = int(match[1])
-    return code, _error(code, match[2])
+    return code, error_for(code, match[2])
 
 
-def _error(code: int, text: str) -> CommError:
+def error_for(code: int, text: str) -> CommError:
+    """Return the exception of the class and with the hint that belong to `code`."""
     return _ERRORS.get(code, CommError)(text, hint=_HINTS.get(code))
+
+
+def code_of(error: CommError) -> int:
+    """Return the code that stands for the class of `error`."""
+    return next((code for code, kind in _ERRORS.items() if isinstance(error, kind)), MISUSE)
 
 
 def _fake_nothing(x: torch.Tensor, group: int, *_arguments: float) -> None:

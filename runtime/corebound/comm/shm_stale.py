@@ -10,7 +10,7 @@ from pathlib import Path
 from corebound.logs import get_logger
 
 _LOGGER = get_logger(__name__)
-_MAGIC = b"cebound1"
+MAGIC = b"cebound1"
 _FLOOR = ".floor."
 # A handshake takes milliseconds. Segments younger than this may belong to one that is under way, perhaps in this very
 # process, where opening and closing the file would drop its lock.
@@ -47,7 +47,7 @@ def _is_stale(path: Path, grace_s: float) -> bool:
         return False
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        if _FLOOR not in path.name and os.read(descriptor, len(_MAGIC)) != _MAGIC:
+        if _FLOOR not in path.name and os.read(descriptor, len(MAGIC)) != MAGIC:
             return False
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -23,6 +23,8 @@ COREBOUND_API int corebound_comm_unlink(int64_t handle);
 COREBOUND_API int corebound_comm_probe(int64_t handle, double budget_s);
 COREBOUND_API int corebound_comm_close(int64_t handle);
 
+// See Group::let_sleep.
+COREBOUND_API int corebound_comm_let_sleep(int64_t handle);
 // Fixes algorithm and store kind for all sizes, on this member: every member must do the same.
 COREBOUND_API int corebound_comm_set_choice(int64_t handle, int two_shot, int streaming);
 // Writes JSON: variant, segment_bytes, chunk_bytes, probe_ms, rules.
@@ -35,6 +37,12 @@ COREBOUND_API int corebound_comm_all_reduce(int64_t handle, void *data, int64_t 
 COREBOUND_API int corebound_comm_all_gather(int64_t handle, const void *in, void *out, int64_t num_bytes,
                                             double timeout_s);
 COREBOUND_API int corebound_comm_broadcast(int64_t handle, void *data, int64_t num_bytes, int root, double timeout_s);
+COREBOUND_API int corebound_comm_reduce_slices(int64_t handle, void *data, int64_t num_elements, int dtype,
+                                               int num_slices, double timeout_s);
+COREBOUND_API int corebound_comm_gather_slices(int64_t handle, void *data, int64_t num_elements, int dtype,
+                                               int num_slices, double timeout_s);
+COREBOUND_API int64_t corebound_comm_slice_elements(int64_t num_elements, int dtype, int num_slices);
+COREBOUND_API int corebound_comm_abandon(int64_t handle, int culprit);
 COREBOUND_API int corebound_comm_barrier(int64_t handle, double timeout_s);
 
 // The arithmetic alone, by the active variant, for tests of a variant without a group.

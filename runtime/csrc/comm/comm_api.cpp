@@ -116,6 +116,15 @@ int corebound_comm_probe(int64_t handle, double budget_s) {
   return group ? finish(*group, group->probe(budget_s)) : unknown();
 }
 
+int corebound_comm_let_sleep(int64_t handle) {
+  Group *group = find(handle);
+  if (!group) {
+    return unknown();
+  }
+  group->let_sleep();
+  return 0;
+}
+
 int corebound_comm_set_choice(int64_t handle, int two_shot, int streaming) {
   Group *group = find(handle);
   if (!group) {
@@ -165,6 +174,57 @@ int corebound_comm_broadcast(int64_t handle, void *data, int64_t num_bytes, int 
     return report(Code::misuse, "shm broadcast: root " + std::to_string(root) + " is not a member");
   }
   return finish(*group, group->broadcast(data, static_cast<size_t>(num_bytes), root, timeout_s));
+}
+
+namespace {
+
+// Every owner of a slice is a member, and a buffer holds at least one cache line of each slice.
+bool can_slice(const Group &group, int num_slices) { return num_slices >= 1 && num_slices <= group.max_slices(); }
+
+int cannot_slice(int num_slices) {
+  return report(Code::misuse, "shm all_reduce: the group cannot own " + std::to_string(num_slices) + " slices");
+}
+
+} // namespace
+
+int corebound_comm_reduce_slices(int64_t handle, void *data, int64_t num_elements, int dtype, int num_slices,
+                                 double timeout_s) {
+  Group *group = find(handle);
+  if (!group) {
+    return unknown();
+  }
+  if (!can_slice(*group, num_slices)) {
+    return cannot_slice(num_slices);
+  }
+  return finish(*group, group->reduce_slices(data, static_cast<size_t>(num_elements), static_cast<DType>(dtype),
+                                             num_slices, timeout_s));
+}
+
+int corebound_comm_gather_slices(int64_t handle, void *data, int64_t num_elements, int dtype, int num_slices,
+                                 double timeout_s) {
+  Group *group = find(handle);
+  if (!group) {
+    return unknown();
+  }
+  if (!can_slice(*group, num_slices)) {
+    return cannot_slice(num_slices);
+  }
+  return finish(*group, group->gather_slices(data, static_cast<size_t>(num_elements), static_cast<DType>(dtype),
+                                             num_slices, timeout_s));
+}
+
+int64_t corebound_comm_slice_elements(int64_t num_elements, int dtype, int num_slices) {
+  return static_cast<int64_t>(
+      slice_elements(static_cast<size_t>(num_elements), element_bytes(static_cast<DType>(dtype)), num_slices));
+}
+
+int corebound_comm_abandon(int64_t handle, int culprit) {
+  Group *group = find(handle);
+  if (!group) {
+    return unknown();
+  }
+  group->abandon(culprit);
+  return 0;
 }
 
 int corebound_comm_barrier(int64_t handle, double timeout_s) {

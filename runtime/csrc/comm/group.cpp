@@ -1,11 +1,15 @@
 // Waiting, failing, and leaving. The operations themselves are in operations.cpp.
 #include "comm/group.h"
 
+#include <climits>
 #include <cstdio>
 #include <ctime>
 
 #include <emmintrin.h>
+#include <linux/futex.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "comm/clock.h"
 
@@ -16,10 +20,18 @@ namespace {
 constexpr int spins_alone = 2000;
 constexpr int spins_crowded = 32;
 constexpr double yielding_s = 0.005;
+// A turn that others took for so long means that they need this processor: sleeping lets the kernel decide better.
+constexpr double foreign_turn_s = 0.0001;
+constexpr int waits_to_remember = 512;
 constexpr double first_inspection_s = 0.001;
 constexpr double inspection_every_s = 0.005;
-constexpr long shortest_nap_ns = 20'000;
-constexpr long longest_nap_ns = 1'000'000;
+// A wake-up may be missed in the instant in which a member falls asleep; that costs no more than this.
+constexpr long longest_sleep_ns = 1'000'000;
+
+// The kernel compares 32 bits; the low ones of the counter are first in memory.
+uint32_t *futex_word(const std::atomic<uint64_t> &value) {
+  return reinterpret_cast<uint32_t *>(const_cast<std::atomic<uint64_t> *>(&value));
+}
 
 std::string seconds(double value) {
   char text[32];
@@ -55,11 +67,25 @@ void Group::publish(Line which, uint64_t number, uint64_t signature) {
   Counter &own = line(rank_, which);
   own.signature[number & 1U] = signature;
   own.value.store(number, std::memory_order_release);
+  if (own.num_sleepers.load(std::memory_order_relaxed) != 0) [[unlikely]] {
+    ::syscall(SYS_futex, futex_word(own.value), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+  }
+}
+
+void Group::sleep(Counter &counter, uint64_t number) {
+  counter.num_sleepers.fetch_add(1);
+  const uint64_t seen = counter.value.load();
+  if (seen < number) {
+    const timespec limit = {0, longest_sleep_ns};
+    ::syscall(SYS_futex, futex_word(counter.value), FUTEX_WAIT, static_cast<uint32_t>(seen), &limit, nullptr, 0);
+  }
+  counter.num_sleepers.fetch_sub(1);
 }
 
 Code Group::await(Line which, int member, uint64_t number, const Wait &wait) {
   const std::atomic<uint64_t> &value = line(member, which).value;
-  for (int spin = 0; spin < num_spins_; ++spin) {
+  const int num_spins = num_waits_shared_ > 0 ? spins_crowded : num_spins_;
+  for (int spin = 0; spin < num_spins; ++spin) {
     if (value.load(std::memory_order_acquire) >= number) {
       return Code::ok;
     }
@@ -69,14 +95,16 @@ Code Group::await(Line which, int member, uint64_t number, const Wait &wait) {
 }
 
 Code Group::await_slowly(Line which, int member, uint64_t number, const Wait &wait) {
-  const std::atomic<uint64_t> &value = line(member, which).value;
+  Counter &counter = line(member, which);
+  const std::atomic<uint64_t> &value = counter.value;
   const double timeout_s = wait.timeout_s < 0 ? spec_.timeout_s : wait.timeout_s;
   const double start_s = clock_s();
   if (wait.start_s < 0) {
     wait.start_s = start_s;
   }
   double inspection_s = start_s + first_inspection_s;
-  long nap_ns = shortest_nap_ns;
+  bool sleepy = num_waits_shared_ > 0;
+  num_waits_shared_ -= sleepy;
   while (value.load(std::memory_order_acquire) < number) {
     const double now_s = clock_s();
     if (now_s >= inspection_s) {
@@ -88,12 +116,14 @@ Code Group::await_slowly(Line which, int member, uint64_t number, const Wait &wa
     if (now_s - wait.start_s >= timeout_s) {
       return fail(Code::timed_out, member, wait, "waited " + seconds(timeout_s) + " for " + member_name(member));
     }
-    if (now_s - start_s < yielding_s) {
-      ::sched_yield();
-    } else {
-      const timespec nap = {0, nap_ns};
-      ::nanosleep(&nap, nullptr);
-      nap_ns = nap_ns * 5 / 4 < longest_nap_ns ? nap_ns * 5 / 4 : longest_nap_ns;
+    if (sleepy || now_s - start_s >= yielding_s) {
+      sleep(counter, number);
+      continue;
+    }
+    ::sched_yield();
+    if (may_sleep_ && clock_s() - now_s >= foreign_turn_s) {
+      sleepy = true;
+      num_waits_shared_ = waits_to_remember;
     }
   }
   return Code::ok;
@@ -113,6 +143,10 @@ Code Group::inspect(Line which, int member, uint64_t number, const Wait &wait) {
     }
     if (code == Code::timed_out) {
       return fail(code, culprit, wait, witness + " gave up waiting for " + member_name(culprit));
+    }
+    if (code == Code::elsewhere) {
+      return fail(code, culprit, wait,
+                  witness + " has no answer from rank " + std::to_string(culprit) + " on another host");
     }
     return fail(code, culprit, wait, witness + " left after an error of its own");
   }
@@ -151,6 +185,16 @@ Code Group::fail(Code code, int culprit, const Wait &wait, const std::string &te
   uint64_t still_here = 0;
   segments_[rank_].header().departure.value.compare_exchange_strong(still_here, departure_word(code, culprit));
   return code;
+}
+
+void Group::abandon(int culprit) {
+  uint64_t still_here = 0;
+  segments_[rank_].header().departure.value.compare_exchange_strong(still_here,
+                                                                    departure_word(Code::elsewhere, culprit));
+  if (broken_ == Code::ok) {
+    error_ = "shm on rank " + std::to_string(spec_.global_ranks[rank_]) + ": this rank abandoned the group";
+    broken_ = Code::elsewhere;
+  }
 }
 
 std::string Group::member_name(int member) const {

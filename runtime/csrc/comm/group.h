@@ -23,6 +23,10 @@ namespace corebound::comm {
 
 inline constexpr int max_members = 256;
 
+// Elements of each slice when `num_elements` are cut into `num_slices`: whole cache lines, so that no line has two
+// writers; the last slices may be shorter or empty.
+size_t slice_elements(size_t num_elements, size_t element_bytes, int num_slices);
+
 // How an all-reduce of one size is done. One-shot: every member reads all the others' data. Two-shot: every member sums
 // its own slice, then reads the others' slices. Streaming: copies into the segment bypass the cache.
 struct Choice {
@@ -61,16 +65,29 @@ public:
   Code all_gather(const void *in, void *out, size_t num_bytes, double timeout_s); // out: size * num_bytes
   Code broadcast(void *data, size_t num_bytes, int root, double timeout_s);
   Code barrier(double timeout_s);
+  // An all-reduce in two halves. After the first, each of the first `num_slices` members holds the sum of its slice in
+  // place, and the rest of its `data` is as before; after the second, every member holds what the owners hold then.
+  Code reduce_slices(void *data, size_t num_elements, DType dtype, int num_slices, double timeout_s);
+  Code gather_slices(void *data, size_t num_elements, DType dtype, int num_slices, double timeout_s);
+
+  // Breaks the group for a reason outside it: members that wait, or call, get Code::elsewhere and read that this one
+  // has no answer from rank `culprit` of the launch.
+  void abandon(int culprit);
 
   // Times the choices for several sizes and keeps the fastest; member 0 decides for all. Collective.
   Code probe(double budget_s);
   void set_rules(std::vector<Rule> rules) { rules_ = std::move(rules); }
   const std::vector<Rule> &rules() const { return rules_; }
 
+  // Lets this member sleep at once in its next waits after one in which another process took its processor. Right where
+  // waits last as long as a network takes; too slow to wake where they last a microsecond.
+  void let_sleep() { may_sleep_ = true; }
+
   const std::string &error() const { return error_; }
   std::string describe() const; // JSON
   int rank() const { return rank_; }
   int size() const { return size_; }
+  int max_slices() const; // as many as there are members, unless chunks are tiny
 
 private:
   class Turn;
@@ -86,6 +103,7 @@ private:
   void publish(Line which, uint64_t number, uint64_t signature);
   Code await(Line which, int member, uint64_t number, const Wait &wait);
   Code await_slowly(Line which, int member, uint64_t number, const Wait &wait);
+  static void sleep(Counter &counter, uint64_t number);
   Code inspect(Line which, int member, uint64_t number, const Wait &wait);
   Code check_signature(Line which, int member, uint64_t number, uint64_t signature, const Wait &wait);
   Code fail(Code code, int culprit, const Wait &wait, const std::string &text);
@@ -103,6 +121,8 @@ private:
   int size_;
   size_t chunk_bytes_;
   int num_spins_;
+  bool may_sleep_ = false;
+  int num_waits_shared_ = 0; // waits left in which other processes are taken to need this processor
   const Arithmetic &arithmetic_;
   std::vector<Segment> segments_; // by member
   uint64_t num_reduces_ = 0, num_gathers_ = 0, num_broadcasts_ = 0, num_barriers_ = 0;

@@ -3,35 +3,9 @@
 #include <array>
 #include <cstring>
 
-#include "comm/group.h"
+#include "comm/turn.h"
 
 namespace corebound::comm {
-
-// Holds the group for one operation.
-class Group::Turn {
-public:
-  explicit Turn(Group &group) : group_(group), alone_(!group.busy_.exchange(true, std::memory_order_acquire)) {}
-  ~Turn() {
-    if (alone_) {
-      group_.busy_.store(false, std::memory_order_release);
-    }
-  }
-  Turn(const Turn &) = delete;
-  Turn &operator=(const Turn &) = delete;
-  Code code() const { return alone_ ? group_.broken_ : Code::busy; }
-
-private:
-  Group &group_;
-  bool alone_;
-};
-
-namespace {
-
-uint64_t signature_of(size_t num_bytes, DType dtype) {
-  return (static_cast<uint64_t>(num_bytes) << 4) | static_cast<uint64_t>(dtype);
-}
-
-} // namespace
 
 Choice Group::choose(size_t num_bytes) const {
   for (const Rule &rule : rules_) {

@@ -14,7 +14,7 @@ namespace corebound::comm {
 namespace {
 
 constexpr uint64_t segment_magic = 0x31646e756f626563; // "cebound1"
-constexpr uint32_t layout_version = 1;
+constexpr uint32_t layout_version = 2;
 
 Status system_failure(const std::string &what, int error) { return {Code::system, what + ": " + std::strerror(error)}; }
 

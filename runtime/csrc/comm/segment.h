@@ -25,6 +25,7 @@ enum Line : int { reduce_ready, reduce_done, gather_ready, broadcast_ready, broa
 struct alignas(separation_bytes) Counter {
   std::atomic<uint64_t> value;
   uint64_t signature[2]; // what the operations of even and odd numbers were called with; written before `value`
+  std::atomic<uint32_t> num_sleepers; // members that sleep until `value` changes; the owner wakes them
 };
 static_assert(std::atomic<uint64_t>::is_always_lock_free);
 static_assert(sizeof(Counter) == separation_bytes);

@@ -14,6 +14,7 @@ enum class Code : int {
   system = 5,      // a system call failed
   unsupported = 6, // this dtype cannot be summed here; another provider may
   busy = 7,        // another thread is inside an operation of the same group
+  elsewhere = 8,   // a member abandoned the group because of a failure outside it
 };
 
 struct [[nodiscard]] Status {

@@ -54,7 +54,7 @@ def test_json_has_the_rows_and_the_method(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(bench_allreduce, "run_ranks", run_ranks)
     result = CliRunner().invoke(bench, ["allreduce", "--bytes", "8KiB", "--dtype", "float32", "--json"])
     assert result.exit_code == 0, result.output
-    assert asked == {"bytes": [8192], "dtype": "float32", "rounds": 20, "num_ranks": 2}
+    assert asked == {"bytes": [8192], "dtype": "float32", "rounds": 20, "fake_hosts": [], "num_ranks": 2}
     assert '"p50_us": 3.0' in result.output
     assert "CLOCK_MONOTONIC" in result.output
 
@@ -63,3 +63,21 @@ def test_a_mistyped_benchmark_gets_the_nearest_name() -> None:
     result = CliRunner().invoke(bench, ["alreduce"])
     assert result.exit_code == 2
     assert "Did you mean `allreduce`?" in result.output
+
+
+def test_hosts_have_a_table_of_their_own_with_the_bytes_on_the_network() -> None:
+    common = {**{key: ROW[key] for key in ROW if key != "floor_us"}, "num_ranks": 4, "num_hosts": 2, "gloo_us": 30.0}
+    rows = [
+        {**common, "provider": "gloo", "p50_us": 30.0, "network_bytes": 24600},
+        {**common, "provider": "hierarchical", "p50_us": 15.0, "network_bytes": 16400},
+    ]
+    text = render({"rows": rows, "method": "how"})
+    assert text.startswith("all-reduce, bfloat16, 4 ranks on 2 hosts\n")
+    assert "0.50x    16400 B" in text
+    assert text.endswith("how")
+
+
+def test_pretended_hosts_need_more_ranks_than_hosts() -> None:
+    result = CliRunner().invoke(bench, ["allreduce", "--fake-hosts", "2"])
+    assert result.exit_code == 2
+    assert "expected more ranks than the 2 hosts, found 2" in result.output

@@ -69,7 +69,7 @@ def test_a_world_of_one_rank_needs_no_rendezvous(monkeypatch: pytest.MonkeyPatch
     assert comm.init_distributed().name == "single"
 
 
-@pytest.mark.parametrize("provider", ["hierarchical", "ccl"])
+@pytest.mark.parametrize("provider", ["ccl"])
 def test_a_provider_of_a_later_release_is_an_error_even_for_one_rank(provider: str) -> None:
     with pytest.raises(CommError, match="not in this release"):
         comm.init_distributed(provider=provider)

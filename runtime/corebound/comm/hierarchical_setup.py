@@ -1,0 +1,118 @@
+"""Makes the groups of the hierarchical provider: one per host, one per slice between hosts; finds its thresholds."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+
+import torch
+from torch._C._distributed_c10d import ProcessGroupGloo
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
+
+from corebound.comm import shm_handshake, shm_ops
+from corebound.comm.base import as_timedelta, from_torch_error
+from corebound.comm.faults import FaultBoard
+from corebound.comm.gloo import GlooCollectives
+from corebound.comm.hierarchical import HierarchicalCollectives, Levels
+from corebound.comm.host_link import HostLink
+from corebound.comm.hosts import Hosts
+from corebound.comm.shm import ShmCollectives
+from corebound.comm.shm_handshake import SegmentOptions, SharedMemoryUnavailableError
+
+_PROBE_BYTES = (8 << 10, 64 << 10, 512 << 10)
+# Above, the sums and the copies into the network's buffers are worth more than one core, wherever it was measured.
+_ALWAYS_SLICED_BYTES = 2 << 20
+_PROBE_ROUNDS = 5
+_PROBE_BUDGET_S = 0.25
+# Fewer ranks on the network are kinder to whatever else runs, so more have to win clearly.
+_CLEAR_GAIN = 0.93
+
+
+def connect(
+    gloo: GlooCollectives, hosts: Hosts, *, alike: bool, job_id: str, timeout_s: float, options: SegmentOptions
+) -> HierarchicalCollectives:
+    """Return the collectives of members on several hosts. Every member calls it.
+
+    Raises: SharedMemoryUnavailableError, on all members alike, when some host's ranks cannot share memory.
+    """
+    shm_ops.load()
+    store = PrefixStore(f"corebound/hierarchical/{gloo.broadcast_object(secrets.token_hex(8))}", _get_default_store())
+    host = next(number for number, members in enumerate(hosts) if gloo.rank in members)
+    local = _connect_host(gloo, hosts[host], PrefixStore(f"host{host}", store), job_id, timeout_s, options)
+    if local:
+        shm_ops.library().corebound_comm_let_sleep(local.handle)
+    local_rank = hosts[host].index(gloo.rank)
+    link = None
+    if len(hosts) > 1 and local_rank < min(map(len, hosts)):
+        link_store = PrefixStore(f"slice{local_rank}", store)
+        link = HostLink(link_store, host, len(hosts), timeout_s, alike=alike)
+    host_of = {gloo.ranks[place]: number for number, members in enumerate(hosts) for place in members}
+    board = FaultBoard(PrefixStore("faults", store), host_of)
+    levels = Levels(hosts=hosts, local=local, link=link, board=board)
+    group = HierarchicalCollectives(gloo, levels, timeout_s)
+    group.rules = probe(group, _PROBE_BUDGET_S)
+    return group
+
+
+def probe(group: HierarchicalCollectives, budget_s: float) -> list[tuple[float, int]]:
+    """Return up to which size how many slices are fastest here: one rank of a host on the network, or several.
+
+    Every member calls it; member 0 measures and decides. What the budget leaves out, and what is longer, goes in
+    as many slices as there can be.
+    """
+    candidates = (1, group.max_slices)
+    if group.max_slices == 1 or len(group.hosts) == 1:
+        return [(math.inf, group.max_slices)]
+    start_s = time.monotonic()
+    rules: list[tuple[float, int]] = []
+    for num_bytes in _PROBE_BYTES:
+        if not group.broadcast_object(time.monotonic() - start_s < budget_s):
+            break
+        data = torch.zeros(num_bytes // 2, dtype=torch.bfloat16)
+        best_s = dict.fromkeys(candidates, math.inf)
+        for number in range(_PROBE_ROUNDS + 1):
+            for num_slices in candidates:
+                group.rules = [(math.inf, num_slices)]
+                begin_s = time.perf_counter()
+                group.all_reduce(data)
+                if number > 0:  # the first warms caches and page tables
+                    best_s[num_slices] = min(best_s[num_slices], time.perf_counter() - begin_s)
+        wins = best_s[group.max_slices] < best_s[1] * _CLEAR_GAIN
+        # Each rule reaches halfway, by ratio, to the next probed size.
+        rules.append((num_bytes * 2.0, group.max_slices if wins else 1))
+    if len(rules) == len(_PROBE_BYTES):
+        rules[-1] = (_ALWAYS_SLICED_BYTES, rules[-1][1])
+    agreed = group.broadcast_object(rules)
+    return [*((float(limit), int(number)) for limit, number in agreed), (math.inf, group.max_slices)]
+
+
+def _connect_host(
+    gloo: GlooCollectives,
+    members: tuple[int, ...],
+    store: Store,
+    job_id: str,
+    timeout_s: float,
+    options: SegmentOptions,
+) -> ShmCollectives | None:
+    """Return the shared-memory group of the own host, or None for its only member."""
+    local, error, hint = None, "", None
+    if len(members) > 1:
+        ranks = [gloo.ranks[place] for place in members]
+        try:
+            backend = ProcessGroupGloo(store, members.index(gloo.rank), len(members), as_timedelta(timeout_s))
+        except (RuntimeError, ValueError) as failure:
+            raise from_torch_error(failure, operation="connecting the host's ranks", rank=gloo.rank) from failure
+        own = GlooCollectives(backend, timeout_s, ranks=ranks)
+        del backend
+        try:
+            local = ShmCollectives(own, job_id, timeout_s, options)
+        except SharedMemoryUnavailableError as failure:
+            error, hint = failure.message, failure.hint
+            own.close()
+    # A host that cannot share memory would leave the others waiting for it.
+    verdicts = shm_handshake.exchange(gloo, {"error": error, "hint": hint})
+    if local and any(verdict["error"] for verdict in verdicts):
+        local.close()
+    shm_handshake.raise_first_error(gloo, verdicts)
+    return local
