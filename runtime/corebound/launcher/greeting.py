@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from corebound.version import __version__
 from corebound.errors import LaunchError
 from corebound.launcher.addresses import Address, HostAddresses
 from corebound.launcher.part import VERSION
+from corebound.version import __version__
 
 _SAME_RELEASE = "install the same release of Corebound on every host"
 
