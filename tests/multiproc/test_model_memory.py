@@ -22,8 +22,8 @@ WORKER = Path(__file__).with_name("model_worker.py")
 TESTS = Path(__file__).parents[1]
 MIB = 2**20
 
-# The reader's buffer (4 MiB), Python's own objects, huge pages at the ends of the mapping, and the pages of libraries that
-# a conversion touches first: 3 to 17 MiB were seen. A second copy of either large matrix (64 and 125 MiB) would exceed it.
+# The reader's buffer (4 MiB), Python's own objects, huge pages at the ends of the mapping, and the pages of libraries
+# that a conversion touches first: 3 to 17 MiB were seen. A second copy of the embedding (63 MiB) would exceed it.
 CONSTANT_BYTES = 32 * MIB
 
 # Half a row of the narrowest matrix that is cut by columns is 4 KiB in bfloat16: what is narrower is read whole.
