@@ -8,8 +8,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = ROOT / "inventories/lab/hosts.yml"
-SUBNET = "10.89.77.0/24"
-GATEWAY = "10.89.77.1"
+# Several labs can be up at once, one for each checkout that tests: COREBOUND_LAB_NUMBER gives each its own addresses.
+NUMBER = int(os.environ.get("COREBOUND_LAB_NUMBER") or 0)
+SUBNET = f"10.89.{77 + NUMBER}.0/24"
+GATEWAY = f"10.89.{77 + NUMBER}.1"
 NETWORK = "corebound-lab"
 LABEL = "corebound.lab"
 ADMIN = "admin"
@@ -80,8 +82,8 @@ class Layout:
 
     @property
     def machine_state(self) -> Path:
-        """What the machine looked like before, to be put back."""
-        return self.home / "machine.json"
+        """What the machine looked like before the first of its labs, to be put back after the last."""
+        return self.home.parent / "corebound-lab-machine.json"
 
     @property
     def lock(self) -> Path:
@@ -90,6 +92,7 @@ class Layout:
 
 
 def layout() -> Layout:
-    """Returns the lab's place: COREBOUND_LAB_DIR, or corebound-lab in the user's cache folder."""
+    """Returns the lab's place: COREBOUND_LAB_DIR, or corebound-lab (-1, -2, ...) in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Layout(Path(os.environ.get("COREBOUND_LAB_DIR") or cache / "corebound-lab"))
+    name = f"corebound-lab-{NUMBER}" if NUMBER else "corebound-lab"
+    return Layout(Path(os.environ.get("COREBOUND_LAB_DIR") or cache / name))

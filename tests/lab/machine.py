@@ -127,11 +127,10 @@ def remove_bridge() -> None:
 def restore(layout: Layout) -> None:
     """Puts the machine's own network state back and lifts the guard; comes last, when no node is left."""
     remove_bridge()
-    if layout.machine_state.exists():
+    # Another lab's bridge, or somebody else's, still needs forwarding and chains; the last lab puts them back.
+    if layout.machine_state.exists() and not run("ip", "-o", "link", "show", "type", "bridge").stdout:
         state = json.loads(layout.machine_state.read_text(encoding="utf-8"))
         remove_chains(state["chains"])
-        # Somebody else's bridge may have come to need it.
-        if not run("ip", "-o", "link", "show", "type", "bridge").stdout:
-            FORWARDING.write_text(state["ip_forward"], encoding="utf-8")
+        FORWARDING.write_text(state["ip_forward"], encoding="utf-8")
         layout.machine_state.unlink()
     run("ip", "route", "delete", "unreachable", SUBNET, "metric", GUARD_METRIC, check=False)

@@ -13,7 +13,7 @@ import yaml
 
 from lab import cluster, machine
 from lab.conftest import Grow
-from lab.layout import INVENTORY, LabError, Layout, node, nodes
+from lab.layout import GATEWAY, INVENTORY, LabError, Layout, node, nodes
 from lab.podman import Podman
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -99,7 +99,7 @@ def test_a_changed_host_key_is_refused(place: Layout, grow: Grow) -> None:
 def test_no_packet_for_a_node_leaves_this_machine_when_the_bridge_is_down(grow: Grow) -> None:
     grow(1)
     lines = machine.run("ip", "-o", "-4", "address", "show").stdout.splitlines()
-    bridge = next(line.split()[1] for line in lines if " 10.89.77.1/24" in line)
+    bridge = next(line.split()[1] for line in lines if f" {GATEWAY}/24" in line)
     machine.run("ip", "link", "set", bridge, "down")
     route = machine.run("ip", "route", "get", node(1).address, check=False)
     machine.run("ip", "link", "set", bridge, "up")
