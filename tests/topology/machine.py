@@ -33,6 +33,8 @@ class Machine:
     nodes: tuple[Node, ...]
     distance: Callable[[int, int], int] = lambda a, b: 21
     kernel_arguments: str = ""
+    # How many nodes the kernel makes of each one (numa=fake).
+    num_parts: int = 1
 
     @property
     def num_cpus(self) -> int:
@@ -50,6 +52,11 @@ class Machine:
 
     def cpu_nodes(self) -> tuple[int, ...]:
         return tuple(number for number, node in enumerate(self.nodes) if node.cpus)
+
+    def memory_of(self, node: int) -> tuple[int, ...]:
+        """The kernel's numbers of a node's own memory."""
+        first = node * self.num_parts
+        return tuple(range(first, first + self.num_parts)) if self.nodes[node].memory_mib else ()
 
     def cores_of(self, node: int) -> set[int]:
         return set(self.nodes[node].cpus).intersection(self.first_threads())
@@ -129,20 +136,25 @@ SNC2_HBM = Machine(
     _xeon_max_distance,
 )
 ONE_NODE = Machine("one-node", 1, 4, 1, (Node(_cpu_range(0, 4), memory_mib=768),))
-# The second node has no memory; the memory of the third is slower than the first's, as CXL memory is.
+# Memory without CPUs that is slower than their own, as CXL memory is.
+SLOW_MEMORY = Machine(
+    "slow-memory",
+    1,
+    2,
+    1,
+    (Node(_cpu_range(0, 2), 512, bandwidth_gb_per_s=200), Node(memory_mib=256, bandwidth_gb_per_s=25, near=0)),
+    lambda a, b: 14,
+)
+# The second node has no memory, the third no CPUs; of its speed firmware says nothing.
 ODD_MEMORY = Machine(
     "odd-memory",
     2,
     2,
     1,
-    (
-        Node(_cpu_range(0, 2), 768, bandwidth_gb_per_s=200),
-        Node(_cpu_range(1, 2), 0),
-        Node(memory_mib=256, bandwidth_gb_per_s=25, near=0),
-    ),
+    (Node(_cpu_range(0, 2), 768), Node(_cpu_range(1, 2), 0), Node(memory_mib=256)),
     lambda a, b: 40 if 2 in (a, b) else 21,
 )
 # The kernel divides the memory of each node in two: nodes 0 and 1, then 2 and 3.
 FAKE_NUMA = Machine(
-    "fake-numa", 2, 2, 2, (Node(_cpu_range(0, 4)), Node(_cpu_range(1, 4))), kernel_arguments="numa=fake=2U"
+    "fake-numa", 2, 2, 2, (Node(_cpu_range(0, 4)), Node(_cpu_range(1, 4))), kernel_arguments="numa=fake=2U", num_parts=2
 )
