@@ -6,9 +6,7 @@ from typing import Any
 
 from topology.machine import FAKE_NUMA, ODD_MEMORY, ONE_NODE, SLOW_MEMORY, SNC2_HBM, TWO_SOCKETS, Machine
 
-MACHINES = {
-    machine.name: machine for machine in (TWO_SOCKETS, SNC2_HBM, ONE_NODE, SLOW_MEMORY, ODD_MEMORY, FAKE_NUMA)
-}
+MACHINES = {machine.name: machine for machine in (TWO_SOCKETS, SNC2_HBM, ONE_NODE, SLOW_MEMORY, ODD_MEMORY, FAKE_NUMA)}
 # How many bound ranks each machine starts: fewer than sockets, than nodes, as many, more, and one for each core.
 NUM_RANKS = {
     TWO_SOCKETS.name: (1, 2, 3, 4),
@@ -17,6 +15,7 @@ NUM_RANKS = {
     SLOW_MEMORY.name: (1, 2),
     FAKE_NUMA.name: (1, 2),
 }
+FOUR_SLOTS = "localhost slots=4  # one for each node or core\n"
 BOUND = "--bind_cores_to_rank"
 
 
@@ -33,11 +32,18 @@ SPECIAL = {
         _case("cpuset", BOUND, "--num_accelerators", "2", cpuset={"cpus": "2-5", "memory_nodes": "1"}),
         _case("policy refused", BOUND, "--num_accelerators", "2", refuses_memory_policy=True),
         _case("own thread count", BOUND, "--num_accelerators", "2", environ={"OMP_NUM_THREADS": "7"}),
-        _case("chosen slots", BOUND, "--include", "localhost:1,3", hostfile="localhost slots=4\n"),
+        _case("chosen slots", BOUND, "--include", "localhost:1,3", hostfile=FOUR_SLOTS),
     ],
     SNC2_HBM.name: [
-        _case("slot for each node", BOUND, hostfile="localhost slots=4  # one for each node\n"),
-        _case("more than the HBM holds", BOUND, "--include", "localhost:2", hostfile="localhost slots=4\n", touched_mib=160),
+        _case("slot for each node", BOUND, hostfile=FOUR_SLOTS),
+        _case(
+            "more than the HBM holds",
+            BOUND,
+            "--include",
+            "localhost:2",
+            hostfile=FOUR_SLOTS,
+            touched_mib=160,
+        ),
         _case("cpuset without HBM", BOUND, "--num_accelerators", "4", cpuset={"cpus": "0-15", "memory_nodes": "0-3"}),
     ],
     ONE_NODE.name: [_case("policy refused", BOUND, "--num_accelerators", "2", refuses_memory_policy=True)],

@@ -10,7 +10,7 @@ import pytest
 
 from topology.boot import Report, run_machine
 from topology.cases import MACHINES, cases_of
-from topology.image import Image, Unavailable, image, install_programs
+from topology.image import Image, UnavailableError, image, install_programs
 
 ReportOf = Callable[[str], Report]
 
@@ -21,7 +21,7 @@ def built_image() -> Image:
     try:
         install_programs()
         return image()
-    except Unavailable as reason:
+    except UnavailableError as reason:
         pytest.skip(str(reason))
 
 

@@ -34,12 +34,14 @@ PROGRAMS = {
 KERNEL = "linux-image-amd64"
 PACKAGES = ("python3", "util-linux", "iproute2")
 # Nothing in the machine reads these.
-LEFT_OUT = ("boot", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/zoneinfo", "usr/share/perl5")
-LEFT_OUT += ("usr/lib/x86_64-linux-gnu/perl", "usr/lib/x86_64-linux-gnu/gconv", "var/lib/apt/lists", "var/cache/apt")
+LEFT_OUT = (
+    *("boot", "var/lib/apt/lists", "var/cache/apt", "usr/lib/x86_64-linux-gnu/perl", "usr/lib/x86_64-linux-gnu/gconv"),
+    *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/zoneinfo", "usr/share/perl5"),
+)
 BUILD_TIMEOUT_S = 600
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """This machine cannot run the machines; the text is the reason."""
 
 
@@ -58,17 +60,17 @@ def cache_folder() -> Path:
 
 
 def install_programs() -> None:
-    """Installs with apt-get what is missing. Raises: Unavailable when that cannot be done."""
+    """Installs with apt-get what is missing. Raises: UnavailableError when that cannot be done."""
     if platform.machine() != "x86_64":
-        raise Unavailable(f"this machine is no x86-64 machine but {platform.machine()}")
+        raise UnavailableError(f"this machine is no x86-64 machine but {platform.machine()}")
     missing = [name for name, program in PROGRAMS.items() if shutil.which(program) is None]
     if not missing:
         return
     lacks = f"this machine lacks {', '.join(missing)}"
     if shutil.which("apt-get") is None:
-        raise Unavailable(f"{lacks}, and has no apt-get to install them")
+        raise UnavailableError(f"{lacks}, and has no apt-get to install them")
     if os.geteuid() != 0:
-        raise Unavailable(f"{lacks}, and only root can install them")
+        raise UnavailableError(f"{lacks}, and only root can install them")
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     apt = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]
     for step in (["update"], ["install", "-y", "--no-install-recommends", *missing]):
@@ -77,11 +79,11 @@ def install_programs() -> None:
         )
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise Unavailable(f"{lacks}, and apt-get {step[0]} failed: {last}")
+            raise UnavailableError(f"{lacks}, and apt-get {step[0]} failed: {last}")
 
 
 def image() -> Image:
-    """Returns kernel and root, built when missing. Raises: Unavailable where there are no packages to build them of."""
+    """Returns kernel and root, built when missing. Raises: UnavailableError where there are no packages to build them of."""
     codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     sources = own_sources(Path("/etc/apt"), codename) if codename else []
     recipe = "\n".join((*sources, KERNEL, *PACKAGES, *LEFT_OUT))
@@ -92,7 +94,7 @@ def image() -> Image:
         if not folder.is_dir():
             kernel_package = _kernel_package() if sources else None
             if kernel_package is None:
-                raise Unavailable(f"this machine has no package source in /etc/apt that offers {KERNEL}")
+                raise UnavailableError(f"this machine has no package source in /etc/apt that offers {KERNEL}")
             with tempfile.TemporaryDirectory(dir=folder.parent) as work:
                 new = Path(work) / "new"
                 new.mkdir()
@@ -166,13 +168,14 @@ def add_our_code(root: Path, cases: str, target: Path) -> None:
         shutil.copy(GUEST / "init", top / "init")
         (top / "corebound/cases.json").write_text(cases, encoding="utf-8")
         ours = Path(work + ".cpio")
+        names = (path.name for path in top.iterdir())
         try:
-            _run("bsdtar", "--format=newc", "--uid=0", "--gid=0", "-cf", str(ours), *os.listdir(top), folder=top)
+            _run("bsdtar", "--format=newc", "--uid=0", "--gid=0", "-cf", str(ours), *names, folder=top)
             with target.open("wb") as whole:
                 # The kernel unpacks one archive after the other.
                 for part in (root, ours):
-                    with part.open("rb") as file:
-                        shutil.copyfileobj(file, whole)
+                    with part.open("rb") as archive:
+                        shutil.copyfileobj(archive, whole)
         finally:
             ours.unlink(missing_ok=True)
 

@@ -103,9 +103,7 @@ def test_ranks_run_on_whole_cores_of_their_own_and_leave_no_core_idle(
 
 
 @bound_launches
-def test_a_rank_crosses_a_node_or_socket_only_where_ranks_are_fewer(
-    report_of: ReportOf, name: str, count: int
-) -> None:
+def test_a_rank_crosses_a_node_or_socket_only_where_ranks_are_fewer(report_of: ReportOf, name: str, count: int) -> None:
     machine = MACHINES[name]
     for rank in ranks_of(report_of(name).cases[f"{count} ranks"]):
         nodes = nodes_of_cpus(machine, rank)

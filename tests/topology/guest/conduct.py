@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 CPU, NODE = "sys/devices/system/cpu", "sys/devices/system/node"
 # What a topology is read from, to be read again elsewhere.
@@ -28,7 +29,7 @@ DUMPED = (
 CASE_TIMEOUT_S = 120
 
 
-def corebound(case: dict, verb: str, *words: str) -> subprocess.CompletedProcess:
+def corebound(case: dict[str, Any], verb: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "corebound", verb, *words]
     if case.get("refuses_memory_policy"):
         command = [sys.executable, "/corebound/without_set_mempolicy.py", *command]
@@ -58,7 +59,7 @@ def make_cpuset(cpus: str, memory_nodes: str) -> str:
     return str(group)
 
 
-def run_case(case: dict) -> dict:
+def run_case(case: dict[str, Any]) -> dict[str, Any]:
     flags = list(case["flags"])
     with tempfile.TemporaryDirectory() as folder:
         if case.get("hostfile"):
@@ -68,7 +69,9 @@ def run_case(case: dict) -> dict:
         planned = corebound(case, "plan", "--json", *flags)
         ranks = Path(folder) / "ranks"
         ranks.mkdir()
-        done = corebound(case, "run", *flags, "--no_python", "/corebound/probe.py", str(ranks), str(case["touched_mib"]))
+        done = corebound(
+            case, "run", *flags, "--no_python", "/corebound/probe.py", str(ranks), str(case["touched_mib"])
+        )
         return {
             "name": case["name"],
             "plan": json.loads(planned.stdout) if planned.returncode == 0 else None,
@@ -80,7 +83,7 @@ def run_case(case: dict) -> dict:
         }
 
 
-def describe_machine() -> dict:
+def describe_machine() -> dict[str, Any]:
     seen = corebound({}, "topology", "--json")
     if seen.returncode != 0:
         raise RuntimeError(f"corebound topology: exit code {seen.returncode}\n{seen.stderr}")
