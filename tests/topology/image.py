@@ -83,7 +83,7 @@ def install_programs() -> None:
 
 
 def image() -> Image:
-    """Returns kernel and root, built when missing. Raises: UnavailableError where there are no packages to build them of."""
+    """Returns kernel and root, built when missing. Raises: UnavailableError where no package offers them."""
     codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     sources = own_sources(Path("/etc/apt"), codename) if codename else []
     recipe = "\n".join((*sources, KERNEL, *PACKAGES, *LEFT_OUT))
