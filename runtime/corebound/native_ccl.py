@@ -141,7 +141,7 @@ def _declare(lib: ctypes.CDLL) -> None:
         "all_gather": (number, [handle, pointer, pointer, handle, seconds]),
         "broadcast": (number, [handle, pointer, handle, number, seconds]),
         "barrier": (number, [handle, seconds]),
-        "start": (number, [handle, pointer, number, pointer]),
+        "start": (number, [handle, handle, pointer, number, pointer]),
         "wait": (number, [handle, handle, seconds]),
     }
     for name, (result, arguments) in signatures.items():

@@ -1,4 +1,4 @@
-"""One communicator of oneCCL: made without waiting for ever, used with timeouts, left without taking the process down."""
+"""One communicator of oneCCL: made and used with timeouts, and left without taking the process down."""
 
 from __future__ import annotations
 
@@ -71,10 +71,13 @@ class CclGroup:
         """Return when every member has called it."""
         self._check(self._lib.corebound_ccl_barrier(self._handle, timeout_s), None)
 
-    def start(self, transfers: ctypes.Array[native_ccl.Transfer], buffers: Any) -> int:
-        """Begin messages to and from members; return the number to wait for. `buffers` holds their memory."""
+    def start(self, label: int, transfers: ctypes.Array[native_ccl.Transfer], buffers: Any) -> int:
+        """Begin messages to and from members; return the number to wait for. `buffers` holds their memory.
+
+        Every member calls it, with the same `label`: a wait ends with code MISUSE when the labels differ.
+        """
         pending = ctypes.c_int64(0)
-        code = self._lib.corebound_ccl_start(self._handle, transfers, len(transfers), ctypes.byref(pending))
+        code = self._lib.corebound_ccl_start(self._handle, label, transfers, len(transfers), ctypes.byref(pending))
         self._check(code, buffers)
         return pending.value
 

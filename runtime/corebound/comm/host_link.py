@@ -19,7 +19,7 @@ MIB = 1024 * 1024
 # Every piece costs a handshake between threads that may have to wait for a processor, so pieces are not small.
 _PIECE_BYTES = 8 * MIB
 # With three hosts or more, longer slices are added by one host per part and returned: fewer bytes, one step more.
-_OWNERS_FROM_BYTES = 64 * 1024
+OWNERS_FROM_BYTES = 64 * 1024
 _LINE_BYTES = 64
 
 
@@ -44,7 +44,7 @@ class HostLink:
     def all_reduce(self, x: torch.Tensor, timeout_s: float) -> None:
         """Replace the contiguous vector `x` by its sum over the hosts."""
         label = _label("all_reduce", x)
-        if not self._alike or (self.num_hosts > 2 and x.nbytes >= _OWNERS_FROM_BYTES):
+        if not self._alike or (self.num_hosts > 2 and x.nbytes >= OWNERS_FROM_BYTES):
             self._sum_by_owners(x, label, timeout_s)
         else:
             self._sum_everywhere(x, label, timeout_s)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import zlib
+from collections import deque
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,6 @@ from corebound.native_ccl import Transfer
 
 # A host and the data that goes to it or comes from it.
 Messages = list[tuple[int, torch.Tensor]]
-_LABEL_BYTES = 8
 
 
 class LinkError(CommError):
@@ -94,69 +94,66 @@ class GlooTransport:
         return LinkError(other, from_torch_error(error, operation="exchange between hosts", rank=self._host))
 
 
-class CclTransport:
-    """oneCCL's send and receive. Every counterpart makes one with the same store.
+@dataclass
+class _Exchange:
+    label: str
+    sends: Messages
+    receives: Messages
+    pending: int | None = None
 
-    oneCCL matches messages by their order alone and gives short ones to calls that expect long ones. So each is
-    announced by its label.
-    """
+
+class CclTransport:
+    """oneCCL's send and receive. Every counterpart makes one with the same store, and all make the same calls."""
 
     name = "ccl"
 
     def __init__(self, store: Store, host: int, num_hosts: int, timeout_s: float) -> None:
         self._group = CclGroup(store, host, num_hosts, timeout_s)
+        self._queue: deque[_Exchange] = deque()
 
-    def start(self, sends: Messages, receives: Messages, label: str) -> tuple[int, list[Any]]:
-        """Begin all transfers; return their number, and what they use."""
-        number = _number(label)
-        own = (ctypes.c_int64 * 1)(number)
-        labels = (ctypes.c_int64 * len(receives))()
-        transfers = (Transfer * (2 * (len(receives) + len(sends))))()
-        place = 0
-        for index, (other, tensor) in enumerate(receives):
-            transfers[place] = Transfer(ctypes.addressof(labels) + index * _LABEL_BYTES, _LABEL_BYTES, other, 0)
-            transfers[place + 1] = Transfer(tensor.data_ptr(), tensor.nbytes, other, 0)
-            place += 2
-        for other, tensor in sends:
-            transfers[place] = Transfer(ctypes.addressof(own), _LABEL_BYTES, other, 1)
-            transfers[place + 1] = Transfer(tensor.data_ptr(), tensor.nbytes, other, 1)
-            place += 2
-        used = [own, labels, sends, receives]
-        try:
-            return self._group.start(transfers, used), used
-        except CclError as error:
-            raise _link_error(error, transfers[0].peer) from None
+    def start(self, sends: Messages, receives: Messages, label: str) -> _Exchange:
+        """Begin all transfers, or as soon as those under way are over: oneCCL could mix them up."""
+        exchange = _Exchange(label, sends, receives)
+        self._queue.append(exchange)
+        if len(self._queue) == 1:
+            self._begin(exchange)
+        return exchange
 
-    def wait(self, started: tuple[int, list[Any]], timeout_s: float) -> None:
-        """Return when those transfers are over."""
-        pending, used = started
-        own, labels, sends, receives = used
+    def wait(self, started: _Exchange, timeout_s: float) -> None:
+        """Return when those transfers are over; they are waited for in the order of their start."""
+        assert started is self._queue[0]
+        assert started.pending is not None
         try:
-            self._group.wait(pending, timeout_s, used)
+            self._group.wait(started.pending, timeout_s, started)
         except CclError as error:
-            raise _link_error(error, (receives or sends)[0][0]) from None
-        for label, (other, _) in zip(labels, receives, strict=True):
-            if label != own[0]:
-                raise _disagreement(other)
+            raise self._error(error, started) from None
+        self._queue.popleft()
+        if self._queue:
+            self._begin(self._queue[0])
 
     def close(self) -> None:
         """End the connections."""
         self._group.close()
 
+    def _begin(self, exchange: _Exchange) -> None:
+        calls = [(other, tensor, 0) for other, tensor in exchange.receives]
+        calls += [(other, tensor, 1) for other, tensor in exchange.sends]
+        transfers = (Transfer * len(calls))()
+        for place, (other, tensor, is_send) in enumerate(calls):
+            transfers[place] = Transfer(tensor.data_ptr(), tensor.nbytes, other, is_send)
+        try:
+            exchange.pending = self._group.start(_number(exchange.label), transfers, exchange)
+        except CclError as error:
+            raise self._error(error, exchange) from None
 
-def _link_error(error: CclError, other: int) -> LinkError:
-    host = error.culprit if error.culprit >= 0 else other
-    if error.code == shm_ops.PEER_LOST:
-        return LinkError(host, CommError(error.message))
-    if error.code == shm_ops.TIMED_OUT:
+    def _error(self, error: CclError, exchange: _Exchange) -> LinkError:
+        expected = [other for other, _ in (*exchange.receives, *exchange.sends)]
+        host = error.culprit if error.culprit >= 0 else next(iter(expected), 0)
+        if error.code == shm_ops.PEER_LOST:
+            return LinkError(host, CommError(error.message))
+        # Where all live, either a message was longer than what this call expects, or the labels differ. Over gloo such
+        # calls wait for each other in vain; so that is what is told here, and faults.conclude finds the two calls.
         return LinkError(host, CommTimeoutError(error.message))
-    # All members live, and oneCCL refuses what came: it was longer than what was expected.
-    return _disagreement(host)
-
-
-def _disagreement(other: int) -> LinkError:
-    # Over gloo such calls wait for each other in vain. What the members were in tells the rest, see faults.conclude.
-    return LinkError(other, CommTimeoutError(f"host {other} made another call"))
 
 
 @functools.lru_cache(maxsize=1024)

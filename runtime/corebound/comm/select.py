@@ -36,10 +36,11 @@ def create(
     job_id: str,
     owns_group: bool = False,
     options: SegmentOptions | None = None,
+    host_link: str | None = None,
 ) -> Collectives:
     """Return the collectives of a torch process group, by the provider named or, for `auto`, the best that works.
 
-    Every member calls it with the same arguments.
+    Every member calls it with the same arguments. `host_link` None takes COREBOUND_HOST_LINK.
 
     Raises: CommError when the provider that was named cannot work, saying why.
     """
@@ -55,7 +56,7 @@ def create(
     if not reason:
         chosen: Collectives | None = None
         try:
-            chosen = _connect(gloo, provider, job_id, timeout_s, options or SegmentOptions())
+            chosen = _connect(gloo, provider, job_id, timeout_s, options or SegmentOptions(), host_link)
         except SharedMemoryUnavailableError as error:
             reason, hint = error.message, error.hint
         if chosen:
@@ -79,7 +80,12 @@ def _through_ccl(gloo: GlooCollectives, timeout_s: float) -> Collectives:
 
 
 def _connect(
-    gloo: GlooCollectives, provider: str, job_id: str, timeout_s: float, options: SegmentOptions
+    gloo: GlooCollectives,
+    provider: str,
+    job_id: str,
+    timeout_s: float,
+    options: SegmentOptions,
+    host_link: str | None,
 ) -> Collectives:
     """Return the collectives through shared memory, on one host or several.
 
@@ -99,7 +105,9 @@ def _connect(
     hosts, alike = find_hosts(gloo, job_id, options.directory)
     if reason and (len(hosts) == 1 or len(hosts) == gloo.size):
         raise reason  # nothing to gain from levels
-    group = hierarchical_setup.connect(gloo, hosts, alike=alike, job_id=job_id, timeout_s=timeout_s, options=options)
+    group = hierarchical_setup.connect(
+        gloo, hosts, alike=alike, job_id=job_id, timeout_s=timeout_s, options=options, host_link=host_link
+    )
     members = "; ".join(",".join(str(gloo.ranks[place]) for place in host) for host in hosts)
     _log(group, f"{len(hosts)} hosts, ranks {members}; {_slices_text(group)}; {_carrier_text(group)}")
     return group

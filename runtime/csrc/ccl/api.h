@@ -44,7 +44,10 @@ struct CoreboundTransfer {
   int32_t peer;
   int32_t is_send;
 };
-// Starts several transfers at once. Their buffers stay as they are until `pending` was waited for.
-COREBOUND_API int corebound_ccl_start(int64_t handle, const CoreboundTransfer *transfers, int num_transfers,
-                                      int64_t *pending);
+// Starts several transfers at once, at most one each way between two members. All members call it, those that neither
+// send nor receive too, and with the same `label`: oneCCL gives short messages to calls that expect long ones, so each
+// member tells the others which call it is in. Buffers stay as they are until `pending` was waited for, and nothing
+// else starts until then.
+COREBOUND_API int corebound_ccl_start(int64_t handle, int64_t label, const CoreboundTransfer *transfers,
+                                      int num_transfers, int64_t *pending);
 COREBOUND_API int corebound_ccl_wait(int64_t handle, int64_t pending, double timeout_s);

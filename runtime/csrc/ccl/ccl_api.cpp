@@ -44,6 +44,8 @@ bool to_ccl(int dtype, ccl::datatype *out) {
 struct Pending {
   std::vector<ccl::event> events;
   std::vector<int> peers;
+  int64_t label = 0;
+  std::vector<int64_t> labels; // every member's, of transfers
 };
 
 struct Group {
@@ -108,6 +110,9 @@ int wait_for(Group &group, int64_t number, double timeout_s) {
     return fail(Code::misuse, "nothing of that number is under way");
   Outcome outcome = group.waiter.wait(found->second->events, timeout_s);
   if (outcome.code == Code::ok) {
+    for (size_t member = 0; member < found->second->labels.size(); ++member)
+      if (found->second->labels[member] != found->second->label)
+        return break_group(group, Code::misuse, "a member made another call", static_cast<int>(member));
     group.pending.erase(found);
     return 0;
   }
@@ -274,10 +279,16 @@ int corebound_ccl_barrier(int64_t handle, double timeout_s) {
   return run(handle, timeout_s, [](Group &group) { return ccl::barrier(group.communicator); });
 }
 
-int corebound_ccl_start(int64_t handle, const CoreboundTransfer *transfers, int num_transfers, int64_t *pending) {
+int corebound_ccl_start(int64_t handle, int64_t label, const CoreboundTransfer *transfers, int num_transfers,
+                        int64_t *pending) {
   return with_group(handle, [=](Group &group) {
+    // oneCCL numbers collectives, but not messages between two members: of two it may begin either first.
+    if (!group.pending.empty())
+      return fail(Code::misuse, "transfers are under way");
     int64_t number = group.next++;
     auto &started = group.pending[number] = std::make_unique<Pending>();
+    started->label = label;
+    started->labels.resize(static_cast<size_t>(group.communicator.size()));
     std::lock_guard lock(corebound::ccl_binding::progress_mutex());
     for (const auto *one = transfers; one != transfers + num_transfers; ++one) {
       auto num_bytes = static_cast<size_t>(one->num_bytes);
@@ -286,6 +297,9 @@ int corebound_ccl_start(int64_t handle, const CoreboundTransfer *transfers, int 
           one->is_send != 0 ? ccl::send(one->data, num_bytes, ccl::datatype::uint8, one->peer, group.communicator)
                             : ccl::recv(one->data, num_bytes, ccl::datatype::uint8, one->peer, group.communicator));
     }
+    started->peers.push_back(-1);
+    started->events.push_back(
+        ccl::allgather(&started->label, started->labels.data(), 1, ccl::datatype::int64, group.communicator));
     *pending = number;
     return 0;
   });
