@@ -32,8 +32,8 @@ METHOD = (
 HOSTS_METHOD = (
     "microseconds a call on rank 0, CLOCK_MONOTONIC around each call; blocks of all rows alternate within every "
     "round, in rotating order, a barrier before each block. network: bytes of one call that arrive at any host "
-    "from another, by the kernel's count of every connection, headers included; expected: what the algorithm should send, "
-    "without headers (oneCCL chooses its own)."
+    "from another, by the kernel's count of every connection, headers included; expected: what the algorithm should "
+    "send, without headers (oneCCL chooses its own)."
 )
 FAKE = "The hosts are pretended: groups of ranks of this machine with a /dev/shm each, talking over loopback. "
 

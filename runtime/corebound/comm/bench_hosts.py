@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from corebound.comm import bench_rank, host_link, select
+from corebound.comm import bench_rank, select
 from corebound.comm.hierarchical import HierarchicalCollectives
+from corebound.comm.host_link import OWNERS_FROM_BYTES
 from corebound.comm.hosts import Hosts
 from corebound.errors import CommError
 from corebound.logs import get_logger
@@ -102,7 +103,7 @@ def expected_bytes(hosts: Hosts, contender: Contender, num_bytes: int) -> int | 
     num_hosts = len(hosts)
     if contender.provider == "hierarchical":
         # With three hosts or more a slice is either sent to everyone or, from a size on, to its owner and back.
-        everywhere = num_hosts == 2 or num_bytes < host_link.OWNERS_FROM_BYTES
+        everywhere = num_hosts == 2 or num_bytes < OWNERS_FROM_BYTES
         return num_bytes * (num_hosts * (num_hosts - 1) if everywhere else 2 * (num_hosts - 1))
     if contender.provider == "ccl":
         return None
@@ -117,6 +118,7 @@ def crossing_bytes(group: HierarchicalCollectives, call: Callable[[], object]) -
     call()
     group.barrier()
     before = tcp_received()
+    group.barrier()  # nobody starts while another still counts
     for _ in range(_COUNTED_CALLS):
         call()
     group.barrier()
@@ -128,7 +130,7 @@ def crossing_bytes(group: HierarchicalCollectives, call: Callable[[], object]) -
             hosts[address, port] = next(number for number, host in enumerate(group.hosts) if place in host)
     num_bytes = sum(after[pair] - before.get(pair, 0) for pair in after if hosts.get(pair[1], group.host) != group.host)
     total = group.all_gather(torch.tensor([num_bytes], dtype=torch.int64)).sum()
-    # The barrier after the calls is the only other traffic.
+    # The barriers around the calls are the only other traffic.
     return round(int(total) / _COUNTED_CALLS)
 
 

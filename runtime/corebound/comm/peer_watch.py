@@ -23,6 +23,8 @@ _TOKEN_BYTES = 16
 _PLACE_BYTES = 4
 # A stranger that connects and says nothing must not hold up the members.
 _GREETING_S = 5.0
+# Sockets know no infinity.
+_LONGEST_S = 30 * 86400.0
 
 
 class PeerWatch:
@@ -124,4 +126,4 @@ def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError("the time is over")
-    return left
+    return min(left, _LONGEST_S)
