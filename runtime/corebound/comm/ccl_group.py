@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import math
 import threading
+import weakref
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from corebound.errors import CommError, CommTimeoutError
 SUM_CODES = {**shm_ops.SUM_CODES, torch.int8: 4}
 # oneCCL may still write into the buffers of operations that failed, so they stay for as long as the process.
 _ABANDONED: list[Any] = []
+_OPEN: weakref.WeakSet[CclGroup] = weakref.WeakSet()
 
 
 class CclError(CommError):
@@ -49,6 +52,7 @@ class CclGroup:
             self._handle = _open(self._lib, address, place, size, timeout_s)
             sockets = (ctypes.c_int * size)(*self._watch.descriptors)
             self._lib.corebound_ccl_watch(self._handle, sockets)
+            _OPEN.add(self)
         except BaseException:
             self._watch.close()
             raise
@@ -97,6 +101,13 @@ class CclGroup:
             _ABANDONED.append(buffers)
             text = self._lib.corebound_ccl_error().decode()
             raise CclError(code, self._lib.corebound_ccl_culprit(self._handle), text)
+
+
+@atexit.register
+def _close_all() -> None:
+    """Leave what nobody closed: a process that ends without ending MPI counts as crashed, and hydra kills the rest."""
+    for group in list(_OPEN):
+        group.close()
 
 
 def _choose_interface() -> None:

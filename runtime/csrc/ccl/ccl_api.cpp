@@ -54,6 +54,8 @@ struct Group {
   Waiter waiter;
   std::map<int64_t, std::unique_ptr<Pending>> pending;
   int64_t next = 1;
+  uint8_t mark = 1;
+  std::vector<uint8_t> marks; // of the members that have come to a barrier
   int culprit = -1;
   bool broken = false;
 };
@@ -276,7 +278,11 @@ int corebound_ccl_broadcast(int64_t handle, void *data, int64_t num_bytes, int r
 }
 
 int corebound_ccl_barrier(int64_t handle, double timeout_s) {
-  return run(handle, timeout_s, [](Group &group) { return ccl::barrier(group.communicator); });
+  // oneCCL's own barrier waits where it is called, without a limit.
+  return run(handle, timeout_s, [](Group &group) {
+    group.marks.resize(static_cast<size_t>(group.communicator.size()));
+    return ccl::allgather(&group.mark, group.marks.data(), 1, ccl::datatype::uint8, group.communicator);
+  });
 }
 
 int corebound_ccl_start(int64_t handle, int64_t label, const CoreboundTransfer *transfers, int num_transfers,
