@@ -143,8 +143,7 @@ class StdoutElsewhere {
 public:
   StdoutElsewhere() : saved_(fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3)) {
     fflush(stdout);
-    int other =
-        tells_settings ? fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3) : open("/dev/null", O_WRONLY | O_CLOEXEC);
+    int other = tells_settings ? fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3) : open("/dev/null", O_WRONLY | O_CLOEXEC);
     if (saved_ >= 0 && other >= 0)
       dup2(other, STDOUT_FILENO);
     if (other >= 0)
@@ -260,8 +259,7 @@ int corebound_ccl_all_reduce(int64_t handle, void *data, int64_t num_elements, i
   if (!to_ccl(dtype, &kind))
     return fail(Code::unsupported, "no such dtype");
   return run(handle, timeout_s, [=](Group &group) {
-    return ccl::allreduce(data, data, static_cast<size_t>(num_elements), kind, ccl::reduction::sum,
-                          group.communicator);
+    return ccl::allreduce(data, data, static_cast<size_t>(num_elements), kind, ccl::reduction::sum, group.communicator);
   });
 }
 
@@ -291,6 +289,9 @@ int corebound_ccl_start(int64_t handle, int64_t label, const CoreboundTransfer *
     // oneCCL numbers collectives, but not messages between two members: of two it may begin either first.
     if (!group.pending.empty())
       return fail(Code::misuse, "transfers are under way");
+    // What a member sent before it gave up may all be here. That would do for this one, but not for the others.
+    if (int ended = group.waiter.ended_member(); ended >= 0)
+      return break_group(group, Code::peer_lost, "a member's connection had ended", ended);
     int64_t number = group.next++;
     auto &started = group.pending[number] = std::make_unique<Pending>();
     started->label = label;
