@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +14,6 @@ from smoke.visit import REFERENCE_DTYPE, Visit, generate_words
 
 MESSAGES = ("64KiB", "1MiB")
 ROUNDS = "3"
-EXIT_CONFIG = 2
-NO_HOSTFILE = "no such option '--hostfile'"
 
 
 @dataclass
@@ -143,29 +140,18 @@ def _all_reduce(across: Across) -> None:
     """Time the sum over all ranks: every provider that the command reports becomes a row and a check."""
     target = across.first.target
     words = [target.command, "bench", "allreduce", "--json", *across.flags(), "--rounds", ROUNDS]
+    words += ["--enable_each_rank_log", across.first.log_dir("all-reduce")]
     for size in MESSAGES:
         words += ["--bytes", size]
     answer = across.first.node.run_as_job_user(words)
-    if answer.exit_code == EXIT_CONFIG and NO_HOSTFILE in answer.stderr:
-        answer = _all_reduce_by_request(across)
     across.checks += judge_all_reduce(target.host, answer, len(across.visits))
     across.rows = (parse_success(answer) or {}).get("rows", [])
 
 
-def _all_reduce_by_request(across: Across) -> Answer:
-    """Time the same with a runtime whose `bench allreduce` takes no hostfile: its ranks read a file on each node."""
-    request = f"{across.first.log_prefix}-request"
-    output = f"{request}/result.json"
-    job = {"bytes": [64 << 10, 1 << 20], "dtype": "bfloat16", "rounds": int(ROUNDS), "fake_hosts": [], "output": output}
-    script = 'mkdir "$1" && printf %s "$2" > "$1/request.json"'
-    for visit in across.visits:
-        answer = visit.node.run_as_job_user(["sh", "-c", script, "sh", request, json.dumps(job)])
-        if answer.exit_code != 0:
-            return answer
-    words = [across.first.target.command, "run", *across.flags(), "--bind_cores_to_rank", "--no_local_rank", "--module"]
-    words += ["corebound.comm.bench_rank", "--request", f"{request}/request.json"]
-    done = across.first.node.run_as_job_user(words)
-    return across.first.node.run_as_job_user(["cat", output]) if done.exit_code == 0 else done
+def provider_of(row: Mapping[str, Any]) -> str:
+    """Return the provider of a measured row, with what carries its slices between nodes where that is another."""
+    link = row.get("host_link")
+    return f"{row['provider']} ({link})" if link else str(row["provider"])
 
 
 def judge_all_reduce(host: str, answer: Answer, num_hosts: int) -> list[Check]:
@@ -174,8 +160,8 @@ def judge_all_reduce(host: str, answer: Answer, num_hosts: int) -> list[Check]:
     if report is None or not report.get("rows"):
         return [failed(host, "all-reduce", "nodes sum together", answer)]
     checks = []
-    for provider in dict.fromkeys(row["provider"] for row in report["rows"]):
-        rows = [row for row in report["rows"] if row["provider"] == provider]
+    for provider in dict.fromkeys(provider_of(row) for row in report["rows"]):
+        rows = [row for row in report["rows"] if provider_of(row) == provider]
         wrong = [row for row in rows if row.get("num_hosts", num_hosts) != num_hosts]
         detail = "; ".join(f"{row['bytes']} bytes in {row['p50_us']:.0f} us at the median" for row in rows)
         if wrong:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from smoke.across import provider_of
 from smoke.checks import BY_WEIGHT, GROUPS
 
 COLUMNS = ("host", "ranks", "cores", "ISA", "comm", "first token ms", "next token ms", "tokens/s", "verdict")
@@ -96,5 +97,5 @@ def checks_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 def across_row(item: Mapping[str, Any]) -> list[str]:
     """Return the cells of one provider's sum over all nodes; what it does not report is a dash."""
     times = [_number(item.get(f"p{p}_us")) for p in (50, 90, 99)]
-    return [item["provider"], *(str(item.get(name, "-")) for name in ("bytes", "num_ranks", "num_hosts")), *times,
+    return [provider_of(item), *(str(item.get(name, "-")) for name in ("bytes", "num_ranks", "num_hosts")), *times,
             str(item.get("network_bytes", "-"))]  # fmt: skip

@@ -85,6 +85,10 @@ def test_every_provider_that_was_measured_is_a_check() -> None:
     found = judge_all_reduce("node1", Answer(exit_code=0, stdout=json.dumps({"rows": rows}), stderr=""), 2)
     assert [check.name.rpartition(" ")[2] for check in found] == ["gloo", "ccl", "hierarchical"]
     assert all(check.passed for check in found)
+    rows += [{**rows[2], "host_link": "ccl"}]
+    found = judge_all_reduce("node1", Answer(exit_code=0, stdout=json.dumps({"rows": rows}), stderr=""), 2)
+    assert found[3].name == "nodes sum together by hierarchical (ccl)" and found[2].detail.count("bytes") == 1
+    rows.pop()
     rows[1]["num_hosts"] = 1
     found = judge_all_reduce("node1", Answer(exit_code=0, stdout=json.dumps({"rows": rows}), stderr=""), 2)
     assert [check.passed for check in found] == [True, False, True]
