@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,6 +26,9 @@ VARIABLES: dict[str, str] = {
     "COREBOUND_KERNELS": f"kernel implementation: {', '.join(KERNEL_CHOICES)}",
     "COREBOUND_LOG_LEVEL": f"least severe message shown: {', '.join(LOG_LEVELS)}",
 }
+
+# Kubernetes puts the first kind in every pod beside a service of ours; the second is for the lab of a checkout.
+_SET_BY_OTHERS = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$|^COREBOUND_LAB_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,18 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
         isa=env.get("COREBOUND_ISA") or None,
         kernels=choice("COREBOUND_KERNELS", KERNEL_CHOICES, "auto"),
         log_level=choice("COREBOUND_LOG_LEVEL", LOG_LEVELS, "info"),
+    )
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the COREBOUND_ variables that nothing reads, sorted, but for those that others have reasons to set."""
+    env = os.environ if environ is None else environ
+    return tuple(
+        sorted(
+            name
+            for name in env
+            if name.startswith("COREBOUND_") and name not in VARIABLES and not _SET_BY_OTHERS.search(name)
+        )
     )
 
 
