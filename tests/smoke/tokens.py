@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from smoke.checks import Check, judged, parse_success
+from smoke.checks import Check, failed, judged, parse_success
 from smoke.node import Answer
 
 
@@ -32,7 +32,7 @@ def judge_tokens(
 ) -> Check:
     """Return whether the tokens are the expected ones; `strict` False makes a difference a warning."""
     if not found:
-        return judged(host, "tokens", name, False, "there are no tokens to compare", answer)
+        return failed(host, "tokens", name, answer)
     if list(found) == list(expected):
         return judged(host, "tokens", name, True, f"{len(found)} tokens are equal")
     pairs = list(zip(found, expected, strict=False))

@@ -37,7 +37,9 @@ def test_equal_tokens_pass_and_others_fail_or_warn(strict: bool) -> None:
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_run_without_tokens_always_fails(strict: bool) -> None:
-    assert judge_tokens("b", "same", None, [1], strict=strict, answer=answer()).status == "fail"
+    broken = Answer(exit_code=6, stdout="", stderr="tensor x: damaged")
+    check = judge_tokens("b", "same", None, [1], strict=strict, answer=broken)
+    assert check.status == "fail" and "tensor x: damaged" in check.detail
 
 
 def test_a_text_that_ends_early_is_a_difference() -> None:
