@@ -48,7 +48,7 @@ deploy: ## Install Corebound on every machine of INVENTORY, deliver the model an
 	@$(PLAYBOOK) site.yml $(OPTIONS)
 
 .PHONY: smoke
-smoke: ## Run two core-bound ranks on every machine and print a table of what they did
+smoke: ## Prove every machine, and all of them together: bindings, bandwidth, sums, tokens; print tables
 	@$(PLAYBOOK) --check-inventory
 	@$(SETUP) deploy
 	@$(PLAYBOOK) smoke.yml $(OPTIONS)
