@@ -7,6 +7,7 @@ PYTHON    := $(BIN)/python
 TESTS     ?=
 OPTIONS   ?=
 NODES     ?= 3
+FLAVOUR   ?=
 
 SHELL         := /bin/bash
 .SHELLFLAGS   := -eu -o pipefail -c
@@ -60,9 +61,13 @@ reset: ## Remove everything that deploy put on the machines of INVENTORY
 	@$(PLAYBOOK) reset.yml $(OPTIONS)
 
 .PHONY: wheel
-wheel: ## Build the wheel that deploy installs, into dist/
+wheel: ## Build the wheel that deploy installs, into dist/ (FLAVOUR=ipex: that of the role ipex, into dist/ipex/)
 	@$(SETUP) deploy
-	@$(PYTHON) runtime/packaging/build_wheel.py
+	@case '$(FLAVOUR)' in \
+	  '') $(PYTHON) runtime/packaging/build_wheel.py ;; \
+	  ipex) $(PYTHON) runtime/packaging/build_ipex_wheel.py $(if $(ALLOW_CUDA_TORCH),--allow-cuda) ;; \
+	  *) echo "error: FLAVOUR is '$(FLAVOUR)'; expected ipex, or nothing" >&2; exit 2 ;; \
+	esac
 
 ##@ Lab
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import re
+import sys
 from typing import Any
 
 import torch
@@ -53,11 +55,11 @@ def optimize(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Optimizat
     architecture = _architecture(model)
     name = "ipex.llm.optimize" if architecture in LLM_ARCHITECTURES else "ipex.optimize"
     before = module_types(model)
+    function = ipex.llm.optimize if architecture in LLM_ARCHITECTURES else ipex.optimize
     try:
-        if architecture in LLM_ARCHITECTURES:
-            optimized = ipex.llm.optimize(model, dtype=dtype, inplace=True)
-        else:
-            optimized = ipex.optimize(model, dtype=dtype, inplace=True)
+        # It prints; standard output is the caller's, for data.
+        with contextlib.redirect_stdout(sys.stderr):
+            optimized = function(model, dtype=dtype, inplace=True)
     # It raises whatever its parts raise; all of it means that this model stays without it.
     except Exception as error:
         raise ModelError(
