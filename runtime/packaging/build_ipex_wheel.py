@@ -41,9 +41,7 @@ def flavour_project(text: str, torch: str, requirements: list[str]) -> str:
         r"^dependencies = \[\n.*?^\]$", f"dependencies = [\n{listed}]", text, count=1, flags=re.MULTILINE | re.DOTALL
     )
     if (num_versions, num_lists) != (1, 1):
-        raise ValueError(
-            "runtime/pyproject.toml: expected one `version =` and one list `dependencies =`"
-        )
+        raise ValueError("runtime/pyproject.toml: expected one `version =` and one list `dependencies =`")
     return text
 
 

@@ -1,4 +1,4 @@
-"""`corebound.optimize`: makes a torch module faster at inference, and tells what it changed."""
+"""`corebound.optimize`: prepares a torch module for inference, and tells what it changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def optimize(
     dtype: torch.dtype = torch.bfloat16,
     backend: str = "native",
 ) -> nn.Module:
-    """Return `model` made ready for fast inference in `dtype`: changed in place, still a module, nothing copied.
+    """Return `model` made ready for inference in `dtype`: changed in place, still a module, nothing copied.
 
     Backend `native` converts the weights and replaces every `torch.nn.Linear` by one that calls Corebound's operator;
     it works under autocast and torch.compile. Backend `ipex` calls Intel Extension for PyTorch, which is off by
