@@ -20,7 +20,7 @@ SMOKE = ROOT / "playbooks/roles/ipex/files/ipex_smoke.py"
 PLACES = ("/opt/corebound/ipex/venv", "~/.local/share/corebound/ipex/venv")
 PARITY = ("attention_parity", "kernel_parity", "kernel_arguments", "kernel_tracing", "optimize_parity")
 # Test tools are plain Python: the flavour borrows ours, since deploying it brings none.
-TOOLS = ("_pytest", "pytest", "pluggy", "iniconfig", "pygments")
+TOOLS = ("_pytest", "pytest", "py.py", "pluggy", "iniconfig", "pygments")
 
 pytestmark = [pytest.mark.slow, pytest.mark.ipex, pytest.mark.native, pytest.mark.timeout(900)]
 
@@ -168,5 +168,6 @@ print(json.dumps([report.notes[0], [[c.before, c.after] for c in report.replaced
 """
     by, changes, error = answer(flavour, code, tmp_path)
     assert by == "by ipex.optimize 2.8.0+cpu"
-    assert changes == [["Linear", "_IPEXLinear"]] * 2
+    # The extension also rewrites what torch.fx can trace: the container becomes a GraphModule.
+    assert changes.count(["Linear", "_IPEXLinear"]) == 2
     assert error < 0.02

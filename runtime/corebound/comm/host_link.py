@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import Store
 
 from corebound.comm import shm_ops
 from corebound.comm.base import as_timedelta, from_torch_error
+from corebound.comm.quiet import gloo_greeting_on_stderr
 from corebound.errors import CommError, CommTimeoutError
 
 MIB = 1024 * 1024
@@ -54,7 +55,8 @@ class HostLink:
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self._failed: list[Any] = []
         try:
-            self._group: Any = ProcessGroupGloo(store, host, num_hosts, as_timedelta(timeout_s))
+            with gloo_greeting_on_stderr():
+                self._group: Any = ProcessGroupGloo(store, host, num_hosts, as_timedelta(timeout_s))
         except (RuntimeError, ValueError) as error:
             raise from_torch_error(error, operation="connecting the hosts", rank=host) from error
 
