@@ -7,6 +7,7 @@ PYTHON    := $(BIN)/python
 TESTS     ?=
 OPTIONS   ?=
 NODES     ?= 3
+FLAVOUR   ?=
 
 SHELL         := /bin/bash
 .SHELLFLAGS   := -eu -o pipefail -c
@@ -60,9 +61,13 @@ reset: ## Remove everything that deploy put on the machines of INVENTORY
 	@$(PLAYBOOK) reset.yml $(OPTIONS)
 
 .PHONY: wheel
-wheel: ## Build the wheel that deploy installs, into dist/
+wheel: ## Build the wheel that deploy installs, into dist/ (FLAVOUR=ipex: that of the role ipex, into dist/ipex/)
 	@$(SETUP) deploy
-	@$(PYTHON) runtime/packaging/build_wheel.py
+	@case '$(FLAVOUR)' in \
+	  '') $(PYTHON) runtime/packaging/build_wheel.py ;; \
+	  ipex) $(PYTHON) runtime/packaging/build_ipex_wheel.py $(if $(ALLOW_CUDA_TORCH),--allow-cuda) ;; \
+	  *) echo "error: FLAVOUR is '$(FLAVOUR)'; expected ipex, or nothing" >&2; exit 2 ;; \
+	esac
 
 ##@ Lab
 
@@ -124,7 +129,7 @@ format: setup ## Rewrite Python and C++ sources in the project's format
 .PHONY: typecheck
 typecheck: setup ## Check types, strictly
 	@$(BIN)/mypy
-	@$(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py .ci/*.py
+	@MYPYPATH=runtime/packaging $(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py .ci/*.py
 	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab --package topology
 
 # Part of the public surface; each comes with the part of the project that it serves.
