@@ -120,7 +120,7 @@ format: setup ## Rewrite Python and C++ sources in the project's format
 .PHONY: typecheck
 typecheck: setup ## Check types, strictly
 	@$(BIN)/mypy
-	@$(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py .ci/*.py
+	@$(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py playbooks/roles/*/action_plugins/*.py .ci/*.py
 	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab
 
 # Part of the public surface; each comes with the part of the project that it serves.

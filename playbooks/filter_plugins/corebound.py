@@ -74,6 +74,34 @@ def damaged(manifest: str, found: dict[str, str]) -> list[str]:
     return sorted(name for name, entry in files.items() if found.get(name) != entry["sha256"])
 
 
+def clock_check(skew_s: float, within_s: float, max_skew_s: float) -> dict[str, str]:
+    """Return the check of a clock that is `skew_s` ahead of this machine's, measured to `within_s` seconds.
+
+    What the measurement cannot tell from a right clock passes: a slow connection is no wrong clock.
+    """
+    found = f"the clock is {abs(skew_s):.1f} s {'ahead of' if skew_s > 0 else 'behind'} that of this machine"
+    found += f" (measured within {within_s:.1f} s)"
+    if abs(skew_s) - within_s <= max_skew_s:
+        return {"name": "clock", "status": "pass", "detail": found, "hint": ""}
+    hint = "synchronise it: systemctl enable --now systemd-timesyncd, or chrony"
+    return {"name": "clock", "status": "fail", "detail": f"{found}, expected at most {max_skew_s:g} s", "hint": hint}
+
+
+def judged(checks: Iterable[dict[str, str]], policies: dict[str, object]) -> list[dict[str, str]]:
+    """Return the checks by policy: `warn` makes a failure milder, `off` leaves the check out.
+
+    YAML reads a bare off as false, which therefore means the same.
+    """
+    result = []
+    for check in checks:
+        policy = policies.get(check["name"], "fail")
+        if policy in ("off", "False", False):
+            continue
+        milder = check["status"] == "fail" and policy == "warn"
+        result.append({**check, "status": "warn"} if milder else check)
+    return result
+
+
 def next_in_ring(names: Sequence[str], name: str, num_next: int) -> list[str]:
     """Return the so many names that follow `name` in the list, the first following the last, and never itself."""
     place = names.index(name)
@@ -92,5 +120,7 @@ class FilterModule:
             "corebound_checksums": checksums,
             "corebound_damaged": damaged,
             "corebound_tree_checksums": tree_checksums,
+            "corebound_clock_check": clock_check,
+            "corebound_judged": judged,
             "corebound_next_in_ring": next_in_ring,
         }
