@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import yaml
 
 SHARED_PREFIX = "corebound"
-SHARED_FILE = Path(__file__).resolve().parents[2] / "inventories/defaults/group_vars/all/corebound.yml"
+DEFAULTS = Path(__file__).resolve().parents[2] / "inventories/defaults"
+SHARED_FILE = DEFAULTS / "group_vars/all/corebound.yml"
+GROUPS_FILE = DEFAULTS / "hosts.yml"
 
 
 def role_options(roles_dir: str) -> dict[str, list[str]]:
@@ -34,6 +37,19 @@ def unknown_variables(names: Iterable[str], options: dict[str, list[str]]) -> li
         near = difflib.get_close_matches(name, options[role], n=1)
         remedy = f"did you mean {near[0]}?" if near else f"there are: {', '.join(options[role])}"
         sentences.append(f"unknown variable {name}: {remedy}")
+    return sentences
+
+
+def unknown_groups(names: Iterable[str], own: Iterable[str], roles: Iterable[str]) -> list[str]:
+    """Return one sentence for each group that neither Corebound nor the site (`own`) knows."""
+    known = [*yaml.safe_load(GROUPS_FILE.read_text(encoding="utf-8"))["all"]["children"]]
+    sentences = []
+    for name in sorted(set(names) - {*known, *own, "all", "ungrouped"}):
+        near = difflib.get_close_matches(name, known, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+        if name in roles:
+            remedy = "that role always runs, on the group nodes; remove the group"
+        sentences.append(f"unknown group {name}: {remedy}")
     return sentences
 
 
@@ -102,6 +118,11 @@ def judged(checks: Iterable[dict[str, str]], policies: dict[str, object]) -> lis
     return result
 
 
+def without_passwords(text: str) -> str:
+    """Return a program's words with user names and passwords in URLs blanked out."""
+    return re.sub(r"(://)[^/\s@]+@", r"\1****@", text)
+
+
 def next_in_ring(names: Sequence[str], name: str, num_next: int) -> list[str]:
     """Return the so many names that follow `name` in the list, the first following the last, and never itself."""
     place = names.index(name)
@@ -115,11 +136,13 @@ class FilterModule:
         """Return filter name -> function."""
         return {
             "corebound_role_options": role_options,
+            "corebound_unknown_groups": unknown_groups,
             "corebound_unknown_variables": unknown_variables,
             "corebound_count_ids": count_ids,
             "corebound_checksums": checksums,
             "corebound_damaged": damaged,
             "corebound_tree_checksums": tree_checksums,
+            "corebound_without_passwords": without_passwords,
             "corebound_clock_check": clock_check,
             "corebound_judged": judged,
             "corebound_next_in_ring": next_in_ring,

@@ -117,3 +117,8 @@ def test_a_policy_makes_a_failure_milder_or_leaves_the_check_out() -> None:
         ("e", "fail"),
         ("f", "pass"),
     ]
+
+
+def test_passwords_in_urls_are_blanked_out() -> None:
+    said = "Looking in indexes: https://me:secret@host/simple, https://host/x\nemail a@b"
+    assert filters.without_passwords(said) == "Looking in indexes: https://****@host/simple, https://host/x\nemail a@b"
