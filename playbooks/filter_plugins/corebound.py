@@ -123,6 +123,12 @@ def without_passwords(text: str) -> str:
     return re.sub(r"(://)[^/\s@]+@", r"\1****@", text)
 
 
+def unit_word(word: str, expands: bool = True) -> str:
+    """Return a word as a systemd unit takes it, quoted and literal; Environment= expands no variables, commands do."""
+    quoted = json.dumps(str(word), ensure_ascii=False).replace("%", "%%")
+    return quoted.replace("$", "$$") if expands else quoted
+
+
 def next_in_ring(names: Sequence[str], name: str, num_next: int) -> list[str]:
     """Return the so many names that follow `name` in the list, the first following the last, and never itself."""
     place = names.index(name)
@@ -136,6 +142,7 @@ class FilterModule:
         """Return filter name -> function."""
         return {
             "corebound_role_options": role_options,
+            "corebound_unit_word": unit_word,
             "corebound_unknown_groups": unknown_groups,
             "corebound_unknown_variables": unknown_variables,
             "corebound_count_ids": count_ids,
