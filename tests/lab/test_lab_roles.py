@@ -65,7 +65,7 @@ def two(grow: Grow) -> None:
 def kernel(podman: Podman) -> Iterator[Callable[[], dict[str, str]]]:
     """Returns what the kernel's files of node1 hold, which are ordinary ones for the time of a test."""
     pid = podman("inspect", "--format", "{{.State.Pid}}", "node1").stdout.strip()
-    inside = ["nsenter", f"--target={pid}", "--mount", "--"]
+    inside = ["nsenter", f"--target={pid}", "--mount", "--pid", "--"]
     podman.execute("node1", "mkdir", "-p", "/srv/kernel")
     for number, (path, value) in enumerate(KERNEL.items()):
         podman.execute("node1", "sh", "-c", f"echo {value} > /srv/kernel/{number}")
