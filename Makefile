@@ -26,7 +26,7 @@ CONTAINERS  = $(shell git ls-files 'images/*Containerfile*')
 .PHONY: help
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	  /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@printf '\nOPTIONS="..." goes to ansible-playbook, such as OPTIONS="-e corebound_prefix=/srv/corebound"'
 	@printf '\nCONFIRM=prod lets deploy and reset end what runs on the machines of a protected inventory (prod)'
 	@printf '\nINVENTORY=%s chooses the machines; there are: %s\n' '$(INVENTORY)' \
@@ -50,7 +50,7 @@ deploy: ## Install Corebound on every machine of INVENTORY, deliver the model an
 	@$(PLAYBOOK) site.yml $(OPTIONS)
 
 .PHONY: smoke
-smoke: ## Run two core-bound ranks on every machine and print a table of what they did
+smoke: ## Prove every machine, and all of them together: bindings, bandwidth, sums, tokens; print tables
 	@$(PLAYBOOK) --check-inventory
 	@$(SETUP) deploy
 	@$(PLAYBOOK) smoke.yml $(OPTIONS)
@@ -82,17 +82,21 @@ lab-down: ## Stop them and leave nothing but the built image (PURGE=1 removes th
 
 .PHONY: test
 test: native ## Run every test that needs nothing but this machine (TESTS=path or -k expression narrows it)
-	@$(PYTHON) -m pytest -m "not lab and not k8s and not bench" $(TESTS)
+	@$(PYTHON) -m pytest -m "not lab and not k8s and not topology and not bench" $(TESTS)
 
 .PHONY: test-all
 test-all: native ## Run the same suite and fail when a part of it was skipped
 	@mkdir -p reports
-	@$(PYTHON) -m pytest -m "not lab and not k8s and not bench" --junitxml=reports/tests.xml
+	@$(PYTHON) -m pytest -m "not lab and not k8s and not topology and not bench" --junitxml=reports/tests.xml
 	@$(PYTHON) .ci/check_skips.py reports/tests.xml
 
 .PHONY: test-lab
 test-lab: native ## Run the tests that start nodes with podman on this machine; root only
 	@$(PYTHON) -m pytest -m lab $(TESTS)
+
+.PHONY: test-topology
+test-topology: setup ## Run the tests that boot machines with several sockets and NUMA nodes in QEMU
+	@$(PYTHON) -m pytest -m topology $(or $(TESTS),tests/topology)
 
 .PHONY: bench
 bench: native ## Measure this machine and Corebound on it, and check the promised ratios (a quiet machine; writes 2.2 GB)
@@ -123,7 +127,7 @@ format: setup ## Rewrite Python and C++ sources in the project's format
 typecheck: setup ## Check types, strictly
 	@$(BIN)/mypy
 	@$(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py playbooks/roles/*/action_plugins/*.py .ci/*.py
-	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab
+	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab --package topology
 
 # Part of the public surface; each comes with the part of the project that it serves.
 LATER := test-k8s images bundle manifests
