@@ -6,6 +6,7 @@ BIN       := $(abspath $(VENV))/bin
 PYTHON    := $(BIN)/python
 TESTS     ?=
 OPTIONS   ?=
+CONFIRM   ?=
 NODES     ?= 3
 FLAVOUR   ?=
 
@@ -15,7 +16,7 @@ SHELL         := /bin/bash
 MAKEFLAGS     += --no-print-directory
 
 SETUP       = $(PYTHON3) runtime/packaging/setup_venv.py --venv $(VENV) $(if $(ALLOW_CUDA_TORCH),--allow-cuda)
-PLAYBOOK    = INVENTORY=$(INVENTORY) VENV=$(VENV) playbooks/scripts/run_playbook
+PLAYBOOK    = INVENTORY=$(INVENTORY) CONFIRM=$(CONFIRM) VENV=$(VENV) playbooks/scripts/run_playbook
 LAB         = PYTHONPATH=tests $(PYTHON) -m lab
 SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook
 CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp')
@@ -28,6 +29,7 @@ help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@printf '\nOPTIONS="..." goes to ansible-playbook, such as OPTIONS="-e corebound_prefix=/srv/corebound"'
+	@printf '\nCONFIRM=prod lets deploy and reset end what runs on the machines of a protected inventory (prod)'
 	@printf '\nINVENTORY=%s chooses the machines; there are: %s\n' '$(INVENTORY)' \
 	  "$$(cd inventories && ls -d */ | tr -d / | grep -v '^defaults$$' | paste -sd ' ')"
 
@@ -129,7 +131,7 @@ format: setup ## Rewrite Python and C++ sources in the project's format
 .PHONY: typecheck
 typecheck: setup ## Check types, strictly
 	@$(BIN)/mypy
-	@MYPYPATH=runtime/packaging $(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py .ci/*.py
+	@MYPYPATH=runtime/packaging $(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py playbooks/roles/*/action_plugins/*.py .ci/*.py
 	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab --package topology
 
 # Part of the public surface; each comes with the part of the project that it serves.

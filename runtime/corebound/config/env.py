@@ -173,6 +173,11 @@ def ssh_server_address() -> str | None:
     return words[2] if len(words) == 4 else None
 
 
+def notify_socket() -> str | None:
+    """Return where systemd wants to hear that a service is ready, None when we are not started as one."""
+    return os.environ.get("NOTIFY_SOCKET") or None
+
+
 def set_default(name: str, value: str) -> None:
     """Set a variable that a library below us reads, unless the user has set it."""
     os.environ.setdefault(name, value)
