@@ -15,7 +15,8 @@ from lab.deployed import COMMAND, HOSTFILE, MODEL, PREFIX, Deployed
 
 GENERATE = (COMMAND, "generate", "--model", MODEL, "--prompt", "The river", "--ignore-eos")
 ACROSS = ("--hostfile", HOSTFILE)
-START_S = 120.0
+# Most of a launch on a busy machine is Python reading its modules.
+START_S = 300.0
 _PROBE = """
 import json, os, pathlib
 found = {"processes": [], "segments": [str(path) for path in pathlib.Path("/dev/shm").glob("corebound*")]}

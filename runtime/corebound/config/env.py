@@ -120,6 +120,11 @@ def ssh_server_address() -> str | None:
     return words[2] if len(words) == 4 else None
 
 
+def job_id() -> str | None:
+    """Return the id of the launch that this process belongs to, None outside of one."""
+    return os.environ.get("COREBOUND_JOB_ID") or None
+
+
 def set_default(name: str, value: str) -> None:
     """Set a variable that a library below us reads, unless the user has set it."""
     os.environ.setdefault(name, value)

@@ -39,7 +39,7 @@ def test_a_single_flipped_bit_is_found(model: Path) -> None:
         verify_manifest(model)
 
 
-def test_a_model_that_is_whole_but_not_the_launchers_is_found(
+def test_a_whole_model_that_is_not_the_launchers_is_found(
     model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     write_manifest(model)
