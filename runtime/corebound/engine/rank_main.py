@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from corebound.comm import Collectives
-from corebound.comm.rank_process import run_rank
+from corebound.comm.rank_process import leave, run_rank
 from corebound.config.env import rank_environment
 from corebound.engine.llm import LLM
 from corebound.engine.metrics import summary
@@ -131,4 +131,4 @@ def _line(outputs: list[RequestOutput], report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())
