@@ -10,6 +10,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from lab.cluster import wait_for
 from lab.deployed import Deployed
@@ -139,12 +140,13 @@ def full_shared_memory(lab: Deployed, node: Node, free_kib: int) -> Iterator[Non
 @contextmanager
 def damaged_file(lab: Deployed, node: Node, path: str) -> Iterator[None]:
     """Has one byte in the middle of a file of the node be another one; size and time of the file stay."""
-    lab.podman.execute(node.name, "cp", "--preserve", path, f"{path}.whole")
+    kept = f"/var/tmp/{Path(path).name}.whole"  # not beside it: a delivery removes what a model does not have
+    lab.podman.execute(node.name, "cp", "--preserve", path, kept)
     try:
         lab.podman.execute(node.name, "python3", "-c", _DAMAGE, path)
         yield
     finally:
-        lab.podman.execute(node.name, "mv", f"{path}.whole", path)
+        lab.podman.execute(node.name, "mv", kept, path)
 
 
 @contextmanager
