@@ -178,6 +178,11 @@ def notify_socket() -> str | None:
     return os.environ.get("NOTIFY_SOCKET") or None
 
 
+def job_id() -> str | None:
+    """Return the id of the launch that this process belongs to, None outside of one."""
+    return os.environ.get("COREBOUND_JOB_ID") or None
+
+
 def set_default(name: str, value: str) -> None:
     """Set a variable that a library below us reads, unless the user has set it."""
     os.environ.setdefault(name, value)
