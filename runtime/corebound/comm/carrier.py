@@ -14,6 +14,8 @@ from corebound.errors import CommError
 from corebound.logs import get_logger
 
 _LOGGER = get_logger(__name__)
+# oneCCL connects in a second where it works. Nobody who did not ask for it should wait long where it does not.
+_UNASKED_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ def connect(
     if wanted != "gloo":
         unavailable: CommError | None = ccl.why_not(gloo)
         if unavailable is None:
-            transport, unavailable = _connect_ccl(gloo, store, host, num_hosts, timeout_s)
+            limit_s = timeout_s if wanted == "ccl" else min(timeout_s, _UNASKED_S)
+            transport, unavailable = _connect_ccl(gloo, store, host, num_hosts, limit_s)
             if unavailable is None:
                 return Carrier("ccl", reason if wanted == "ccl" else "every rank has oneCCL", transport)
             _tell(gloo, f"between hosts gloo takes the place of oneCCL: {unavailable.message}")
