@@ -203,8 +203,9 @@ def main() -> None:
     groups = chosen_groups(options.groups)
     models = [DEMO, *([options.model.resolve()] if options.model else [])]
     for model in models:
-        if not (model / "config.json").is_file():
-            print(f"error: BUNDLE_MODEL: found no config.json in {model}, expected a model folder", file=sys.stderr)
+        if not (model / "config.json").is_file() or (model != DEMO and model.name == "demo"):
+            expected = "a folder with a config.json and another name than demo"
+            print(f"error: BUNDLE_MODEL: expected {expected}, found {model}", file=sys.stderr)
             sys.exit(2)
     with (ROOT / "pyproject.toml").open("rb") as pyproject:
         pins = tomllib.load(pyproject)["tool"]["corebound"]
@@ -222,7 +223,8 @@ def main() -> None:
         target = DIST / f"corebound-bundle-{found['version']}-{tag}.tar"
         say(f"writing {len(files)} files")
         write(target, files, text)
-    say(f"{target.stat().st_size / 1e6:.0f} MB for Python {found['platform']['python']}, {', '.join(groups) or 'no'} extras")
+    extras = f", with {', '.join(groups)}" if groups else ""
+    say(f"{target.stat().st_size / 1e6:.0f} MB for Python {found['platform']['python']}{extras}")
     print(target)
 
 

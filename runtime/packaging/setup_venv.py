@@ -22,8 +22,8 @@ ROLE_FILES = ROOT / "playbooks/roles/runtime/files"
 OLDEST_PYTHON = (3, 11)
 PROGRAMS = ("g++", "git", "make", "numactl")
 
-# What each purpose needs from [dependency-groups] of pyproject.toml. Control runs playbooks; deploying also compiles the
-# wheel here, which takes torch, and runs it elsewhere; developing also runs it here.
+# What each purpose needs from [dependency-groups] of pyproject.toml. Control runs playbooks; deploying also compiles
+# the wheel here, which takes torch, and runs it elsewhere; developing also runs it here.
 GROUPS = {
     "control": ("deploy",),
     "deploy": ("build", "deploy"),

@@ -192,11 +192,17 @@ def main() -> None:
         try:
             note_other_commit(install(options.bundle, options.target))
         except FileNotFoundError:
-            refuse(options.bundle, "expected a bundle, found no file", "`make bundle` writes one on a connected machine")
+            refuse(
+                options.bundle, "expected a bundle, found no file", "`make bundle` writes one on a connected machine"
+            )
         except (BundleError, tarfile.TarError) as error:
-            refuse(options.bundle, error, "nothing was changed; copy the bundle again, or make it again: make bundle")
+            refuse(
+                options.bundle, error, "no machine was changed; copy the bundle again, or make it again: make bundle"
+            )
         except (KeyError, ValueError) as error:
-            refuse(options.bundle, f"{MANIFEST}: {error!r}", "nothing was changed; make the bundle again: make bundle")
+            refuse(
+                options.bundle, f"{MANIFEST}: {error!r}", "no machine was changed; make the bundle again: make bundle"
+            )
         except OSError as error:
             refuse(options.bundle, f"{error.filename or options.target}: {os.strerror(error.errno or 0)}", "see above")
 
