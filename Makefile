@@ -42,7 +42,7 @@ native: setup ## Build the native libraries into runtime/corebound/lib
 ##@ Machines
 
 .PHONY: deploy
-deploy: ## Install Corebound on every machine of INVENTORY and prove it with a smoke run; BUNDLE=file fetches nothing
+deploy: ## Install Corebound and a model on every machine of INVENTORY and prove it; BUNDLE=file fetches nothing
 	@$(PLAYBOOK) --check-inventory
 ifdef BUNDLE
 	@$(PYTHON3) runtime/packaging/unpack_bundle.py '$(BUNDLE)'

@@ -24,6 +24,7 @@ MANIFEST, CHECKSUM = "MANIFEST.json", "MANIFEST.json.sha256"
 LARGEST_MANIFEST_BYTES = 64 << 20
 BLOCK_BYTES = 1 << 20
 EXIT_CONFIGURATION = 2
+UNCHANGED = "no machine was changed"
 
 
 class BundleError(Exception):
@@ -192,19 +193,13 @@ def main() -> None:
         try:
             note_other_commit(install(options.bundle, options.target))
         except FileNotFoundError:
-            refuse(
-                options.bundle, "expected a bundle, found no file", "`make bundle` writes one on a connected machine"
-            )
+            refuse(options.bundle, "expected a bundle, found no file", "make one where there is an index: make bundle")
         except (BundleError, tarfile.TarError) as error:
-            refuse(
-                options.bundle, error, "no machine was changed; copy the bundle again, or make it again: make bundle"
-            )
+            refuse(options.bundle, error, f"{UNCHANGED}; copy the bundle again, or make it again: make bundle")
         except (KeyError, ValueError) as error:
-            refuse(
-                options.bundle, f"{MANIFEST}: {error!r}", "no machine was changed; make the bundle again: make bundle"
-            )
+            refuse(options.bundle, f"{MANIFEST}: {error!r}", f"{UNCHANGED}; make the bundle again: make bundle")
         except OSError as error:
-            refuse(options.bundle, f"{error.filename or options.target}: {os.strerror(error.errno or 0)}", "see above")
+            refuse(options.bundle, f"{error.filename or options.target}: {os.strerror(error.errno or 0)}", UNCHANGED)
 
 
 if __name__ == "__main__":
