@@ -8,7 +8,7 @@ from pathlib import Path
 
 from corebound.errors import KernelError
 
-_LIBRARY_DIR = Path(__file__).parent / "lib"
+LIBRARY_DIR = Path(__file__).parent / "lib"
 
 
 @functools.cache
@@ -17,7 +17,7 @@ def core_library() -> ctypes.CDLL:
 
     Raises: KernelError when it was not built or cannot be loaded.
     """
-    return _load(_LIBRARY_DIR / "libcorebound.so")
+    return _load(LIBRARY_DIR / "libcorebound.so")
 
 
 @functools.cache
@@ -29,7 +29,7 @@ def load_torch_ops() -> None:
     import torch
 
     core_library()
-    path = _LIBRARY_DIR / "libcorebound_torch.so"
+    path = LIBRARY_DIR / "libcorebound_torch.so"
     _require(path)
     try:
         torch.ops.load_library(str(path))

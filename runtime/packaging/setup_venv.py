@@ -86,6 +86,8 @@ def install_groups(python: Path, purpose: str) -> None:
     say(f"pinned packages: {', '.join(GROUPS[purpose])}")
     run(*pip, *(word for group in GROUPS[purpose] for word in ("--group", f"pyproject.toml:{group}")))
     if purpose == "develop":
+        say("oneCCL (about 500 MB)")
+        run(*pip, "--no-deps", "--group", "pyproject.toml:oneccl")
         say("corebound, from this checkout")
         # Python only: the native libraries are built by `make native`, into the same checkout.
         run(*pip, "--no-deps", "--no-build-isolation", "-C", "editable.mode=inplace", "-C", "wheel.cmake=false",

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from cluster.ansible_runs import ROOT, run_playbook
 from lab import cluster, machine
+from lab.deployed import Deployed
 from lab.layout import INVENTORY, Layout, Node, layout
 from lab.podman import Podman
 
 Grow = Callable[[int], list[Node]]
+DEPLOY_TIMEOUT_S = 1500.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests that share one deployed lab last: those before them put up and take down a lab of their own."""
+    items.sort(key=lambda item: "deployed" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +51,28 @@ def grow_bare(place: Layout) -> Grow:
 def podman(place: Layout) -> Podman:
     """Returns the lab's podman."""
     return Podman(place)
+
+
+@pytest.fixture(scope="session")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """Returns two nodes with Corebound on them, deployed once for all tests that launch across nodes.
+
+    A test that hurts a node heals it again before it ends.
+    """
+    reason = machine.why_not()
+    if reason:
+        pytest.skip(reason)
+    if INVENTORY.exists():
+        pytest.fail("a lab is up, and these tests would take it down; `make lab-down` first")
+    subprocess.run([sys.executable, str(ROOT / "runtime/packaging/build_wheel.py")], check=True, timeout=900)
+    try:
+        members = cluster.up(layout(), 2, base_image="")[0]
+        variables = {
+            "corebound_reports_dir": str(tmp_path_factory.mktemp("reports")),
+            "cluster_tests_max_new_tokens": 4,
+        }
+        done = run_playbook("site.yml", INVENTORY.parent, timeout_s=DEPLOY_TIMEOUT_S, **variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield Deployed(layout(), Podman(layout()), members, INVENTORY.parent, variables)
+    finally:
+        cluster.down(layout(), purge=False)

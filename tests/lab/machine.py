@@ -23,6 +23,7 @@ PACKAGES = {
     "openssh-client": "ssh",
     "mmdebstrap": "mmdebstrap",
 }
+CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 # Loses against every other route, so it counts only when the bridge is gone.
 GUARD_METRIC = "4000000000"
@@ -44,10 +45,19 @@ def missing_packages() -> list[str]:
     return [name for name, sign in PACKAGES.items() if not (Path(sign).exists() or shutil.which(sign))]
 
 
+def capable() -> bool:
+    """Returns whether this process may make bridges and mounts; root of a container may not."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+    return all(effective >> number & 1 for number in (CAP_NET_ADMIN, CAP_SYS_ADMIN))
+
+
 def why_not() -> str:
     """Returns why no lab can be put up on this machine; empty when nothing speaks against it."""
     if os.geteuid() != 0:
         return "the lab makes a bridge and routes, which takes root"
+    if not capable():
+        return "this machine lacks CAP_NET_ADMIN or CAP_SYS_ADMIN for the lab: it is a container without privileges"
     if missing_packages() and shutil.which("apt-get") is None:
         return f"missing: {', '.join(missing_packages())}, and there is no apt-get to install them"
     return ""

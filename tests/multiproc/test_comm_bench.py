@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.multiproc, pytest.mark.native]
 def measured(*arguments: str) -> dict[tuple[str, str], dict[str, Any]]:
     result = CliRunner().invoke(bench, ["allreduce", "--json", *arguments])
     assert result.exit_code == 0, result.output
-    return {(row["provider"], row["entry"]): row for row in json.loads(result.stdout)["rows"]}
+    return {(row["provider"], row.get("host_link") or row["entry"]): row for row in json.loads(result.stdout)["rows"]}
 
 
 def test_every_provider_has_a_row_with_the_fixed_keys() -> None:

@@ -22,9 +22,9 @@ WORKER = Path(__file__).with_name("model_worker.py")
 TESTS = Path(__file__).parents[1]
 MIB = 2**20
 
-# The reader's buffer (4 MiB), Python's own objects, huge pages at the ends of the mapping. 3 to 10 MiB are usual;
-# 16.6 MiB was seen once, for a reason not yet found, and the limit was raised from 16. A second embedding is 63 MiB.
-CONSTANT_BYTES = 32 * MIB
+# The reader's buffer (4 MiB), code of libraries that loading touches first (3 MiB), Python's own objects, huge pages at
+# the ends of the mapping.
+CONSTANT_BYTES = 16 * MIB
 
 # Half a row of the narrowest matrix that is cut by columns is 4 KiB in bfloat16: what is narrower is read whole.
 CONFIG = {

@@ -16,7 +16,7 @@ from typing import Any
 from torch.distributed.distributed_c10d import Store
 
 from corebound.comm import shm_ops
-from corebound.comm.host_link import LinkError
+from corebound.comm.link_transport import LinkError
 from corebound.errors import CommError
 from corebound.logs import get_logger
 

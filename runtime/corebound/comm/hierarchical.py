@@ -21,8 +21,9 @@ from corebound.comm import hierarchical_op, shm_ops
 from corebound.comm.base import check_root, check_timeout
 from corebound.comm.faults import GRACE_S, SECOND_HAND_GRACE_S, FaultBoard, link_note, shm_note
 from corebound.comm.gloo import GlooCollectives
-from corebound.comm.host_link import HostLink, LinkError
+from corebound.comm.host_link import HostLink
 from corebound.comm.hosts import Hosts
+from corebound.comm.link_transport import LinkError
 from corebound.comm.objects import broadcast_object
 from corebound.comm.shm import ShmCollectives
 from corebound.errors import CommError
@@ -35,12 +36,17 @@ _GATHER_EXTRA_S = 2.5
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
-    """The groups that one member belongs to. `local` is None alone on a host, `link` None for an owner of no slice."""
+    """The groups that one member belongs to. `local` is None alone on a host, `link` None for an owner of no slice.
+
+    `carrier` is what carries data between hosts, and `reason` why.
+    """
 
     hosts: Hosts
     local: ShmCollectives | None
     link: HostLink | None
     board: FaultBoard
+    carrier: str
+    reason: str
 
 
 class _Limit:
@@ -80,6 +86,8 @@ class HierarchicalCollectives:
         self.local_rank = levels.hosts[self.host].index(gloo.rank)
         self.max_slices = min(map(len, levels.hosts))
         self.rules: list[tuple[float, int]] = [(math.inf, self.max_slices)]
+        self.carrier = levels.carrier
+        self.carrier_reason = levels.reason
         self._gloo = gloo
         self._local = levels.local
         self._link = levels.link

@@ -10,8 +10,9 @@ import torch
 from torch._C._distributed_c10d import ProcessGroupGloo
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
-from corebound.comm import shm_handshake, shm_ops
+from corebound.comm import carrier, shm_handshake, shm_ops
 from corebound.comm.base import as_timedelta, from_torch_error
+from corebound.comm.carrier import Carrier
 from corebound.comm.faults import FaultBoard
 from corebound.comm.gloo import GlooCollectives
 from corebound.comm.hierarchical import HierarchicalCollectives, Levels
@@ -30,9 +31,16 @@ _CLEAR_GAIN = 0.93
 
 
 def connect(
-    gloo: GlooCollectives, hosts: Hosts, *, alike: bool, job_id: str, timeout_s: float, options: SegmentOptions
+    gloo: GlooCollectives,
+    hosts: Hosts,
+    *,
+    alike: bool,
+    job_id: str,
+    timeout_s: float,
+    options: SegmentOptions,
+    host_link: str | None = None,
 ) -> HierarchicalCollectives:
-    """Return the collectives of members on several hosts. Every member calls it.
+    """Return the collectives of members on several hosts. Every member calls it. `host_link` is as in carrier.connect.
 
     Raises: SharedMemoryUnavailableError, on all members alike, when some host's ranks cannot share memory.
     """
@@ -43,13 +51,15 @@ def connect(
     if local:
         shm_ops.library().corebound_comm_let_sleep(local.handle)
     local_rank = hosts[host].index(gloo.rank)
-    link = None
-    if len(hosts) > 1 and local_rank < min(map(len, hosts)):
-        link_store = PrefixStore(f"slice{local_rank}", store)
-        link = HostLink(link_store, host, len(hosts), timeout_s, alike=alike)
+    link, chosen = None, Carrier("none", "one host", None)
+    if len(hosts) > 1:
+        link_store = PrefixStore(f"slice{local_rank}", store) if local_rank < min(map(len, hosts)) else None
+        chosen = carrier.connect(gloo, link_store, host, len(hosts), timeout_s, host_link)
+        if chosen.transport:
+            link = HostLink(chosen.transport, host, len(hosts), alike=alike)
     host_of = {gloo.ranks[place]: number for number, members in enumerate(hosts) for place in members}
     board = FaultBoard(PrefixStore("faults", store), host_of)
-    levels = Levels(hosts=hosts, local=local, link=link, board=board)
+    levels = Levels(hosts=hosts, local=local, link=link, board=board, carrier=chosen.name, reason=chosen.reason)
     group = HierarchicalCollectives(gloo, levels, timeout_s)
     group.rules = probe(group, _PROBE_BUDGET_S)
     return group

@@ -10,6 +10,7 @@ from corebound.config.suggest import nearest, require_choice, unknown_name
 from corebound.errors import ConfigError
 
 KERNEL_CHOICES = ("auto", "native", "reference")
+HOST_LINK_CHOICES = ("auto", "ccl", "gloo")
 COMM_CHOICES = ("auto", "shm", "hierarchical", "ccl", "gloo")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -20,11 +21,21 @@ VARIABLES: dict[str, str] = {
     "COREBOUND_COMM": f"provider of collectives: {', '.join(COMM_CHOICES)}",
     "COREBOUND_COMM_TIMEOUT_S": "seconds after which a collective gives up (default 60)",
     "COREBOUND_EXPORT": "more variables that go to ranks on other hosts: names, or prefixes and *, joined by commas",
+    "COREBOUND_HOST_LINK": f"what carries hierarchical's data between hosts: {', '.join(HOST_LINK_CHOICES)}",
     "COREBOUND_ISA": "name of the instruction-set variant to force; unset takes the best one that runs here",
     "COREBOUND_JOB_ID": "set by the agent: unique name of this launch, part of every segment name",
     "COREBOUND_KERNELS": f"kernel implementation: {', '.join(KERNEL_CHOICES)}",
     "COREBOUND_LOG_LEVEL": f"least severe message shown: {', '.join(LOG_LEVELS)}",
 }
+
+# What hydra tells the processes that it starts, and our names for it.
+_OF_HYDRA = {
+    "PMI_RANK": "RANK",
+    "PMI_SIZE": "WORLD_SIZE",
+    "MPI_LOCALRANKID": "LOCAL_RANK",
+    "MPI_LOCALNRANKS": "LOCAL_WORLD_SIZE",
+}
+_DEFAULT_MASTER_PORT = "29500"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +45,7 @@ class Settings:
     accelerator: str | None = None
     comm: str = "auto"
     comm_timeout_s: float = 60.0
+    host_link: str = "auto"
     isa: str | None = None
     kernels: str = "auto"
     log_level: str = "info"
@@ -70,10 +82,17 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
         accelerator=env.get("COREBOUND_ACCELERATOR") or None,
         comm=choice("COREBOUND_COMM", COMM_CHOICES, "auto"),
         comm_timeout_s=_positive_float(env, "COREBOUND_COMM_TIMEOUT_S", 60.0),
+        host_link=choice("COREBOUND_HOST_LINK", HOST_LINK_CHOICES, "auto"),
         isa=env.get("COREBOUND_ISA") or None,
         kernels=choice("COREBOUND_KERNELS", KERNEL_CHOICES, "auto"),
         log_level=choice("COREBOUND_LOG_LEVEL", LOG_LEVELS, "info"),
     )
+
+
+def started_by_hydra(environ: Mapping[str, str] | None = None) -> bool:
+    """Return whether Intel MPI's mpiexec.hydra, or MPICH's, started this process itself: then it may use MPI."""
+    env = os.environ if environ is None else environ
+    return all(name in env for name in _OF_HYDRA)
 
 
 def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironment | None:
@@ -83,7 +102,9 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironmen
     """
     env = os.environ if environ is None else environ
     if "RANK" not in env and "WORLD_SIZE" not in env:
-        return None
+        if not started_by_hydra(env):
+            return None
+        env = _from_hydra(env)
     needed = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if not env.get(name)]
     if missing:
@@ -100,6 +121,21 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironmen
         master_port=_integer(env, "MASTER_PORT"),
         job_id=env.get("COREBOUND_JOB_ID") or f"port{env['MASTER_PORT']}",
     )
+
+
+def _from_hydra(env: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the environment with hydra's words for the place of a rank put into the launcher's.
+
+    Raises: ConfigError on several hosts when it is not said where ranks meet: hydra does not tell.
+    """
+    place = {ours: env[theirs] for theirs, ours in _OF_HYDRA.items()}
+    if place["LOCAL_WORLD_SIZE"] != place["WORLD_SIZE"] and not env.get("MASTER_ADDR"):
+        raise ConfigError(
+            "ranks that mpiexec started on several hosts: MASTER_ADDR is not set",
+            hint="name the host of rank 0: mpiexec.hydra -genv MASTER_ADDR HOST ..., or use `corebound run`",
+        )
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _DEFAULT_MASTER_PORT}
+    return {**meeting, **env, **place}
 
 
 def agent_identity(variable: str) -> tuple[str, str]:
@@ -123,6 +159,11 @@ def ssh_server_address() -> str | None:
 def set_default(name: str, value: str) -> None:
     """Set a variable that a library below us reads, unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def is_set(name: str) -> bool:
+    """Return whether a variable that a library below us reads is set."""
+    return name in os.environ
 
 
 def snapshot() -> dict[str, str]:

@@ -19,7 +19,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from corebound import logs
+from corebound import logs, native_ccl
 from corebound.config import env
 from corebound.errors import EXIT_LAUNCH, CoreboundError, LaunchError
 from corebound.launcher.addresses import interface_towards, machine_id, own_addresses
@@ -147,6 +147,7 @@ def run_part(
     topology = read_topology()
     arrangement = arrange(topology, part.num_slots, bind_cores=part.bind_cores, core_list=part.core_list)
     environ = _base_environ(part, arrangement, events)
+    _require_ccl(environ)
     supervisor = Supervisor(
         host=host,
         grace_s=part.grace_s,
@@ -208,6 +209,16 @@ def _base_environ(part: AgentPart, arrangement: Arrangement, events: EventWriter
                 f"OMP_NUM_THREADS={environ['OMP_NUM_THREADS']} is replaced: each rank gets as many threads as cores"
             )
     return environ
+
+
+def _require_ccl(environ: dict[str, str]) -> None:
+    """Check that oneCCL can work where it is asked for by name.
+
+    Raises: CclUnavailableError naming what is missing.
+    """
+    settings = env.settings(environ)
+    if "ccl" in (settings.comm, settings.host_link):
+        native_ccl.require()
 
 
 def _interfaces(part: AgentPart) -> dict[str, str]:

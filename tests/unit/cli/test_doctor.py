@@ -20,6 +20,7 @@ from corebound.cli.doctor_checks.base import Check, Facts, Probes
 from corebound.config.env import Settings
 from corebound.errors import KernelError
 from corebound.kernels.selection import OPS
+from corebound.native_ccl import CclUnavailableError
 from corebound.topology import IsaReport, read_topology
 from corebound.topology.isa import assess_isa
 from corebound.topology.tree import Tree
@@ -38,6 +39,7 @@ HEALTHY = Probes(
     open_files=lambda: (20000, 20000),
     core_library=lambda: "libcorebound.so",
     torch_operators=lambda: "libcorebound_torch.so",
+    ccl=lambda: "libcorebound_ccl.so",
     active_isa=lambda force: force or "avx512",
     kernel_table=lambda: [{"op": op, "active": "avx512"} for op in OPS],
 )
@@ -380,3 +382,16 @@ def test_facts_come_in_a_fraction_of_a_second(
         head_node(verb)
         times.append(time.perf_counter() - start)
     assert min(times) < limit_s
+
+
+def test_oneccl_is_optional_until_it_is_asked_for(vm: Facts) -> None:
+    def missing() -> str:
+        raise CclUnavailableError("oneCCL: libfabric.so.1 not found", hint="pip install impi-rt")
+
+    assert software.one_ccl(vm).detail == "libcorebound_ccl.so is there"
+    without = replace(vm, probes=replace(HEALTHY, ccl=missing))
+    assert software.one_ccl(without).status == "pass"
+    assert "libfabric.so.1 not found" in software.one_ccl(without).detail
+    asked = software.one_ccl(replace(without, environ={"COREBOUND_HOST_LINK": "ccl"}))
+    assert (asked.status, asked.hint) == ("fail", "pip install impi-rt")
+    assert "COREBOUND_HOST_LINK=ccl asks for it" in asked.detail

@@ -11,8 +11,8 @@ import torch
 
 from corebound.comm import bench_hosts, fake_hosts, host_link
 from corebound.comm.faults import FaultBoard, Note, conclude, link_note, shm_note
-from corebound.comm.host_link import LinkError
 from corebound.comm.hosts import partition
+from corebound.comm.link_transport import LinkError
 from corebound.comm.shm_handshake import SharedMemoryUnavailableError
 from corebound.comm.shm_ops import ELSEWHERE, MISUSE, PEER_LOST, TIMED_OUT, AbandonedError
 from corebound.errors import CommError, CommTimeoutError, HostError, PeerLostError

@@ -17,7 +17,12 @@ from collections.abc import Callable, Sequence
 
 EXIT_MISSING = 2
 # Programs whose Debian package has another name, and programs that can be done without.
-PACKAGE_OF = {"ssh": "openssh-client"}
+PACKAGE_OF = {
+    "mpiexec.mpich": "mpich",
+    "mpirun.openmpi": "openmpi-bin",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
+}
 OPTIONAL = {"numactl": "memory is then not bound to NUMA nodes"}
 
 

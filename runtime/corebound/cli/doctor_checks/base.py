@@ -40,6 +40,7 @@ class Probes:
     open_files: Callable[[], tuple[int, int]] = probes.open_files
     core_library: Callable[[], str] = probes.core_library
     torch_operators: Callable[[], str] = probes.torch_operators
+    ccl: Callable[[], str] = probes.ccl
     active_isa: Callable[[str | None], str] = native_active_isa
     kernel_table: Callable[[], list[dict[str, Any]]] = native_kernel_table
 

@@ -9,6 +9,7 @@ import re
 from corebound.cli.doctor_checks.base import Check, Facts, Status
 from corebound.errors import KernelError
 from corebound.kernels.selection import OPS
+from corebound.native_ccl import CclUnavailableError
 
 MIN_TORCH = (2, 10)
 _PACKAGES = ("safetensors", "tokenizers", "transformers")
@@ -89,6 +90,18 @@ def native_libraries(facts: Facts) -> list[Check]:
         except KernelError as error:
             checks.append(Check(name, "fail", error.message, error.hint or "rebuild with `make native`"))
     return checks
+
+
+def one_ccl(facts: Facts) -> Check:
+    """The optional binding to oneCCL, and the libraries below it."""
+    asked = next((v for v in ("COREBOUND_COMM", "COREBOUND_HOST_LINK") if facts.environ.get(v) == "ccl"), None)
+    try:
+        return Check("oneccl", "pass", f"{facts.probes.ccl()} is there")
+    except CclUnavailableError as error:
+        detail = error.message.removeprefix("oneCCL: ")
+        if asked:
+            return Check("oneccl", "fail", f"{detail}; {asked}=ccl asks for it", error.hint or "")
+        return Check("oneccl", "pass", f"not used: {detail}; gloo carries data between hosts")
 
 
 def torch(facts: Facts) -> Check:
