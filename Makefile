@@ -72,7 +72,7 @@ wheel: ## Build the wheel that deploy installs, into dist/
 	@$(PYTHON) runtime/packaging/build_wheel.py
 
 .PHONY: bundle
-bundle: ## Write one archive that deploy BUNDLE=file installs from (BUNDLE_WITH="intel_mpi", BUNDLE_MODEL=folder)
+bundle: ## Write one archive that deploy BUNDLE=file installs from (BUNDLE_WITH="intel_mpi oneccl", BUNDLE_MODEL=folder)
 	@$(MAKE) wheel
 	@$(PYTHON) runtime/packaging/make_bundle.py --with '$(BUNDLE_WITH)' $(if $(BUNDLE_MODEL),--model '$(BUNDLE_MODEL)')
 

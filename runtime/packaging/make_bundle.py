@@ -31,7 +31,10 @@ DIST = ROOT / "dist"
 INSTALL_TORCH = ROOT / "playbooks/roles/runtime/files/install_torch.py"
 DEMO = ROOT / "runtime/corebound/demo"
 FORMAT = 1
-OPTIONAL_GROUPS = ("intel_mpi",)
+# What each optional part brings: groups of packages for nodes. oneccl also brings our library, which is built here.
+OPTIONAL_PARTS = {"intel_mpi": ["intel_mpi"], "oneccl": ["intel_mpi"]}
+BUILD_CCL = ROOT / "runtime/packaging/build_ccl_for_nodes.sh"
+CCL_LIBRARY = "libcorebound_ccl.so"
 # The packages of the machine that runs Ansible; every other set goes to nodes.
 CONTROL = "control"
 # Anything fixed will do: equal contents are to give equal bytes.
@@ -45,17 +48,22 @@ def say(text: str) -> None:
     print(f"bundle: {text}", file=sys.stderr, flush=True)
 
 
-def chosen_groups(text: str) -> list[str]:
-    """Return the optional groups named in `text`, without doubles.
+def chosen_parts(text: str) -> list[str]:
+    """Return the optional parts named in `text`, without doubles.
 
     Raises: SystemExit when one is not known.
     """
     names = list(dict.fromkeys(text.replace(",", " ").split()))
     for name in names:
-        if name not in OPTIONAL_GROUPS:
-            print(f"error: BUNDLE_WITH: found `{name}`, expected any of: {', '.join(OPTIONAL_GROUPS)}", file=sys.stderr)
+        if name not in OPTIONAL_PARTS:
+            print(f"error: BUNDLE_WITH: found `{name}`, expected any of: {', '.join(OPTIONAL_PARTS)}", file=sys.stderr)
             sys.exit(2)
     return names
+
+
+def groups_of(parts: Sequence[str]) -> list[str]:
+    """Return the groups of packages that the optional parts bring, without doubles."""
+    return list(dict.fromkeys(group for part in parts for group in OPTIONAL_PARTS[part]))
 
 
 def cpu_torch(version: str) -> str:
@@ -88,12 +96,21 @@ def model_files(source: Path) -> Iterator[Path]:
             yield path
 
 
-def contents(folder: Path, groups: Sequence[str], models: Sequence[Path]) -> dict[str, Path]:
+def build_ccl() -> None:
+    """Build our binding to oneCCL, which is in no wheel, unless it is up to date."""
+    say("the binding to oneCCL")
+    if subprocess.run([str(BUILD_CCL), str(Path(sys.executable).parent)], stdout=sys.stderr, check=False).returncode:
+        sys.exit("error: the binding to oneCCL was not built; the reason is above")
+
+
+def contents(folder: Path, parts: Sequence[str], models: Sequence[Path]) -> dict[str, Path]:
     """Return name in the bundle -> file, for what was downloaded, what `make wheel` made, and the models."""
     record = json.loads((DIST / "wheel.json").read_text(encoding="utf-8"))
     found = {name: DIST / name for name in (record["wheel"], "wheel.json")}
-    for group in ("runtime", *groups):
+    for group in ("runtime", *groups_of(parts)):
         found[f"requirements-{group}.txt"] = DIST / f"requirements-{group}.txt"
+    if "oneccl" in parts:
+        found[CCL_LIBRARY] = DIST / CCL_LIBRARY
     for path in sorted(folder.rglob("*.whl")):
         found[f"wheels/{path.relative_to(folder)}"] = path
     for model in models:
@@ -118,22 +135,25 @@ def wheel_facts(path: Path) -> dict[str, str]:
 
 
 def required_glibc(path: Path) -> Version:
-    """Return the oldest glibc that a wheel runs with: from its tags, or from its libraries where they do not say."""
+    """Return the oldest glibc for a wheel, from its tags or else its libraries, or for a library alone."""
     tags = path.stem.rpartition("-")[2].split(".")
     stated = [OLD_TAGS[tag.partition("_")[0]] for tag in tags if tag.partition("_")[0] in OLD_TAGS]
     stated += [(int(tag.split("_")[1]), int(tag.split("_")[2])) for tag in tags if tag.startswith("manylinux_")]
     if stated or tags == ["any"]:
         return min(stated, default=(0, 0))
-    with zipfile.ZipFile(path) as wheel:
-        libraries = [wheel.read(name) for name in wheel.namelist() if name.endswith(".so")]
+    if path.suffix == ".so":
+        libraries = [path.read_bytes()]
+    else:
+        with zipfile.ZipFile(path) as wheel:
+            libraries = [wheel.read(name) for name in wheel.namelist() if name.endswith(".so")]
     symbols = {found for data in libraries for found in re.findall(rb"GLIBC_(\d+)\.(\d+)", data)}
     return max(((int(major), int(minor)) for major, minor in symbols), default=(0, 0))
 
 
 def node_platform(files: Mapping[str, Path]) -> dict[str, str]:
     """Return what a node must be to run what is in the bundle."""
-    wheels = [path for name, path in files.items() if name.endswith(".whl") and f"/{CONTROL}/" not in name]
-    glibc = max(required_glibc(path) for path in wheels)
+    binaries = [path for name, path in files.items() if name.endswith((".whl", ".so")) and f"/{CONTROL}/" not in name]
+    glibc = max(required_glibc(path) for path in binaries)
     return {
         "system": platform.system(),
         "machine": platform.machine(),
@@ -152,7 +172,7 @@ def commit() -> dict[str, Any]:
     return {"commit": found.stdout.strip(), "modified": bool(status.stdout.strip())}
 
 
-def manifest(files: Mapping[str, Path], groups: Iterable[str]) -> bytes:
+def manifest(files: Mapping[str, Path], parts: Iterable[str]) -> bytes:
     """Return the text of MANIFEST.json; it holds no time, so equal contents give equal bytes."""
     entries: dict[str, dict[str, Any]] = {}
     for name, path in files.items():
@@ -168,7 +188,7 @@ def manifest(files: Mapping[str, Path], groups: Iterable[str]) -> bytes:
         "version": project["version"],
         "source": commit(),
         "platform": node_platform(files),
-        "with": sorted(groups),
+        "with": sorted(parts),
         "files": entries,
     }
     return (json.dumps(found, indent=1) + "\n").encode()
@@ -197,10 +217,10 @@ def write(target: Path, files: Mapping[str, Path], text: bytes) -> None:
 def main() -> None:
     """Download, describe and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--with", dest="groups", default="", help=f"optional groups: {', '.join(OPTIONAL_GROUPS)}")
+    parser.add_argument("--with", dest="parts", default="", help=f"optional parts: {', '.join(OPTIONAL_PARTS)}")
     parser.add_argument("--model", type=Path, help="a Hugging Face model folder to put in beside the demo model")
     options = parser.parse_args()
-    groups = chosen_groups(options.groups)
+    parts = chosen_parts(options.parts)
     models = [DEMO, *([options.model.resolve()] if options.model else [])]
     for model in models:
         if not (model / "config.json").is_file() or (model != DEMO and model.name == "demo"):
@@ -214,16 +234,18 @@ def main() -> None:
         torch = f"torch=={cpu_torch(pins['torch'])}"
         download(Path(folder), "runtime", [pip, torch, "--requirement", str(DIST / "requirements-runtime.txt")])
         download(Path(folder), CONTROL, [pip, "--group", "pyproject.toml:deploy"])
-        for group in groups:
+        for group in groups_of(parts):
             download(Path(folder), group, ["--requirement", str(DIST / f"requirements-{group}.txt")])
-        files = contents(Path(folder), groups, models)
-        text = manifest(files, groups)
+        if "oneccl" in parts:
+            build_ccl()
+        files = contents(Path(folder), parts, models)
+        text = manifest(files, parts)
         found = json.loads(text)
         tag = f"cp{found['platform']['python'].replace('.', '')}-linux_{found['platform']['machine']}"
         target = DIST / f"corebound-bundle-{found['version']}-{tag}.tar"
         say(f"writing {len(files)} files")
         write(target, files, text)
-    extras = f", with {', '.join(groups)}" if groups else ""
+    extras = f", with {', '.join(parts)}" if parts else ""
     say(f"{target.stat().st_size / 1e6:.0f} MB for Python {found['platform']['python']}{extras}")
     print(target)
 

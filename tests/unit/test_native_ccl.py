@@ -27,7 +27,7 @@ def test_a_binding_that_was_not_built_is_an_error_with_the_way_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "LIBRARY_DIR", tmp_path)
-    with pytest.raises(CclUnavailableError, match="libcorebound_ccl.so was not built") as caught:
+    with pytest.raises(CclUnavailableError, match=r"libcorebound_ccl\.so was not built") as caught:
         native_ccl.require()
     assert "pip install --no-deps oneccl-devel==" in str(caught.value.hint)
 

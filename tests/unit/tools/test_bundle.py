@@ -176,7 +176,7 @@ def test_the_licence_is_what_the_wheel_says(tmp_path: Path, lines: str, expected
 
 
 def test_an_unknown_extra_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    assert maker.chosen_groups("intel_mpi, intel_mpi") == ["intel_mpi"]
+    assert maker.chosen_parts("intel_mpi, intel_mpi") == ["intel_mpi"]
     with pytest.raises(SystemExit):
-        maker.chosen_groups("intel-mpi")
-    assert "BUNDLE_WITH: found `intel-mpi`, expected any of: intel_mpi" in capsys.readouterr().err
+        maker.chosen_parts("intel-mpi")
+    assert "BUNDLE_WITH: found `intel-mpi`, expected any of: intel_mpi, oneccl" in capsys.readouterr().err
