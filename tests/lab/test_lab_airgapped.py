@@ -49,8 +49,8 @@ def make(*words: str, before: Sequence[str] = (), **environ: str) -> subprocess.
 
 @pytest.fixture(scope="module")
 def bundle() -> Path:
-    """Returns a bundle of this checkout with Intel MPI."""
-    done = make("bundle", "BUNDLE_WITH=intel_mpi")
+    """Returns a bundle of this checkout with all that a bundle can hold."""
+    done = make("bundle", "BUNDLE_WITH=intel_mpi oneccl")
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip().splitlines()[-1])
 
@@ -62,7 +62,8 @@ def members(grow_bare: Grow, podman: Podman) -> Iterator[list[Node]]:
     for node in found:
         cut_off(podman, node.name)
     inventory = yaml.safe_load(INVENTORY.read_text(encoding="utf-8"))
-    inventory["all"]["children"]["intel_mpi"] = {"children": {"nodes": {}}}
+    for group in ("intel_mpi", "oneccl"):
+        inventory["all"]["children"][group] = {"children": {"nodes": {}}}
     INVENTORY.write_text(yaml.safe_dump(inventory, sort_keys=False), encoding="utf-8")
     yield found
 
@@ -150,6 +151,14 @@ def test_intel_mpi_starts_processes_where_the_launcher_looks_for_it(members: lis
     assert f"{PREFIX}/venv/bin/mpiexec.hydra" in done.stdout, done.stderr
 
 
+def test_doctor_finds_oneccl_on_nodes_that_have_no_compiler(members: list[Node], podman: Podman) -> None:
+    for node in members:
+        assert tries(podman, node, "g++", "--version").returncode != 0
+        words = ["env", "COREBOUND_COMM=ccl", f"{PREFIX}/venv/bin/corebound", "doctor", "--json"]
+        checks = json.loads(tries(podman, node, *words).stdout)["checks"]
+        assert [check["status"] for check in checks if check["name"] == "oneccl"] == ["pass"]
+
+
 def test_a_delivery_goes_on_with_the_files_that_are_missing_or_differ(members: list[Node], podman: Podman) -> None:
     damage = "rm rich-*.whl && printf x >> $(echo click-*.whl) && touch stale-1.0-py3-none-any.whl"
     podman.execute("node2", "sh", "-c", f"cd {PREFIX}/packages/wheels/runtime && {damage}")
@@ -188,8 +197,8 @@ def test_reset_takes_everything_away_again(members: list[Node], podman: Podman) 
     done = run_playbook("reset.yml", INVENTORY.parent, timeout_s=900)
     assert done.returncode == 0, done.stdout
     for node in members:
-        assert "intel_mpi : Take the packages out of the environment" in done.stdout
-        assert "runtime : Remove what it names" in changed_tasks(done.stdout, node.name)
+        undone = {"oneccl : Remove the binding", "runtime : Remove what it names", "runtime : Remove the prefix"}
+        assert undone <= set(changed_tasks(done.stdout, node.name))
         assert tries(podman, node, "ls", PREFIX).returncode != 0
 
 
