@@ -26,7 +26,7 @@ CONTAINERS  = $(shell git ls-files 'images/*Containerfile*')
 .PHONY: help
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	  /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@printf '\nOPTIONS="..." goes to ansible-playbook, such as OPTIONS="-e corebound_prefix=/srv/corebound"'
 	@printf '\nINVENTORY=%s chooses the machines; there are: %s\n' '$(INVENTORY)' \
 	  "$$(cd inventories && ls -d */ | tr -d / | grep -v '^defaults$$' | paste -sd ' ')"
@@ -92,17 +92,21 @@ lab-down: ## Stop them and leave nothing but the built image (PURGE=1 removes th
 
 .PHONY: test
 test: native ## Run every test that needs nothing but this machine (TESTS=path or -k expression narrows it)
-	@$(PYTHON) -m pytest -m "not lab and not k8s and not bench" $(TESTS)
+	@$(PYTHON) -m pytest -m "not lab and not k8s and not topology and not bench" $(TESTS)
 
 .PHONY: test-all
 test-all: native ## Run the same suite and fail when a part of it was skipped
 	@mkdir -p reports
-	@$(PYTHON) -m pytest -m "not lab and not k8s and not bench" --junitxml=reports/tests.xml
+	@$(PYTHON) -m pytest -m "not lab and not k8s and not topology and not bench" --junitxml=reports/tests.xml
 	@$(PYTHON) .ci/check_skips.py reports/tests.xml
 
 .PHONY: test-lab
 test-lab: native ## Run the tests that start nodes with podman on this machine; root only
 	@$(PYTHON) -m pytest -m lab $(TESTS)
+
+.PHONY: test-topology
+test-topology: setup ## Run the tests that boot machines with several sockets and NUMA nodes in QEMU
+	@$(PYTHON) -m pytest -m topology $(or $(TESTS),tests/topology)
 
 .PHONY: bench
 bench: native ## Measure this machine and Corebound on it, and check the promised ratios (a quiet machine; writes 2.2 GB)
@@ -133,7 +137,7 @@ format: setup ## Rewrite Python and C++ sources in the project's format
 typecheck: setup ## Check types, strictly
 	@$(BIN)/mypy
 	@$(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py .ci/*.py
-	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab
+	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab --package topology
 
 # Part of the public surface; each comes with the part of the project that it serves.
 LATER := test-k8s images manifests

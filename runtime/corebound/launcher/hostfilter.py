@@ -60,14 +60,18 @@ def _parse_entry(entry: str, column: int, where: str) -> HostSpec:
         raise ConfigError(
             f"{where}, column {at}: expected a slot, found ':'", hint=f"{_HINT}; put an IPv6 address in [brackets]"
         )
-    return HostSpec(name, tuple(sorted(set(_parse_slots(rest[1:], rest_column + 1, where)))))
+    return HostSpec(name, tuple(sorted(_parse_slots(rest[1:], rest_column + 1, where))))
 
 
 def _parse_slots(text: str, column: int, where: str) -> Iterable[int]:
+    seen: set[int] = set()
     for word in text.split(","):
         if not re.fullmatch(r"[0-9]{1,9}", word) or int(word) >= MAX_SLOTS:
             found = repr(word) if word else "nothing"
             raise ConfigError(f"{where}, column {column}: expected a slot number, found {found}", hint=_HINT)
+        if int(word) in seen:
+            raise ConfigError(f"{where}, column {column}: slot {int(word)} is named twice", hint=_HINT)
+        seen.add(int(word))
         yield int(word)
         column += len(word) + 1
 

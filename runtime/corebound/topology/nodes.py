@@ -9,6 +9,8 @@ from corebound.topology.model import CgroupLimits, Cpu, NumaNode
 from corebound.topology.tree import Tree, parse_size
 
 _BASE = "sys/devices/system/node"
+# The kernel's own name for it; memory in the CPUs' package is nearer, that of another socket or of CXL often is not.
+_REMOTE_DISTANCE = 20
 
 
 def read_nodes(tree: Tree, cpus: tuple[Cpu, ...], cgroup: CgroupLimits, warnings: list[str]) -> tuple[NumaNode, ...]:
@@ -69,12 +71,10 @@ def _with_kinds(tree: Tree, nodes: list[NumaNode], warnings: list[str]) -> tuple
     bandwidths = {node.id: _bandwidth(tree, node.id) for node in nodes}
     dram = max((bandwidths[node.id] or 0 for node in with_cpus), default=0)
     measured = dram > 0 and all(bandwidths[node.id] for node in memory_only)
-    num_owners = len({node.cpus for node in with_cpus if node.memory_bytes})
-    paired = bool(memory_only) and len(memory_only) == num_owners
+    doubt = _doubt_of_hbm(with_cpus, memory_only)
+    paired = bool(memory_only) and not doubt
     if memory_only and not measured:
-        taken = (
-            "flat-mode HBM, one for each CPU node" if paired else "far memory, since they do not pair with CPU nodes"
-        )
+        taken = "flat-mode HBM, one for each CPU node" if paired else f"far memory, since {doubt}"
         ids = ", ".join(str(node.id) for node in memory_only)
         warnings.append(f"firmware states no bandwidth for memory-only nodes {ids}: taken for {taken}")
     fast = {
@@ -87,6 +87,19 @@ def _with_kinds(tree: Tree, nodes: list[NumaNode], warnings: list[str]) -> tuple
         else:
             kinds.append(replace(node, kind="hbm" if node.id in fast else "far"))
     return tuple(kinds)
+
+
+def _doubt_of_hbm(with_cpus: list[NumaNode], memory_only: list[NumaNode]) -> str:
+    """Return what speaks against memory-only nodes of unknown speed being HBM; empty when nothing does."""
+    if len(memory_only) != len({node.cpus for node in with_cpus if node.memory_bytes}):
+        return "they do not pair with CPU nodes"
+    nearest = (
+        min((node.distances.get(memory.id, _REMOTE_DISTANCE) for node in with_cpus), default=_REMOTE_DISTANCE)
+        for memory in memory_only
+    )
+    if any(distance >= _REMOTE_DISTANCE for distance in nearest):
+        return "they are as far from every CPU as another socket"
+    return ""
 
 
 def _bandwidth(tree: Tree, node: int) -> int | None:

@@ -28,8 +28,15 @@ def test_including_a_host_without_slots_takes_the_whole_host() -> None:
     assert include("worker-0@worker-1:0") == {"worker-0": (0, 1, 2, 3), "worker-1": (0,)}
 
 
-def test_hosts_follow_the_hostfile_and_slots_are_sorted_and_distinct() -> None:
-    assert include("worker-1:1,0,1@worker-0:2") == {"worker-0": (2,), "worker-1": (0, 1)}
+def test_hosts_follow_the_hostfile_and_slots_are_sorted() -> None:
+    assert include("worker-1:1,0@worker-0:2") == {"worker-0": (2,), "worker-1": (0, 1)}
+
+
+@pytest.mark.parametrize(("text", "column"), [("worker-0:0,0", 12), ("worker-1@[fe80::1]:1,0,01", 24)])
+def test_a_slot_that_an_entry_names_twice_is_an_error_with_its_column(text: str, column: int) -> None:
+    slot = int(text[column - 1 :])
+    with pytest.raises(ConfigError, match=f"--include, column {column}: slot {slot} is named twice"):
+        include(text)
 
 
 def test_several_entries_of_one_host_are_merged() -> None:

@@ -108,6 +108,24 @@ def test_memory_that_firmware_calls_slower_is_not_taken_for_hbm() -> None:
     assert topology.hbm_node_of(0) is None
 
 
+def test_memory_as_far_as_another_socket_is_not_guessed_to_be_hbm() -> None:
+    # One memory-only node and one CPU node with memory would pair; a kernel that ignored the HMAT showed them so.
+    topology = read("qemu-odd-memory")
+    assert [node.kind for node in topology.nodes] == ["dram", "cpu-only", "far"]
+    assert topology.node(0).distances[2] == 40
+    assert topology.hbm_node_of(0) is None
+    assert "taken for far memory, since they are as far from every CPU as another socket" in topology.warnings[0]
+    assert topology.memory_nodes_of(1) == (0,)
+
+
+def test_hbm_of_four_nodes_is_known_by_the_bandwidth_that_a_real_kernel_shows() -> None:
+    topology = read("qemu-snc2-hbm")
+    assert [node.kind for node in topology.nodes] == ["dram"] * 4 + ["hbm"] * 4
+    assert [topology.hbm_node_of(node) for node in range(4)] == [4, 5, 6, 7]
+    assert [core.cpus for core in topology.physical_cores()[:2]] == [(0, 1), (2, 3)]
+    assert not any("bandwidth" in text for text in topology.warnings)
+
+
 def test_interleaved_numbering_keeps_even_and_odd_cpus_apart() -> None:
     topology = read("interleaved")
     assert topology.node(0).cpus == tuple(range(0, 32, 2))
