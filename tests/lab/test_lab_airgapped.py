@@ -147,7 +147,7 @@ def test_intel_mpi_starts_processes_where_the_launcher_looks_for_it(members: lis
         done = tries(podman, node, f"{PREFIX}/venv/bin/mpiexec.hydra", "-n", "2", "hostname")
         assert done.stdout.split() == [node.name, node.name], done.stderr
     plan = [f"{PREFIX}/venv/bin/corebound", "plan", "--launcher", "impi", "--hostfile", f"{PREFIX}/etc/hostfile"]
-    done = tries(podman, members[0], *plan, "x.py")
+    done = tries(podman, members[0], *plan, "--no_python", "hostname")
     assert f"{PREFIX}/venv/bin/mpiexec.hydra" in done.stdout, done.stderr
 
 
