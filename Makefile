@@ -6,7 +6,9 @@ BIN       := $(abspath $(VENV))/bin
 PYTHON    := $(BIN)/python
 TESTS     ?=
 OPTIONS   ?=
+CONFIRM   ?=
 NODES     ?= 3
+FLAVOUR   ?=
 
 SHELL         := /bin/bash
 .SHELLFLAGS   := -eu -o pipefail -c
@@ -15,7 +17,7 @@ MAKEFLAGS     += --no-print-directory
 
 SETUP       = $(PYTHON3) runtime/packaging/setup_venv.py --venv $(VENV) $(if $(ALLOW_CUDA_TORCH),--allow-cuda)
 CONTROL     = $(SETUP) $(if $(BUNDLE),--bundle build/bundle )control
-PLAYBOOK    = INVENTORY=$(INVENTORY) VENV=$(VENV) playbooks/scripts/run_playbook
+PLAYBOOK    = INVENTORY=$(INVENTORY) CONFIRM=$(CONFIRM) VENV=$(VENV) playbooks/scripts/run_playbook
 LAB         = PYTHONPATH=tests $(PYTHON) -m lab
 SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook
 CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp')
@@ -28,6 +30,7 @@ help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@printf '\nOPTIONS="..." goes to ansible-playbook, such as OPTIONS="-e corebound_prefix=/srv/corebound"'
+	@printf '\nCONFIRM=prod lets deploy and reset end what runs on the machines of a protected inventory (prod)'
 	@printf '\nINVENTORY=%s chooses the machines; there are: %s\n' '$(INVENTORY)' \
 	  "$$(cd inventories && ls -d */ | tr -d / | grep -v '^defaults$$' | paste -sd ' ')"
 
@@ -55,7 +58,7 @@ else
 endif
 
 .PHONY: smoke
-smoke: ## Run two core-bound ranks on every machine and print a table of what they did
+smoke: ## Prove every machine, and all of them together: bindings, bandwidth, sums, tokens; print tables
 	@$(PLAYBOOK) --check-inventory
 	@$(CONTROL)
 	@$(PLAYBOOK) smoke.yml $(OPTIONS)
@@ -67,9 +70,13 @@ reset: ## Remove everything that deploy put on the machines of INVENTORY
 	@$(PLAYBOOK) reset.yml $(OPTIONS)
 
 .PHONY: wheel
-wheel: ## Build the wheel that deploy installs, into dist/
+wheel: ## Build the wheel that deploy installs, into dist/ (FLAVOUR=ipex: that of the role ipex, into dist/ipex/)
 	@$(SETUP) deploy
-	@$(PYTHON) runtime/packaging/build_wheel.py
+	@case '$(FLAVOUR)' in \
+	  '') $(PYTHON) runtime/packaging/build_wheel.py ;; \
+	  ipex) $(PYTHON) runtime/packaging/build_ipex_wheel.py $(if $(ALLOW_CUDA_TORCH),--allow-cuda) ;; \
+	  *) echo "error: FLAVOUR is '$(FLAVOUR)'; expected ipex, or nothing" >&2; exit 2 ;; \
+	esac
 
 .PHONY: bundle
 bundle: ## Write one archive that deploy BUNDLE=file installs from (BUNDLE_WITH="intel_mpi oneccl", BUNDLE_MODEL=folder)
@@ -136,7 +143,7 @@ format: setup ## Rewrite Python and C++ sources in the project's format
 .PHONY: typecheck
 typecheck: setup ## Check types, strictly
 	@$(BIN)/mypy
-	@$(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py .ci/*.py
+	@MYPYPATH=runtime/packaging $(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py playbooks/roles/*/action_plugins/*.py .ci/*.py
 	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab --package topology
 
 # Part of the public surface; each comes with the part of the project that it serves.

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,9 +43,15 @@ def fingerprint(runtime: Path) -> str:
     return digest.hexdigest()
 
 
-def build(runtime: Path, dist: Path) -> Path:
-    """Build the wheel into `dist` and return its path; the compiler's words are shown only when it fails."""
+def build(
+    runtime: Path, dist: Path, *, settings: Sequence[str] = (), expected: Set[str] = frozenset(NATIVE_LIBRARIES)
+) -> Path:
+    """Build the wheel into `dist` and return its path; the compiler's words are shown only when it fails.
+
+    `settings` are scikit-build-core's, as name=value; `expected` are files that the wheel must have.
+    """
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(dist)]
+    command += [word for setting in settings for word in ("--config-settings", setting)]
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environ = {**os.environ, "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH, "PATH": tools}
     done = subprocess.run(
@@ -57,7 +63,7 @@ def build(runtime: Path, dist: Path) -> Path:
     wheels = sorted(dist.glob("corebound-*.whl"))
     if len(wheels) != 1:
         sys.exit(f"error: expected one wheel in {dist}, found {[path.name for path in wheels]}")
-    missing = NATIVE_LIBRARIES - set(zipfile.ZipFile(wheels[0]).namelist())
+    missing = expected - set(zipfile.ZipFile(wheels[0]).namelist())
     if missing:
         sys.exit(f"error: {wheels[0].name} lacks {', '.join(sorted(missing))}")
     return wheels[0]

@@ -43,11 +43,11 @@ def run_tool(*words: str | Path, timeout_s: float = 110) -> subprocess.Completed
 
 
 def run_playbook(
-    playbook: str, inventory: Path, timeout_s: float = 110, **extra: Any
+    playbook: str, inventory: Path, *options: str, timeout_s: float = 110, **extra: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Returns what a playbook came to on the default inventory and `inventory`, with extra variables."""
+    """Returns what a playbook came to on the default inventory and `inventory`, with options and extra variables."""
     words: list[str | Path] = ["ansible-playbook", "-i", "inventories/defaults", "-i", inventory]
-    words += ["--extra-vars", json.dumps(extra), f"playbooks/{playbook}"]
+    words += ["--extra-vars", json.dumps(extra), *options, f"playbooks/{playbook}"]
     return run_tool(*words, timeout_s=timeout_s)
 
 

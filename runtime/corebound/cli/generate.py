@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -104,9 +105,13 @@ def generate(
 
 
 def _has_explained(outcome: LaunchOutcome) -> bool:
-    """Return whether a rank has refused the request and said why: that is no failure of the rank to report."""
+    """Return whether there is no failure of a rank to report: it has said why, or the reader of its text has left."""
     failure = outcome.failure
-    return failure is not None and failure.exit_code == EXIT_CONFIG and failure.rank is not None and bool(failure.tail)
+    if failure is None or failure.rank is None:
+        return False
+    if failure.rank == 0 and failure.exit_code == 128 + signal.SIGPIPE:
+        return True
+    return failure.exit_code == EXIT_CONFIG and bool(failure.tail)
 
 
 def check_ranks(description: ModelDescription, spec: LaunchSpec) -> None:

@@ -18,6 +18,7 @@ from corebound.comm.gloo import GlooCollectives
 from corebound.comm.hierarchical import HierarchicalCollectives, Levels
 from corebound.comm.host_link import HostLink
 from corebound.comm.hosts import Hosts
+from corebound.comm.quiet import gloo_greeting_on_stderr
 from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_handshake import SegmentOptions, SharedMemoryUnavailableError
 
@@ -110,7 +111,8 @@ def _connect_host(
     if len(members) > 1:
         ranks = [gloo.ranks[place] for place in members]
         try:
-            backend = ProcessGroupGloo(store, members.index(gloo.rank), len(members), as_timedelta(timeout_s))
+            with gloo_greeting_on_stderr():
+                backend = ProcessGroupGloo(store, members.index(gloo.rank), len(members), as_timedelta(timeout_s))
         except (RuntimeError, ValueError) as failure:
             raise from_torch_error(failure, operation="connecting the host's ranks", rank=gloo.rank) from failure
         own = GlooCollectives(backend, timeout_s, ranks=ranks)

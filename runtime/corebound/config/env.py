@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,6 +37,10 @@ _OF_HYDRA = {
     "MPI_LOCALNRANKS": "LOCAL_WORLD_SIZE",
 }
 _DEFAULT_MASTER_PORT = "29500"
+# Kubernetes puts the first kind in every pod beside a service of ours; the second is read by its tests.
+_SET_BY_OTHERS = re.compile(
+    r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$|^COREBOUND_(LAB|TOPOLOGY|K8S)_"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +98,18 @@ def started_by_hydra(environ: Mapping[str, str] | None = None) -> bool:
     """Return whether Intel MPI's mpiexec.hydra, or MPICH's, started this process itself: then it may use MPI."""
     env = os.environ if environ is None else environ
     return all(name in env for name in _OF_HYDRA)
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the COREBOUND_ variables that nothing reads, sorted, but for those that others have reasons to set."""
+    env = os.environ if environ is None else environ
+    return tuple(
+        sorted(
+            name
+            for name in env
+            if name.startswith("COREBOUND_") and name not in VARIABLES and not _SET_BY_OTHERS.search(name)
+        )
+    )
 
 
 def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironment | None:
@@ -154,6 +171,11 @@ def ssh_server_address() -> str | None:
     """Return at which of our addresses the ssh session that we run in arrived, None outside of one."""
     words = os.environ.get("SSH_CONNECTION", "").split()
     return words[2] if len(words) == 4 else None
+
+
+def notify_socket() -> str | None:
+    """Return where systemd wants to hear that a service is ready, None when we are not started as one."""
+    return os.environ.get("NOTIFY_SOCKET") or None
 
 
 def set_default(name: str, value: str) -> None:

@@ -12,6 +12,7 @@ from corebound.comm import Collectives
 from corebound.comm.rank_process import run_rank
 from corebound.engine.llm import LLM
 from corebound.engine.metrics import summary
+from corebound.engine.output import write_output
 from corebound.engine.request import RequestOutput, SamplingParams
 from corebound.errors import ConfigError
 
@@ -71,20 +72,14 @@ def _read_job() -> dict[str, Any]:
 
 
 def _write_text(_: int, text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    write_output(text)
 
 
 def _print(outputs: list[RequestOutput], report: dict[str, Any], job: Job, was_streamed: bool) -> None:
     if job.as_json:
-        sys.stdout.write(json.dumps({"outputs": [output.to_json() for output in outputs], **report}) + "\n")
+        write_output(json.dumps({"outputs": [output.to_json() for output in outputs], **report}) + "\n")
         return
-    if was_streamed:
-        sys.stdout.write("\n")
-    else:
-        for output in outputs:
-            sys.stdout.write(f"{output.prompt}{output.text}\n\n")
-    sys.stdout.flush()
+    write_output("\n" if was_streamed else "".join(f"{output.prompt}{output.text}\n\n" for output in outputs))
     sys.stderr.write(_line(outputs, report) + "\n")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corebound.errors import ModelLoadError
+from corebound.logs import get_logger
 from corebound.models.config_reader import read_json_object
 
 MANIFEST_FILE = "corebound-manifest.json"
@@ -17,6 +18,8 @@ MANIFEST_FILE = "corebound-manifest.json"
 _SUFFIXES = (".safetensors", ".json", ".model", ".txt")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 4 << 20
+_GIB = 1 << 30
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,15 @@ def verify_manifest(
     total = sum(num_bytes for _, num_bytes in listed.values())
     for name, (_, num_bytes) in listed.items():
         _check_size(model_dir / name, num_bytes)
-    if not listed or (max_bytes is not None and total > max_bytes):
+    if not listed:
+        return None
+    if max_bytes is not None and total > max_bytes:
+        _log.info(
+            "%s: sizes compared, digests not: %.1f GiB take as long to read as to load (up to %.0f GiB are checked)",
+            model_dir,
+            total / _GIB,
+            max_bytes / _GIB,
+        )
         return None
     done = 0
     for name, (digest, num_bytes) in listed.items():

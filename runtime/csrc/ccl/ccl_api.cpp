@@ -1,29 +1,28 @@
 #include "ccl/api.h"
 
-#include <cstdio>
 #include <cstring>
-#include <fcntl.h>
 #include <functional>
-#include <iostream>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <unistd.h>
 #include <vector>
 
 #include <oneapi/ccl.hpp>
 
+#include "ccl/stdout_elsewhere.h"
 #include "ccl/wait.h"
 #include "comm/status.h"
 
 using corebound::ccl_binding::Outcome;
+using corebound::ccl_binding::StdoutElsewhere;
 using corebound::ccl_binding::Waiter;
 using corebound::comm::Code;
 
 namespace {
 
 thread_local std::string last_error;
+bool tells_settings = false;
 
 int fail(Code code, std::string text) {
   last_error = std::move(text);
@@ -136,33 +135,6 @@ int run(int64_t handle, double timeout_s, const std::function<ccl::event(Group &
   });
 }
 
-bool tells_settings = false;
-
-// What oneCCL writes to standard output must not land among our results.
-class StdoutElsewhere {
-public:
-  StdoutElsewhere() : saved_(fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3)) {
-    fflush(stdout);
-    int other =
-        tells_settings ? fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3) : open("/dev/null", O_WRONLY | O_CLOEXEC);
-    if (saved_ >= 0 && other >= 0)
-      dup2(other, STDOUT_FILENO);
-    if (other >= 0)
-      close(other);
-  }
-  ~StdoutElsewhere() {
-    std::cout.flush();
-    fflush(stdout);
-    if (saved_ >= 0) {
-      dup2(saved_, STDOUT_FILENO);
-      close(saved_);
-    }
-  }
-
-private:
-  int saved_;
-};
-
 } // namespace
 
 const char *corebound_ccl_error() { return last_error.c_str(); }
@@ -180,7 +152,7 @@ size_t corebound_ccl_address_bytes() { return ccl::kvs::address_max_size; }
 int corebound_ccl_init(int tells) {
   tells_settings = tells != 0;
   try {
-    StdoutElsewhere elsewhere;
+    StdoutElsewhere elsewhere(tells_settings);
     ccl::init();
   } catch (const std::exception &error) {
     return fail(Code::system, error.what());
@@ -215,7 +187,7 @@ int corebound_ccl_open(const uint8_t *address, int serves, int rank, int size, i
       std::memcpy(copy.data(), address, copy.size());
       store = ccl::create_kvs(copy);
     }
-    StdoutElsewhere elsewhere;
+    StdoutElsewhere elsewhere(tells_settings);
     auto group = std::make_unique<Group>(ccl::create_communicator(size, rank, store), size);
     std::lock_guard lock(registry().mutex);
     registry().served.erase(address_key(address));
@@ -260,8 +232,7 @@ int corebound_ccl_all_reduce(int64_t handle, void *data, int64_t num_elements, i
   if (!to_ccl(dtype, &kind))
     return fail(Code::unsupported, "no such dtype");
   return run(handle, timeout_s, [=](Group &group) {
-    return ccl::allreduce(data, data, static_cast<size_t>(num_elements), kind, ccl::reduction::sum,
-                          group.communicator);
+    return ccl::allreduce(data, data, static_cast<size_t>(num_elements), kind, ccl::reduction::sum, group.communicator);
   });
 }
 
@@ -291,6 +262,9 @@ int corebound_ccl_start(int64_t handle, int64_t label, const CoreboundTransfer *
     // oneCCL numbers collectives, but not messages between two members: of two it may begin either first.
     if (!group.pending.empty())
       return fail(Code::misuse, "transfers are under way");
+    // What a member sent before it gave up may all be here. That would do for this one, but not for the others.
+    if (int ended = group.waiter.ended_member(); ended >= 0)
+      return break_group(group, Code::peer_lost, "a member's connection had ended", ended);
     int64_t number = group.next++;
     auto &started = group.pending[number] = std::make_unique<Pending>();
     started->label = label;

@@ -27,9 +27,10 @@ public:
   void watch(const int *sockets) { sockets_.assign(sockets, sockets + sockets_.size()); }
   // Returns when all events are done, `timeout_s` is over, or a member's socket has ended.
   Outcome wait(std::vector<ccl::event> &events, double timeout_s);
+  // The first member whose socket has ended, -1 if none has.
+  int ended_member() const;
 
 private:
-  int ended_member() const;
   std::vector<int> sockets_;
 };
 

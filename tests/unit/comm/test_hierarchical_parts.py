@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from corebound.comm import bench_hosts, fake_hosts, host_link
+from corebound.comm import bench_hosts, fake_hosts, host_link, link_transport
 from corebound.comm.faults import FaultBoard, Note, conclude, link_note, shm_note
 from corebound.comm.hosts import partition
 from corebound.comm.link_transport import LinkError
@@ -95,7 +95,7 @@ def test_failures_between_hosts_name_the_counterpart(error: CommError, code: int
 
 def test_calls_that_differ_have_different_tags() -> None:
     tags = {
-        host_link._tag(operation, size, dtype)
+        link_transport._number(host_link._label(operation, torch.empty(size, dtype=dtype)))
         for operation in ("all_reduce", "all_gather", "broadcast")
         for size in (1, 2, 4096)
         for dtype in (torch.float32, torch.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,19 @@ def test_blobs_of_the_hub_cache_are_their_own_digests(tmp_path: Path) -> None:
     blob.write_bytes(b"Weights")
     with pytest.raises(ModelLoadError, match="damaged"):
         verify_manifest(snapshot)
+
+
+def test_a_model_that_is_too_large_for_digests_is_said_once(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_manifest(model)
+    # As at start: an earlier test may have set up the log, and pytest listens to such a logger by itself.
+    monkeypatch.setattr(logging.getLogger("corebound"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("corebound"), "handlers", [])
+    with caplog.at_level(logging.INFO, logger="corebound"):
+        assert verify_manifest(model) is not None
+        assert caplog.records == []
+        assert verify_manifest(model, max_bytes=1 << 10) is None
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert "sizes compared, digests not" in record.getMessage() and str(model) in record.getMessage()
