@@ -16,6 +16,7 @@ SHELL         := /bin/bash
 MAKEFLAGS     += --no-print-directory
 
 SETUP       = $(PYTHON3) runtime/packaging/setup_venv.py --venv $(VENV) $(if $(ALLOW_CUDA_TORCH),--allow-cuda)
+CONTROL     = $(SETUP) $(if $(BUNDLE),--bundle build/bundle )control
 PLAYBOOK    = INVENTORY=$(INVENTORY) CONFIRM=$(CONFIRM) VENV=$(VENV) playbooks/scripts/run_playbook
 LAB         = PYTHONPATH=tests $(PYTHON) -m lab
 SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook
@@ -44,22 +45,28 @@ native: setup ## Build the native libraries into runtime/corebound/lib
 ##@ Machines
 
 .PHONY: deploy
-deploy: ## Install Corebound on every machine of INVENTORY, deliver the model and prove it with a smoke run
+deploy: ## Install Corebound and a model on every machine of INVENTORY and prove it; BUNDLE=file fetches nothing
 	@$(PLAYBOOK) --check-inventory
+ifdef BUNDLE
+	@$(PYTHON3) runtime/packaging/unpack_bundle.py '$(BUNDLE)'
+	@$(CONTROL)
+	@$(PLAYBOOK) site.yml --extra-vars '{"corebound_bundle_dir": "$(abspath build/bundle)"}' $(OPTIONS)
+else
 	@$(SETUP) deploy
 	@$(MAKE) wheel
 	@$(PLAYBOOK) site.yml $(OPTIONS)
+endif
 
 .PHONY: smoke
 smoke: ## Prove every machine, and all of them together: bindings, bandwidth, sums, tokens; print tables
 	@$(PLAYBOOK) --check-inventory
-	@$(SETUP) deploy
+	@$(CONTROL)
 	@$(PLAYBOOK) smoke.yml $(OPTIONS)
 
 .PHONY: reset
 reset: ## Remove everything that deploy put on the machines of INVENTORY
 	@$(PLAYBOOK) --check-inventory
-	@$(SETUP) deploy
+	@$(CONTROL)
 	@$(PLAYBOOK) reset.yml $(OPTIONS)
 
 .PHONY: wheel
@@ -71,16 +78,21 @@ wheel: ## Build the wheel that deploy installs, into dist/ (FLAVOUR=ipex: that o
 	  *) echo "error: FLAVOUR is '$(FLAVOUR)'; expected ipex, or nothing" >&2; exit 2 ;; \
 	esac
 
+.PHONY: bundle
+bundle: ## Write one archive that deploy BUNDLE=file installs from (BUNDLE_WITH="intel_mpi oneccl", BUNDLE_MODEL=folder)
+	@$(MAKE) wheel
+	@$(PYTHON) runtime/packaging/make_bundle.py --with '$(BUNDLE_WITH)' $(if $(BUNDLE_MODEL),--model '$(BUNDLE_MODEL)')
+
 ##@ Lab
 
 .PHONY: lab-up
 lab-up: ## Start NODES hosts (3) on this machine for INVENTORY=lab, each with its own sshd; root only
-	@$(SETUP) deploy
+	@$(CONTROL)
 	@$(LAB) up --nodes $(NODES) $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE))
 
 .PHONY: lab-down
 lab-down: ## Stop them and leave nothing but the built image (PURGE=1 removes that too)
-	@$(SETUP) deploy
+	@$(CONTROL)
 	@$(LAB) down $(if $(PURGE),--purge)
 
 ##@ Checks
@@ -135,7 +147,7 @@ typecheck: setup ## Check types, strictly
 	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab --package topology
 
 # Part of the public surface; each comes with the part of the project that it serves.
-LATER := test-k8s images bundle manifests
+LATER := test-k8s images manifests
 .PHONY: $(LATER)
 $(LATER):
 	@echo "error: make $@ comes with a later release; \`make help\` lists what there is" >&2; exit 2

@@ -90,6 +90,22 @@ def damaged(manifest: str, found: dict[str, str]) -> list[str]:
     return sorted(name for name, entry in files.items() if found.get(name) != entry["sha256"])
 
 
+def bundle_wheels(manifest: str, group: str) -> dict[str, str]:
+    """Return file name -> SHA-256 of the wheels that the text of a bundle's MANIFEST.json has for a group."""
+    start = f"wheels/{group}/"
+    files = json.loads(manifest)["files"]
+    return {name.removeprefix(start): entry["sha256"] for name, entry in files.items() if name.startswith(start)}
+
+
+def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
+    """Return one sentence for each file whose hash is not the expected one, or that is there against expectation."""
+    return [
+        f"{name}: expected {expected.get(name, 'no such file')}, found {found.get(name, 'no such file')}"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+
+
 def clock_check(skew_s: float, within_s: float, max_skew_s: float) -> dict[str, str]:
     """Return the check of a clock that is `skew_s` ahead of this machine's, measured to `within_s` seconds.
 
@@ -147,7 +163,9 @@ class FilterModule:
             "corebound_unknown_variables": unknown_variables,
             "corebound_count_ids": count_ids,
             "corebound_checksums": checksums,
+            "corebound_bundle_wheels": bundle_wheels,
             "corebound_damaged": damaged,
+            "corebound_differences": differences,
             "corebound_tree_checksums": tree_checksums,
             "corebound_without_passwords": without_passwords,
             "corebound_clock_check": clock_check,

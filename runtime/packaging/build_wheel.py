@@ -1,4 +1,4 @@
-"""Builds the wheel that nodes install, and dist/wheel.json and dist/requirements.txt that say what goes with it.
+"""Builds the wheel that nodes install, and dist/wheel.json and dist/requirements-*.txt that say what goes with it.
 
 Nothing is built when the sources are those of the wheel that is there, so that deploying twice changes nothing.
 """
@@ -19,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DIST = ROOT / "dist"
 NATIVE_LIBRARIES = {"corebound/lib/libcorebound.so", "corebound/lib/libcorebound_torch.so"}
+# The groups of pyproject.toml whose packages end up on nodes, each by the role of that name.
+NODE_GROUPS = ("runtime", "intel_mpi")
 # Anything fixed will do: it keeps timestamps out of the wheel, so equal sources give equal bytes.
 SOURCE_DATE_EPOCH = "1577836800"
 
@@ -74,8 +76,9 @@ def main() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with (ROOT / "pyproject.toml").open("rb") as file:
             project = tomllib.load(file)
-        requirements = "".join(f"{line}\n" for line in sorted(project["dependency-groups"]["runtime"]))
-        (DIST / "requirements.txt").write_text(requirements, encoding="utf-8")
+        for group in NODE_GROUPS:
+            requirements = "".join(f"{line}\n" for line in sorted(project["dependency-groups"][group]))
+            (DIST / f"requirements-{group}.txt").write_text(requirements, encoding="utf-8")
         sources = fingerprint(ROOT / "runtime")
         record = DIST / "wheel.json"
         known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}

@@ -56,3 +56,14 @@ def recap(output: str, host: str = "localhost") -> dict[str, int]:
     line = re.findall(rf"^{re.escape(host)}\s+: (.*)$", output, flags=re.MULTILINE)
     assert line, f"no recap for {host} in:\n{output}"
     return {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", line[-1])}
+
+
+def changed_tasks(output: str, host: str) -> list[str]:
+    """Returns the names of the tasks that changed something on a host."""
+    found, task = [], ""
+    for line in output.splitlines():
+        if line.startswith("TASK ["):
+            task = line[6:].partition("]")[0]
+        elif line.startswith(f"changed: [{host}]"):
+            found.append(task)
+    return list(dict.fromkeys(found))

@@ -216,3 +216,15 @@ def test_a_wrong_choice_is_refused_by_the_argument_specification(tmp_path: Path)
     )  # fmt: skip
     assert done.returncode != 0
     assert "must be one of: socket, numa_node" in done.stdout
+
+
+def test_a_group_that_the_bundle_holds_nothing_for_is_told_before_anything_is_installed(tmp_path: Path) -> None:
+    hosts = {"hosts": {"worker-1": {}}}
+    inventory = write_inventory(tmp_path / "site", {"worker-1": LOCALHOST}, intel_mpi=hosts, oneccl=hosts)
+    (tmp_path / "MANIFEST.json").write_text(json.dumps({"with": ["intel_mpi"]}), encoding="utf-8")
+    done = run_playbook("validate.yml", inventory, corebound_bundle_dir=str(tmp_path))
+    assert done.returncode != 0
+    said = " ".join(done.stdout.split())
+    assert "host worker-1: is in the group oneccl, but the bundle holds nothing for it" in said
+    assert "make bundle BUNDLE_WITH=oneccl" in said
+    assert "in the group intel_mpi, but" not in said

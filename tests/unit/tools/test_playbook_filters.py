@@ -90,6 +90,19 @@ def test_a_ring_of_one_has_no_next() -> None:
     assert filters.next_in_ring(["alone"], "alone", 2) == []
 
 
+def test_the_wheels_of_one_group_are_looked_up_in_a_bundle() -> None:
+    files = {"wheels/runtime/a.whl": {"sha256": "1"}, "wheels/control/b.whl": {"sha256": "2"}, "a.whl": {"sha256": "3"}}
+    assert filters.bundle_wheels(json.dumps({"files": files}), "runtime") == {"a.whl": "1"}
+
+
+def test_each_differing_file_is_a_sentence() -> None:
+    assert filters.differences({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9", "d": "4"}) == [
+        "b: expected 2, found 9",
+        "c: expected 3, found no such file",
+        "d: expected no such file, found 4",
+    ]
+
+
 @pytest.mark.parametrize(
     ("skew_s", "within_s", "status", "said"),
     [

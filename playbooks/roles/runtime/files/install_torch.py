@@ -2,7 +2,7 @@
 
 Asks pip what it would install, reads the answer, and only then installs. Needs nothing but Python and pip, so that
 `make setup` runs it on this machine and the runtime role on every node. Standard output is one JSON line:
-{"changed": bool, "version": "..."}.
+{"changed": bool, "version": "..."}, the version with its local part. `--resolve-only` stops before installing.
 """
 
 from __future__ import annotations
@@ -88,11 +88,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("version", help="version of torch without its local part, such as 2.13.0")
     parser.add_argument("--allow-cuda", action="store_true", help="accept a CUDA build")
+    parser.add_argument("--resolve-only", action="store_true", help="say what would be installed, and install nothing")
     parser.add_argument("--how-to-allow", default=HOW_TO_ALLOW, help="what a refusal says about accepting it")
     parser.add_argument("--no-deps", action="store_true", help="torch alone: enough to build against, not to import")
     options = parser.parse_args()
 
-    present = installed_version()
+    present = None if options.resolve_only else installed_version()
     if present is not None and present.partition("+")[0] == options.version:
         print(json.dumps({"changed": False, "version": present}))
         return 0
@@ -102,6 +103,9 @@ def main() -> int:
     if evidence and not options.allow_cuda:
         print(refusal(metadata, url, num_bytes, evidence, options.how_to_allow), file=sys.stderr)
         return EXIT_REFUSED
+    if options.resolve_only:
+        print(json.dumps({"changed": False, "version": metadata["version"]}))
+        return 0
     kind = "CUDA" if evidence else "CPU"
     size = f", {num_bytes / 1e6:.0f} MB" if num_bytes else ""
     print(f"installing torch {metadata['version']} ({kind} build{size})", file=sys.stderr)
