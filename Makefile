@@ -19,7 +19,8 @@ SETUP       = $(PYTHON3) runtime/packaging/setup_venv.py --venv $(VENV) $(if $(A
 CONTROL     = $(SETUP) $(if $(BUNDLE),--bundle build/bundle )control
 PLAYBOOK    = INVENTORY=$(INVENTORY) CONFIRM=$(CONFIRM) VENV=$(VENV) playbooks/scripts/run_playbook
 LAB         = PYTHONPATH=tests $(PYTHON) -m lab
-SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook
+SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook \
+              images/runtime/files/corebound-launcher images/runtime/files/corebound-worker
 CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp')
 CONTAINERS  = $(shell git ls-files 'images/*Containerfile*')
 
@@ -95,16 +96,24 @@ lab-down: ## Stop them and leave nothing but the built image (PURGE=1 removes th
 	@$(CONTROL)
 	@$(LAB) down $(if $(PURGE),--purge)
 
+##@ Containers
+
+.PHONY: images
+images: ## Build the container images with podman or docker (ENGINE=, BASE_IMAGE=, SAVE=file, PUSH=registry)
+	@$(SETUP) deploy
+	@PYTHONPATH=tests $(PYTHON) images/build.py $(if $(ENGINE),--engine "$(ENGINE)") $(if $(SAVE),--save $(SAVE)) \
+	  $(if $(PUSH),--push $(PUSH)) $(if $(APT_SOURCES),--apt-sources $(APT_SOURCES))
+
 ##@ Checks
 
 .PHONY: test
 test: native ## Run every test that needs nothing but this machine (TESTS=path or -k expression narrows it)
-	@$(PYTHON) -m pytest -m "not lab and not k8s and not topology and not bench" $(TESTS)
+	@$(PYTHON) -m pytest -m "not lab and not k8s and not topology and not images and not bench" $(TESTS)
 
 .PHONY: test-all
 test-all: native ## Run the same suite and fail when a part of it was skipped
 	@mkdir -p reports
-	@$(PYTHON) -m pytest -m "not lab and not k8s and not topology and not bench" --junitxml=reports/tests.xml
+	@$(PYTHON) -m pytest -m "not lab and not k8s and not topology and not images and not bench" --junitxml=reports/tests.xml
 	@$(PYTHON) .ci/check_skips.py reports/tests.xml
 
 .PHONY: test-lab
@@ -114,6 +123,10 @@ test-lab: native ## Run the tests that start nodes with podman on this machine; 
 .PHONY: test-topology
 test-topology: setup ## Run the tests that boot machines with several sockets and NUMA nodes in QEMU
 	@$(PYTHON) -m pytest -m topology $(or $(TESTS),tests/topology)
+
+.PHONY: test-images
+test-images: native ## Build the images and look into them; root only
+	@$(PYTHON) -m pytest -m images $(TESTS)
 
 .PHONY: bench
 bench: native ## Measure this machine and Corebound on it, and check the promised ratios (a quiet machine; writes 2.2 GB)
@@ -144,10 +157,11 @@ format: setup ## Rewrite Python and C++ sources in the project's format
 typecheck: setup ## Check types, strictly
 	@$(BIN)/mypy
 	@MYPYPATH=runtime/packaging $(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py playbooks/roles/*/action_plugins/*.py .ci/*.py
+	@MYPYPATH=tests $(BIN)/mypy --config-file pyproject.toml images/build.py images/runtime/files/sbom.py
 	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab --package topology
 
 # Part of the public surface; each comes with the part of the project that it serves.
-LATER := test-k8s images manifests
+LATER := test-k8s manifests
 .PHONY: $(LATER)
 $(LATER):
 	@echo "error: make $@ comes with a later release; \`make help\` lists what there is" >&2; exit 2

@@ -28,7 +28,8 @@ class LaunchSpec:
     `pass_local_rank`, then `arguments`. `bind_cores_to_rank` None binds where every rank can have a core of its own and
     otherwise lets ranks share cores, with a warning. `env` is added to the environment of every rank. `rank0_stdin` is
     what rank 0 reads on standard input; all else reads nothing. `remote_python` is the Python of other hosts where it
-XX is the time between asking ranks to stop and killing them.
+    has another path than here. `wait_for_hosts_s` is how long to wait until all other hosts answer at their SSH port;
+    0 does not look. `grace_s` is the time between asking ranks to stop and killing them.
 
     Raises: ConfigError for values that are out of range or contradict each other.
     """
