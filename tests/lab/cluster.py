@@ -43,7 +43,8 @@ def accepts_ssh(node: Node, timeout_s: float) -> bool:
 def start_node(podman: Podman, node: Node, image: str, mark: str, volumes: Sequence[str]) -> None:
     """Starts one node. Every name that a lab can have is known to it, so that adding a node changes no other."""
     words = ["run", "--detach", "--name", node.name, "--hostname", node.name, "--label", f"{LABEL}={mark}"]
-    words += ["--systemd=always", "--network", NETWORK, "--ip", node.address, "--shm-size", SHM_SIZE]
+    words += ["--systemd=always", "--network", NETWORK, "--ip", node.address, "--mac-address", node.hardware_address]
+    words += ["--shm-size", SHM_SIZE]
     words += ["--cap-add", CAPABILITIES, *volumes]
     words += [f"--add-host={other.name}:{other.address}" for other in nodes(MAX_NODES)]
     words.append(f"--volume={podman.layout.key}.pub:/home/admin/.ssh/authorized_keys:ro")

@@ -34,6 +34,11 @@ class Node:
     name: str
     address: str
 
+    @property
+    def hardware_address(self) -> str:
+        """The address of its network card. It outlives a restart, as a real card's does: others remember it for a while."""
+        return ":".join(["02", "42", *(f"{int(number):02x}" for number in self.address.split("."))])
+
 
 def node(number: int) -> Node:
     """Returns the node of that number, counted from 1."""
