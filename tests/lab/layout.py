@@ -36,7 +36,7 @@ class Node:
 
     @property
     def hardware_address(self) -> str:
-        """The address of its network card. It outlives a restart, as a real card's does: others remember it for a while."""
+        """The address of its network card. It outlives a restart, as a real card's does: neighbours remember it."""
         return ":".join(["02", "42", *(f"{int(number):02x}" for number in self.address.split("."))])
 
 
