@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cluster.ansible_runs import ROOT, recap, run_playbook
+from cluster.ansible_runs import ROOT, changed_tasks, recap, run_playbook
 from lab.cluster import wait_for
 from lab.conftest import Grow
 from lab.layout import nodes
@@ -59,17 +59,6 @@ def look_at(podman: Podman, name: str) -> State:
     folders = podman.execute(name, "find", "/", "-xdev", "-type", "d", "-printf", "%p\t%y %u %m\\n")
     lines = (found + folders).splitlines()
     return State(set(packages), {line for line in lines if not NOT_OURS.search(line.partition("\t")[0])})
-
-
-def changed_tasks(output: str, host: str) -> list[str]:
-    """Returns the names of the tasks that changed something on a host."""
-    found, task = [], ""
-    for line in output.splitlines():
-        if line.startswith("TASK ["):
-            task = line[6:].partition("]")[0]
-        elif line.startswith(f"changed: [{host}]"):
-            found.append(task)
-    return list(dict.fromkeys(found))
 
 
 @pytest.fixture(scope="module")

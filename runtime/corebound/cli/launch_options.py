@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
+from corebound.config import env as environment
 from corebound.config.suggest import require_choice
+from corebound.launcher.allocation import allocated_hosts
 from corebound.launcher.spec import LAUNCHERS, LaunchSpec
 from corebound.logs import get_logger
 
@@ -43,7 +45,12 @@ def _option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
 _PATH = click.Path(path_type=Path)
 # In the order of the help text.
 _OPTIONS = (
-    _option("-H", "--hostfile", type=_PATH, help="File with `host slots=N` lines; without it, this machine alone."),
+    _option(
+        "-H",
+        "--hostfile",
+        type=_PATH,
+        help="File with `host slots=N` lines; without it, this machine alone, or Slurm's nodes.",
+    ),
     _option("-i", "--include", metavar="SPEC", help="Hosts and slots to use: NAME[:slot,slot...]@NAME..."),
     _option("-e", "--exclude", metavar="SPEC", help="Hosts and slots to leave out, in the same form."),
     _option("--num_nodes", type=int, metavar="N", help="Use the first N hosts of the hostfile."),
@@ -67,6 +74,14 @@ _OPTIONS = (
     _option("--master_addr", metavar="HOST", help="Where ranks meet; by default the first host."),
     _option("--master_port", type=int, metavar="N", help="Port where ranks meet; by default 29500, or a free one."),
     _option("--ssh_port", type=int, metavar="N", help="Port of the hosts' SSH servers."),
+    _option(
+        "--wait_for_hosts",
+        "wait_for_hosts_s",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="Wait so long until the SSH servers of all hosts answer, then fail and name those that do not.",
+    ),
     _option("--node_rank", type=int, metavar="N", help="With --no_ssh: which host of the hostfile this is, from 0."),
     _option("--no_ssh", is_flag=True, help="Start this node's ranks only; run the command on every node yourself."),
     _option("--module", is_flag=True, help="SCRIPT is a Python module, run as with python -m."),
@@ -94,6 +109,7 @@ OPTION_NAMES = frozenset(
         "hostfile", "include", "exclude", "num_nodes", "num_accelerators", "bind_cores_to_rank", "bind_core_list",
         "launcher", "launcher_args", "remote_python", "master_addr", "master_port", "ssh_port", "node_rank", "no_ssh",
         "module", "no_python", "no_local_rank", "enable_each_rank_log", "force_multi", "save_pid",
+        "wait_for_hosts_s",
     }
 )  # fmt: skip
 
@@ -122,6 +138,8 @@ def spec_from_options(
     for name in ("module", "no_python", "no_local_rank"):
         if options.pop(name, False):
             _log.warning("--%s has no effect here: this command runs no script", name)
+    if options.get("launcher") == "slurm" and options.get("hostfile") is None:
+        options["hosts"] = allocated_hosts(environment.snapshot())
     bind_cores: bool | None = options.pop("bind_cores_to_rank", None)
     if bind_cores is None and not bind_by_default:
         bind_cores = False

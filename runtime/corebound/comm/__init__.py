@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from corebound.comm import rendezvous, select
 from corebound.comm.base import Collectives, as_timedelta, check_timeout
+from corebound.comm.quiet import gloo_greeting_on_stderr
 from corebound.config import env
 from corebound.errors import CommError
 
@@ -65,7 +66,8 @@ def new_group(
         raise CommError(f"new_group: expected distinct ranks from 0 to {world_size - 1}, found {list(ranks)}")
     if not dist.is_initialized():
         return select.single()
-    group = dist.new_group(sorted(ranks), timeout=as_timedelta(timeout_s), backend="gloo")
+    with gloo_greeting_on_stderr():
+        group = dist.new_group(sorted(ranks), timeout=as_timedelta(timeout_s), backend="gloo")
     if not isinstance(group, dist.ProcessGroup):
         return None
     return select.create(group, provider or settings.comm, timeout_s, job_id=_job_id(), owns_group=True)

@@ -29,7 +29,7 @@ from corebound import native
 from corebound.comm import bench_hosts, fake_hosts, shm_ops
 from corebound.comm.base import Collectives
 from corebound.comm.hierarchical import HierarchicalCollectives
-from corebound.comm.rank_process import run_rank
+from corebound.comm.rank_process import leave, run_rank
 from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_handshake import MIB, SegmentOptions, SharedMemoryUnavailableError, too_small
 from corebound.comm.shm_stale import floor_name
@@ -262,4 +262,4 @@ def _measure_hosts(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

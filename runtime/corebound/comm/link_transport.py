@@ -15,6 +15,7 @@ from torch.distributed.distributed_c10d import Store
 from corebound.comm import shm_ops
 from corebound.comm.base import as_timedelta, from_torch_error
 from corebound.comm.ccl_group import CclError, CclGroup
+from corebound.comm.quiet import gloo_greeting_on_stderr
 from corebound.errors import CommError, CommTimeoutError
 from corebound.native_ccl import Transfer
 
@@ -57,7 +58,8 @@ class GlooTransport:
         self._host = host
         self._failed: list[Any] = []
         try:
-            self._group: Any = ProcessGroupGloo(store, host, num_hosts, as_timedelta(timeout_s))
+            with gloo_greeting_on_stderr():
+                self._group: Any = ProcessGroupGloo(store, host, num_hosts, as_timedelta(timeout_s))
         except (RuntimeError, ValueError) as error:
             raise from_torch_error(error, operation="connecting the hosts", rank=host) from error
 

@@ -173,6 +173,16 @@ def ssh_server_address() -> str | None:
     return words[2] if len(words) == 4 else None
 
 
+def notify_socket() -> str | None:
+    """Return where systemd wants to hear that a service is ready, None when we are not started as one."""
+    return os.environ.get("NOTIFY_SOCKET") or None
+
+
+def job_id() -> str | None:
+    """Return the id of the launch that this process belongs to, None outside of one."""
+    return os.environ.get("COREBOUND_JOB_ID") or None
+
+
 def set_default(name: str, value: str) -> None:
     """Set a variable that a library below us reads, unless the user has set it."""
     os.environ.setdefault(name, value)

@@ -11,7 +11,7 @@ from pathlib import Path
 from corebound.config.suggest import require_choice
 from corebound.errors import ConfigError
 from corebound.launcher.corelist import parse_core_list
-from corebound.launcher.hostfile import MAX_SLOTS
+from corebound.launcher.hostfile import MAX_SLOTS, Host
 from corebound.launcher.hostfilter import parse_filter
 
 LAUNCHERS = ("local", "ssh", "impi", "openmpi", "mpich", "slurm")
@@ -24,11 +24,12 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class LaunchSpec:
     """A launch as asked for. None means not given.
 
-    A rank runs `command`, then `--local_rank=N` if `pass_local_rank`, then `arguments`. `bind_cores_to_rank` None binds
-    where every rank can have a core of its own and otherwise lets ranks share cores, with a warning. `env` is added to
-    the environment of every rank. `rank0_stdin` is what rank 0 reads on standard input; all else reads nothing.
-    `remote_python` is the Python of other hosts where it has another path than here.
-    `grace_s` is the time between asking ranks to stop and killing them.
+    `hosts` are those of an allocation, where no hostfile was given. A rank runs `command`, then `--local_rank=N` if
+    `pass_local_rank`, then `arguments`. `bind_cores_to_rank` None binds where every rank can have a core of its own and
+    otherwise lets ranks share cores, with a warning. `env` is added to the environment of every rank. `rank0_stdin` is
+    what rank 0 reads on standard input; all else reads nothing. `remote_python` is the Python of other hosts where it
+    has another path than here. `wait_for_hosts_s` is how long to wait until all other hosts answer at their SSH port;
+    0 does not look. `grace_s` is the time between asking ranks to stop and killing them.
 
     Raises: ConfigError for values that are out of range or contradict each other.
     """
@@ -37,6 +38,7 @@ class LaunchSpec:
     arguments: tuple[str, ...] = ()
     pass_local_rank: bool = False
     hostfile: Path | None = None
+    hosts: tuple[Host, ...] = ()
     include: str | None = None
     exclude: str | None = None
     num_nodes: int | None = None
@@ -56,6 +58,7 @@ class LaunchSpec:
     save_pid: bool = False
     rank0_stdin: bytes | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    wait_for_hosts_s: float = 0.0
     grace_s: float = 2.0
 
     def __post_init__(self) -> None:
@@ -76,6 +79,8 @@ class LaunchSpec:
             parse_core_list(self.bind_core_list)
         if self.grace_s < 0:
             raise ConfigError(f"grace_s: expected 0 or more, found {self.grace_s}")
+        if not 0 <= self.wait_for_hosts_s < float("inf"):
+            raise ConfigError(f"--wait_for_hosts: expected seconds, 0 or more, found {self.wait_for_hosts_s}")
         self._check_hosts()
         self._check_node_rank()
         for name, value in self.env.items():
@@ -86,6 +91,11 @@ class LaunchSpec:
     def launcher_words(self) -> tuple[str, ...]:
         """The words of --launcher_args, quoted as in a shell."""
         return tuple(shlex.split(self.launcher_args or ""))
+
+    @property
+    def hosts_source(self) -> str:
+        """Where the hosts come from, as a message names it."""
+        return "the allocation" if self.hostfile is None else f"hostfile {self.hostfile}"
 
     @property
     def binds(self) -> bool | None:
@@ -105,7 +115,7 @@ class LaunchSpec:
                         f"{flag} and {other} cannot be used together: the filter says which hosts and slots run",
                         hint=f"leave out {other}, or name fewer slots in {flag}",
                     )
-        if self.num_nodes is not None and self.num_nodes > 1 and self.hostfile is None:
+        if self.num_nodes is not None and self.num_nodes > 1 and self.hostfile is None and not self.hosts:
             raise ConfigError(
                 f"--num_nodes {self.num_nodes} needs --hostfile: without it there is only this machine",
                 hint="write one `host slots=N` a line into a file and name it with --hostfile",

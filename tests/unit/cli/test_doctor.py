@@ -20,6 +20,7 @@ from corebound.cli.doctor_checks.base import Check, Facts, Probes
 from corebound.config.env import Settings
 from corebound.errors import KernelError
 from corebound.kernels.selection import OPS
+from corebound.native import TorchAbi
 from corebound.native_ccl import CclUnavailableError
 from corebound.topology import IsaReport, read_topology
 from corebound.topology.isa import assess_isa
@@ -36,6 +37,7 @@ HEALTHY = Probes(
     program=lambda name: f"/usr/bin/{name}",
     loads=lambda _: True,
     package_version=lambda name: {"torch": "2.13.0+cpu"}.get(name, "1.0"),
+    torch_abi=lambda: TorchAbi(is_stable=True, version=(2, 10)),
     open_files=lambda: (20000, 20000),
     core_library=lambda: "libcorebound.so",
     torch_operators=lambda: "libcorebound_torch.so",
@@ -233,6 +235,14 @@ def test_missing_native_libraries_fail_with_the_way_to_build_them(vm: Facts) -> 
 )
 def test_torch_must_be_recent_enough(vm: Facts, version: str | None, status: str) -> None:
     assert software.torch(probing(vm, package_version=lambda _: version)).status == status
+
+
+def test_torch_must_be_the_one_that_a_classic_build_was_made_for(vm: Facts) -> None:
+    flavour = TorchAbi(is_stable=False, version=(2, 8))
+    for version, status in (("2.8.0+cpu", "pass"), ("2.8.1", "pass"), ("2.9.0", "fail"), ("2.13.0", "fail")):
+        facts = probing(vm, package_version=lambda _, version=version: version, torch_abi=lambda: flavour)
+        assert software.torch(facts).status == status, version
+    assert "torch 2.8 and no other" in software.torch(facts).detail
 
 
 def test_missing_packages_are_listed(vm: Facts) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from corebound.errors import ModelLoadError
-from corebound.models import verify_manifest, write_manifest
+from corebound.models import model_listing, verify_manifest, write_manifest
 
 
 @pytest.fixture
@@ -38,6 +38,20 @@ def test_a_single_flipped_bit_is_found(model: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(ModelLoadError, match=r"model\.safetensors: damaged: expected SHA-256"):
         verify_manifest(model)
+
+
+def test_a_whole_model_that_is_not_the_launchers_is_found(
+    model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    write_manifest(model)
+    listing = model_listing(model)
+    other = tmp_path_factory.mktemp("other")
+    (other / "model.safetensors").write_bytes(bytes(range(255, -1, -1)) * 64)
+    (other / "config.json").write_text("{}")
+    write_manifest(other)
+    assert verify_manifest(other) is not None
+    with pytest.raises(ModelLoadError, match=r"other\d*/model\.safetensors: damaged: expected SHA-256"):
+        verify_manifest(other, listing=listing)
 
 
 def test_sizes_are_compared_even_when_the_model_is_too_large_to_read(model: Path) -> None:

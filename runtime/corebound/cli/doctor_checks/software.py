@@ -9,9 +9,9 @@ import re
 from corebound.cli.doctor_checks.base import Check, Facts, Status
 from corebound.errors import KernelError
 from corebound.kernels.selection import OPS
+from corebound.native import wrong_torch_hint
 from corebound.native_ccl import CclUnavailableError
 
-MIN_TORCH = (2, 10)
 _PACKAGES = ("safetensors", "tokenizers", "transformers")
 _MIN_OPEN_FILES = 1024
 _CAP_SYS_NICE = 23
@@ -107,14 +107,15 @@ def one_ccl(facts: Facts) -> Check:
 def torch(facts: Facts) -> Check:
     """A torch that the native operators fit."""
     version = facts.probes.package_version("torch")
-    wanted = ".".join(map(str, MIN_TORCH))
-    install = "`make deploy` (or `make setup` in a checkout) installs the CPU build that fits"
+    try:
+        abi = facts.probes.torch_abi()
+    except KernelError as error:
+        return Check("torch", "fail", error.message, error.hint or "install Corebound again")
     if version is None:
-        hint = f"{install}; a head node that only launches needs none"
-        return Check("torch", "fail", f"not installed; ranks need {wanted} or later", hint)
-    match = re.match(r"(\d+)\.(\d+)", version)
-    if match is None or (int(match[1]), int(match[2])) < MIN_TORCH:
-        return Check("torch", "fail", f"{version}; the native operators need {wanted} or later", install)
+        hint = f"{wrong_torch_hint(abi)}; a head node that only launches needs none"
+        return Check("torch", "fail", f"not installed; ranks need {abi}", hint)
+    if not abi.fits(version):
+        return Check("torch", "fail", f"{version}; the native operators need {abi}", wrong_torch_hint(abi))
     return Check("torch", "pass", version)
 
 
