@@ -67,6 +67,14 @@ _OPTIONS = (
     _option("--master_addr", metavar="HOST", help="Where ranks meet; by default the first host."),
     _option("--master_port", type=int, metavar="N", help="Port where ranks meet; by default 29500, or a free one."),
     _option("--ssh_port", type=int, metavar="N", help="Port of the hosts' SSH servers."),
+    _option(
+        "--wait_for_hosts",
+        "wait_for_hosts_s",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="Wait so long until the SSH servers of all hosts answer, then fail and name those that do not.",
+    ),
     _option("--node_rank", type=int, metavar="N", help="With --no_ssh: which host of the hostfile this is, from 0."),
     _option("--no_ssh", is_flag=True, help="Start this node's ranks only; run the command on every node yourself."),
     _option("--module", is_flag=True, help="SCRIPT is a Python module, run as with python -m."),
@@ -94,6 +102,7 @@ OPTION_NAMES = frozenset(
         "hostfile", "include", "exclude", "num_nodes", "num_accelerators", "bind_cores_to_rank", "bind_core_list",
         "launcher", "launcher_args", "remote_python", "master_addr", "master_port", "ssh_port", "node_rank", "no_ssh",
         "module", "no_python", "no_local_rank", "enable_each_rank_log", "force_multi", "save_pid",
+        "wait_for_hosts_s",
     }
 )  # fmt: skip
 

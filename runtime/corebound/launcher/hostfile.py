@@ -1,12 +1,13 @@
 """The hostfile grammar: one `host slots=N` a line; blank lines and `#` comments are allowed.
 
-A slot is a place for one rank (one process), as a rule a socket or a NUMA node; it is not a core.
+A slot is a place for one rank (one process), as a rule a socket or a NUMA node; it is not a core. `host:N`, as Intel
+MPI and MPICH write it, is read too, because that is what the MPI operator of Kubernetes hands to a launcher.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ MAX_SLOTS = 4096
 HOST_NAME = re.compile(
     r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9_.-]+)?"
 )
+_COLON_FORM = re.compile(r"(?P<name>[^:\s]+):(?P<num_slots>[0-9]+)")
 _WORD = re.compile(r"\S+")
 _HINT = "write `host slots=N` on each line, N being the number of ranks on that host"
 
@@ -78,6 +80,11 @@ def _parse_line(line: str, place: str) -> Host | None:
         return None
     name, *rest = words
     at = f"{place}, column"
+    colon = _COLON_FORM.fullmatch(name[0])
+    if colon is not None and HOST_NAME.fullmatch(colon["name"]) is not None:
+        num_slots = _num_slots(colon["num_slots"], f"{at} {name.start() + colon.start('num_slots') + 1}")
+        _expect_end(rest, at)
+        return Host(colon["name"], num_slots)
     if HOST_NAME.fullmatch(name[0]) is None:
         raise ConfigError(f"{at} {name.start() + 1}: expected a host name, found {name[0]!r}", hint=_HINT)
     if not rest:
@@ -86,16 +93,24 @@ def _parse_line(line: str, place: str) -> Host | None:
     key, equals, value = slots[0].partition("=")
     if key != "slots" or not equals:
         raise ConfigError(f"{at} {slots.start() + 1}: expected slots=N, found {slots[0]!r}", hint=_HINT)
-    column = slots.start() + len("slots=") + 1
+    num_slots = _num_slots(value, f"{at} {slots.start() + len('slots=') + 1}")
+    _expect_end(junk, at)
+    return Host(name[0], num_slots)
+
+
+def _num_slots(value: str, place: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", value) or not 1 <= int(value) <= MAX_SLOTS:
         found = repr(value) if value else "nothing"
-        raise ConfigError(f"{at} {column}: expected a number of slots from 1 to {MAX_SLOTS}, found {found}", hint=_HINT)
+        raise ConfigError(f"{place}: expected a number of slots from 1 to {MAX_SLOTS}, found {found}", hint=_HINT)
+    return int(value)
+
+
+def _expect_end(junk: Sequence[re.Match[str]], at: str) -> None:
     if junk:
         raise ConfigError(
             f"{at} {junk[0].start() + 1}: expected the end of the line, found {junk[0][0]!r}",
             hint="start a comment with #",
         )
-    return Host(name[0], int(value))
 
 
 def render_hostfile(hosts: Iterable[Host]) -> str:

@@ -25,6 +25,7 @@ from corebound.launcher.signals import SignalPipe
 from corebound.launcher.spec import LaunchSpec
 from corebound.launcher.supervise import FORWARDED
 from corebound.launcher.transports import mpi, ssh
+from corebound.launcher.wait import SSH_PORT, wait_for_hosts
 from corebound.logs import get_logger
 
 _log = get_logger(__name__)
@@ -43,6 +44,9 @@ def run_remote(spec: LaunchSpec, draft: LaunchPlan, topology_of: TopologyOf) -> 
         _log.warning("--save_pid has no effect on a launch on other hosts: each host has an agent of its own")
     with SignalPipe(FORWARDED) as signals:
         try:
+            if spec.wait_for_hosts_s > 0:
+                others = [node.host for node in draft.nodes if spec.force_multi or not is_this_machine(node.host)]
+                wait_for_hosts(others, spec.ssh_port or SSH_PORT, spec.wait_for_hosts_s, signals)
             with _agents(spec, draft, environ, signals) as (links, hint_for):
                 return _lead(spec, draft, topology_of, exported, Follower(links, signals, hint_for))
         except StartInterruptedError as stop:

@@ -28,6 +28,7 @@ class LaunchSpec:
     where every rank can have a core of its own and otherwise lets ranks share cores, with a warning. `env` is added to
     the environment of every rank. `rank0_stdin` is what rank 0 reads on standard input; all else reads nothing.
     `remote_python` is the Python of other hosts where it has another path than here.
+    `wait_for_hosts_s` is how long to wait until all other hosts answer at their SSH port; 0 does not look.
     `grace_s` is the time between asking ranks to stop and killing them.
 
     Raises: ConfigError for values that are out of range or contradict each other.
@@ -56,6 +57,7 @@ class LaunchSpec:
     save_pid: bool = False
     rank0_stdin: bytes | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    wait_for_hosts_s: float = 0.0
     grace_s: float = 2.0
 
     def __post_init__(self) -> None:
@@ -76,6 +78,8 @@ class LaunchSpec:
             parse_core_list(self.bind_core_list)
         if self.grace_s < 0:
             raise ConfigError(f"grace_s: expected 0 or more, found {self.grace_s}")
+        if not 0 <= self.wait_for_hosts_s < float("inf"):
+            raise ConfigError(f"--wait_for_hosts: expected seconds, 0 or more, found {self.wait_for_hosts_s}")
         self._check_hosts()
         self._check_node_rank()
         for name, value in self.env.items():

@@ -25,9 +25,17 @@ def test_order_comments_blank_lines_and_addresses_are_kept_apart() -> None:
     )
 
 
+def test_the_form_of_intel_mpi_and_mpich_is_read_too() -> None:
+    text = "# by the operator\njob-worker-0.job.ns.svc:2\n10.0.0.7:1 # rack 3\nlast slots=4\n"
+    assert parse_hostfile(text) == (Host("job-worker-0.job.ns.svc", 2), Host("10.0.0.7", 1), Host("last", 4))
+
+
 @pytest.mark.parametrize(
     ("text", "place", "problem"),
     [
+        ("a:1\na:2\n", "line 2, column 1", "host a is already on line 1"),
+        ("a:0", "line 1, column 3", "from 1 to 4096, found '0'"),
+        (" a:2 b:2", "line 1, column 6", "expected the end of the line, found 'b:2'"),
         ("a slots=1\n\nb slots=2\n a slots=3\n", "line 4, column 2", "host a is already on line 1"),
         ("a slots=4junk", "line 1, column 9", "found '4junk'"),
         ("a slots=4 junk # x", "line 1, column 11", "expected the end of the line, found 'junk'"),
