@@ -21,7 +21,7 @@ PROGRAMS = ("g++", "git", "make", "numactl")
 
 # What each purpose needs from [dependency-groups] of pyproject.toml. Deploying compiles the wheel here and runs it
 # elsewhere; developing also runs it here.
-GROUPS = {"deploy": ("build", "deploy"), "develop": ("build", "deploy", "runtime", "test", "lint")}
+GROUPS = {"deploy": ("build", "deploy"), "develop": ("build", "deploy", "runtime", "k8s", "test", "lint")}
 
 
 def say(text: str) -> None:
