@@ -43,3 +43,8 @@ def num_bytes(text: str, where: str) -> int:
 def mebibytes(size_bytes: int) -> str:
     """Return a size as a quantity in whole Mi, rounded up."""
     return f"{-(-size_bytes // MIB)}Mi"
+
+
+def not_a_quantity(found: object) -> str:
+    """Return what to say of a value that is none."""
+    return f"expected a quantity such as 500m or 2Gi, found {found!r} ({type(found).__name__})"
