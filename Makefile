@@ -6,7 +6,9 @@ BIN       := $(abspath $(VENV))/bin
 PYTHON    := $(BIN)/python
 TESTS     ?=
 OPTIONS   ?=
+CONFIRM   ?=
 NODES     ?= 3
+FLAVOUR   ?=
 
 SHELL         := /bin/bash
 .SHELLFLAGS   := -eu -o pipefail -c
@@ -14,9 +16,11 @@ SHELL         := /bin/bash
 MAKEFLAGS     += --no-print-directory
 
 SETUP       = $(PYTHON3) runtime/packaging/setup_venv.py --venv $(VENV) $(if $(ALLOW_CUDA_TORCH),--allow-cuda)
-PLAYBOOK    = INVENTORY=$(INVENTORY) VENV=$(VENV) playbooks/scripts/run_playbook
+CONTROL     = $(SETUP) $(if $(BUNDLE),--bundle build/bundle )control
+PLAYBOOK    = INVENTORY=$(INVENTORY) CONFIRM=$(CONFIRM) VENV=$(VENV) playbooks/scripts/run_playbook
 LAB         = PYTHONPATH=tests $(PYTHON) -m lab
-SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook
+SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook \
+              images/runtime/files/corebound-launcher images/runtime/files/corebound-worker
 CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp')
 CONTAINERS  = $(shell git ls-files 'images/*Containerfile*')
 
@@ -27,6 +31,7 @@ help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@printf '\nOPTIONS="..." goes to ansible-playbook, such as OPTIONS="-e corebound_prefix=/srv/corebound"'
+	@printf '\nCONFIRM=prod lets deploy and reset end what runs on the machines of a protected inventory (prod)'
 	@printf '\nINVENTORY=%s chooses the machines; there are: %s\n' '$(INVENTORY)' \
 	  "$$(cd inventories && ls -d */ | tr -d / | grep -Ev '^(defaults|k8s)$$' | paste -sd ' ')"
 
@@ -41,28 +46,43 @@ native: setup ## Build the native libraries into runtime/corebound/lib
 ##@ Machines
 
 .PHONY: deploy
-deploy: ## Install Corebound on every machine of INVENTORY, deliver the model and prove it with a smoke run
+deploy: ## Install Corebound and a model on every machine of INVENTORY and prove it; BUNDLE=file fetches nothing
 	@$(PLAYBOOK) --check-inventory
+ifdef BUNDLE
+	@$(PYTHON3) runtime/packaging/unpack_bundle.py '$(BUNDLE)'
+	@$(CONTROL)
+	@$(PLAYBOOK) site.yml --extra-vars '{"corebound_bundle_dir": "$(abspath build/bundle)"}' $(OPTIONS)
+else
 	@$(SETUP) deploy
 	@$(MAKE) wheel
 	@$(PLAYBOOK) site.yml $(OPTIONS)
+endif
 
 .PHONY: smoke
-smoke: ## Run two core-bound ranks on every machine and print a table of what they did
+smoke: ## Prove every machine, and all of them together: bindings, bandwidth, sums, tokens; print tables
 	@$(PLAYBOOK) --check-inventory
-	@$(SETUP) deploy
+	@$(CONTROL)
 	@$(PLAYBOOK) smoke.yml $(OPTIONS)
 
 .PHONY: reset
 reset: ## Remove everything that deploy put on the machines of INVENTORY
 	@$(PLAYBOOK) --check-inventory
-	@$(SETUP) deploy
+	@$(CONTROL)
 	@$(PLAYBOOK) reset.yml $(OPTIONS)
 
 .PHONY: wheel
-wheel: ## Build the wheel that deploy installs, into dist/
+wheel: ## Build the wheel that deploy installs, into dist/ (FLAVOUR=ipex: that of the role ipex, into dist/ipex/)
 	@$(SETUP) deploy
-	@$(PYTHON) runtime/packaging/build_wheel.py
+	@case '$(FLAVOUR)' in \
+	  '') $(PYTHON) runtime/packaging/build_wheel.py ;; \
+	  ipex) $(PYTHON) runtime/packaging/build_ipex_wheel.py $(if $(ALLOW_CUDA_TORCH),--allow-cuda) ;; \
+	  *) echo "error: FLAVOUR is '$(FLAVOUR)'; expected ipex, or nothing" >&2; exit 2 ;; \
+	esac
+
+.PHONY: bundle
+bundle: ## Write one archive that deploy BUNDLE=file installs from (BUNDLE_WITH="intel_mpi oneccl", BUNDLE_MODEL=folder)
+	@$(MAKE) wheel
+	@$(PYTHON) runtime/packaging/make_bundle.py --with '$(BUNDLE_WITH)' $(if $(BUNDLE_MODEL),--model '$(BUNDLE_MODEL)')
 
 ##@ Kubernetes
 
@@ -74,24 +94,32 @@ manifests: setup ## Make k8s/mpijob-bloom.yaml from inventories/k8s/mpijob-bloom
 
 .PHONY: lab-up
 lab-up: ## Start NODES hosts (3) on this machine for INVENTORY=lab, each with its own sshd; root only
-	@$(SETUP) deploy
+	@$(CONTROL)
 	@$(LAB) up --nodes $(NODES) $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE))
 
 .PHONY: lab-down
 lab-down: ## Stop them and leave nothing but the built image (PURGE=1 removes that too)
-	@$(SETUP) deploy
+	@$(CONTROL)
 	@$(LAB) down $(if $(PURGE),--purge)
+
+##@ Containers
+
+.PHONY: images
+images: ## Build the container images with podman or docker (ENGINE=, BASE_IMAGE=, SAVE=file, PUSH=registry)
+	@$(SETUP) deploy
+	@PYTHONPATH=tests $(PYTHON) images/build.py $(if $(ENGINE),--engine "$(ENGINE)") $(if $(SAVE),--save $(SAVE)) \
+	  $(if $(PUSH),--push $(PUSH)) $(if $(APT_SOURCES),--apt-sources $(APT_SOURCES))
 
 ##@ Checks
 
 .PHONY: test
 test: native ## Run every test that needs nothing but this machine (TESTS=path or -k expression narrows it)
-	@$(PYTHON) -m pytest -m "not lab and not k8s and not topology and not bench" $(TESTS)
+	@$(PYTHON) -m pytest -m "not lab and not k8s and not topology and not images and not bench" $(TESTS)
 
 .PHONY: test-all
 test-all: native ## Run the same suite and fail when a part of it was skipped
 	@mkdir -p reports
-	@$(PYTHON) -m pytest -m "not lab and not k8s and not topology and not bench" --junitxml=reports/tests.xml
+	@$(PYTHON) -m pytest -m "not lab and not k8s and not topology and not images and not bench" --junitxml=reports/tests.xml
 	@$(PYTHON) .ci/check_skips.py reports/tests.xml
 
 .PHONY: test-lab
@@ -101,6 +129,10 @@ test-lab: native ## Run the tests that start nodes with podman on this machine; 
 .PHONY: test-topology
 test-topology: setup ## Run the tests that boot machines with several sockets and NUMA nodes in QEMU
 	@$(PYTHON) -m pytest -m topology $(or $(TESTS),tests/topology)
+
+.PHONY: test-images
+test-images: native ## Build the images and look into them; root only
+	@$(PYTHON) -m pytest -m images $(TESTS)
 
 .PHONY: bench
 bench: native ## Measure this machine and Corebound on it, and check the promised ratios (a quiet machine; writes 2.2 GB)
@@ -130,11 +162,12 @@ format: setup ## Rewrite Python and C++ sources in the project's format
 .PHONY: typecheck
 typecheck: setup ## Check types, strictly
 	@$(BIN)/mypy
-	@$(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py .ci/*.py
+	@MYPYPATH=runtime/packaging $(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py playbooks/roles/*/action_plugins/*.py .ci/*.py
+	@MYPYPATH=tests $(BIN)/mypy --config-file pyproject.toml images/build.py images/runtime/files/sbom.py
 	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab --package topology
 
 # Part of the public surface; each comes with the part of the project that it serves.
-LATER := test-k8s images bundle
+LATER := test-k8s
 .PHONY: $(LATER)
 $(LATER):
 	@echo "error: make $@ comes with a later release; \`make help\` lists what there is" >&2; exit 2

@@ -11,12 +11,20 @@ if TYPE_CHECKING:
     from corebound.comm import init_distributed as init_distributed
     from corebound.engine import LLM as LLM
     from corebound.engine import SamplingParams as SamplingParams
+    from corebound.training import optimization_report as optimization_report
+    from corebound.training import optimize as optimize
 
 # Public names are loaded on first use, so that `corebound plan` and `corebound doctor` never import torch.
-_LAZY = {"LLM": "corebound.engine", "SamplingParams": "corebound.engine", "init_distributed": "corebound.comm"}
+_LAZY = {
+    "LLM": "corebound.engine",
+    "SamplingParams": "corebound.engine",
+    "init_distributed": "corebound.comm",
+    "optimization_report": "corebound.training",
+    "optimize": "corebound.training",
+}
 _LAZY_MODULES = ("comm", "kernels", "topology")
 
-__all__ = ["LLM", "SamplingParams", "init_distributed"]
+__all__ = ["LLM", "SamplingParams", "init_distributed", "optimization_report", "optimize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,3 +20,11 @@ for library in build/native-install/corebound/lib/*.so; do
   cp "$library" "runtime/corebound/lib/.$name.new"
   mv "runtime/corebound/lib/.$name.new" "runtime/corebound/lib/$name"
 done
+
+# Optional: only where group `oneccl` of pyproject.toml, or an installation named by COREBOUND_ONECCL_ROOT, is there.
+oneccl=${COREBOUND_ONECCL_ROOT:-$(dirname "$bin")}
+if [[ -n ${COREBOUND_ONECCL_ROOT:-} || -f $oneccl/lib/ccl/cpu/lib/libccl.a ]]; then
+  runtime/packaging/build_ccl.sh "$oneccl" runtime/corebound/lib
+else
+  echo "oneCCL is not in $oneccl: libcorebound_ccl.so is not built" >&2
+fi

@@ -1,4 +1,4 @@
-"""Builds the wheel that nodes install, and dist/wheel.json and dist/requirements.txt that say what goes with it.
+"""Builds the wheel that nodes install, and dist/wheel.json and dist/requirements-*.txt that say what goes with it.
 
 Nothing is built when the sources are those of the wheel that is there, so that deploying twice changes nothing.
 """
@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DIST = ROOT / "dist"
 NATIVE_LIBRARIES = {"corebound/lib/libcorebound.so", "corebound/lib/libcorebound_torch.so"}
+# The groups of pyproject.toml whose packages end up on nodes, each by the role of that name.
+NODE_GROUPS = ("runtime", "intel_mpi")
 # Anything fixed will do: it keeps timestamps out of the wheel, so equal sources give equal bytes.
 SOURCE_DATE_EPOCH = "1577836800"
 
@@ -41,9 +43,15 @@ def fingerprint(runtime: Path) -> str:
     return digest.hexdigest()
 
 
-def build(runtime: Path, dist: Path) -> Path:
-    """Build the wheel into `dist` and return its path; the compiler's words are shown only when it fails."""
+def build(
+    runtime: Path, dist: Path, *, settings: Sequence[str] = (), expected: Set[str] = frozenset(NATIVE_LIBRARIES)
+) -> Path:
+    """Build the wheel into `dist` and return its path; the compiler's words are shown only when it fails.
+
+    `settings` are scikit-build-core's, as name=value; `expected` are files that the wheel must have.
+    """
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(dist)]
+    command += [word for setting in settings for word in ("--config-settings", setting)]
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environ = {**os.environ, "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH, "PATH": tools}
     done = subprocess.run(
@@ -55,7 +63,7 @@ def build(runtime: Path, dist: Path) -> Path:
     wheels = sorted(dist.glob("corebound-*.whl"))
     if len(wheels) != 1:
         sys.exit(f"error: expected one wheel in {dist}, found {[path.name for path in wheels]}")
-    missing = NATIVE_LIBRARIES - set(zipfile.ZipFile(wheels[0]).namelist())
+    missing = expected - set(zipfile.ZipFile(wheels[0]).namelist())
     if missing:
         sys.exit(f"error: {wheels[0].name} lacks {', '.join(sorted(missing))}")
     return wheels[0]
@@ -68,8 +76,9 @@ def main() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with (ROOT / "pyproject.toml").open("rb") as file:
             project = tomllib.load(file)
-        requirements = "".join(f"{line}\n" for line in sorted(project["dependency-groups"]["runtime"]))
-        (DIST / "requirements.txt").write_text(requirements, encoding="utf-8")
+        for group in NODE_GROUPS:
+            requirements = "".join(f"{line}\n" for line in sorted(project["dependency-groups"][group]))
+            (DIST / f"requirements-{group}.txt").write_text(requirements, encoding="utf-8")
         sources = fingerprint(ROOT / "runtime")
         record = DIST / "wheel.json"
         known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}

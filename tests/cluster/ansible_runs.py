@@ -43,11 +43,11 @@ def run_tool(*words: str | Path, timeout_s: float = 110) -> subprocess.Completed
 
 
 def run_playbook(
-    playbook: str, inventory: Path, timeout_s: float = 110, **extra: Any
+    playbook: str, inventory: Path, *options: str, timeout_s: float = 110, **extra: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Returns what a playbook came to on the default inventory and `inventory`, with extra variables."""
+    """Returns what a playbook came to on the default inventory and `inventory`, with options and extra variables."""
     words: list[str | Path] = ["ansible-playbook", "-i", "inventories/defaults", "-i", inventory]
-    words += ["--extra-vars", json.dumps(extra), f"playbooks/{playbook}"]
+    words += ["--extra-vars", json.dumps(extra), *options, f"playbooks/{playbook}"]
     return run_tool(*words, timeout_s=timeout_s)
 
 
@@ -56,3 +56,14 @@ def recap(output: str, host: str = "localhost") -> dict[str, int]:
     line = re.findall(rf"^{re.escape(host)}\s+: (.*)$", output, flags=re.MULTILINE)
     assert line, f"no recap for {host} in:\n{output}"
     return {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", line[-1])}
+
+
+def changed_tasks(output: str, host: str) -> list[str]:
+    """Returns the names of the tasks that changed something on a host."""
+    found, task = [], ""
+    for line in output.splitlines():
+        if line.startswith("TASK ["):
+            task = line[6:].partition("]")[0]
+        elif line.startswith(f"changed: [{host}]"):
+            found.append(task)
+    return list(dict.fromkeys(found))

@@ -64,6 +64,10 @@ def test_deploying_twice_changes_nothing_and_reset_leaves_nothing(variables: dic
     assert report["hosts"][0]["tokens_per_s"] > 0
     assert {check["name"] for check in report["checks"]} >= {"ranks are on disjoint cores", "there is text"}
 
+    dry = run_playbook("site.yml", INVENTORY, "--check", timeout_s=300, **variables)
+    assert dry.returncode == 0, dry.stdout + dry.stderr
+    assert recap(dry.stdout)["changed"] == 0
+
     second = run_playbook("site.yml", INVENTORY, timeout_s=300, **variables)
     assert second.returncode == 0, second.stdout + second.stderr
     assert recap(second.stdout)["changed"] == 0
@@ -73,6 +77,23 @@ def test_deploying_twice_changes_nothing_and_reset_leaves_nothing(variables: dic
     assert not prefix.exists() and not link.exists() and not reports.exists()
     again = run_playbook("reset.yml", INVENTORY, timeout_s=120, **variables)
     assert recap(again.stdout)["changed"] == 0
+
+
+def test_a_dry_run_on_a_new_prefix_says_what_it_would_do_and_does_nothing(
+    variables: dict[str, Any], tmp_path: Path
+) -> None:
+    places = {
+        "corebound_prefix": str(tmp_path / "prefix"),
+        "corebound_link_dir": str(tmp_path / "bin"),
+        "corebound_reports_dir": str(tmp_path / "reports"),
+    }
+    done = run_playbook("site.yml", INVENTORY, "--check", timeout_s=300, **{**variables, **places})
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = " ".join(done.stdout.split())
+    assert f"check mode: localhost has no {tmp_path}/prefix/venv; deploy would make it" in said
+    assert "check mode: the smoke run is left out" in said
+    assert recap(done.stdout)["changed"] > 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_reset_refuses_a_folder_that_deploy_did_not_make(tmp_path: Path) -> None:

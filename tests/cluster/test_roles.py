@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,46 @@ def test_host_checks_report_every_problem_of_every_host_at_once(three_nodes: Pat
         assert f"{host}: prefix:" in done.stdout
         assert f"{host}: memory:" in done.stdout
     assert "set the variable corebound_prefix" in done.stdout
+
+
+def python_of_another_time(folder: Path, ahead_s: int) -> Path:
+    """Returns a Python whose clock is ahead by so much."""
+    (folder / "sitecustomize.py").write_text(
+        f"import time\nnow = time.time\ntime.time = lambda: now() + {ahead_s}\n", encoding="utf-8"
+    )
+    python = folder / "python-of-another-time"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    return python
+
+
+@pytest.mark.parametrize(
+    ("policy", "code", "said"),
+    [
+        ("fail", 2, "node-b: clock: the clock is 3600."),
+        ("warn", 0, "node-b: clock: the clock is 3600."),
+        (False, 0, ""),
+    ],
+)
+def test_a_clock_an_hour_off_is_named_as_its_policy_says(
+    three_nodes: Path, tmp_path: Path, policy: object, code: int, said: str
+) -> None:
+    hosts = yaml.safe_load((three_nodes / "hosts.yml").read_text(encoding="utf-8"))
+    hosts["all"]["children"]["nodes"]["hosts"]["node-b"]["host_checks_python"] = str(
+        python_of_another_time(tmp_path, 3600)
+    )
+    (three_nodes / "hosts.yml").write_text(yaml.safe_dump(hosts), encoding="utf-8")
+    done = run_playbook(
+        ONE_ROLE, three_nodes, one_role="host_checks", host_checks_clock_policy=policy,
+        corebound_prefix=str(tmp_path / "corebound"),
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout
+    assert said in done.stdout
+    assert ("clock:" in done.stdout) == bool(said)
+    assert "node-a: clock" not in done.stdout
+
+
+def test_a_policy_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    done = run_playbook(ONE_ROLE, LOCAL, one_role="host_checks", host_checks_numa_policy="ignore")
+    assert done.returncode != 0
+    assert "must be one of: fail, warn, off" in done.stdout

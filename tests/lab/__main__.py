@@ -18,6 +18,7 @@ def main() -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     up = verbs.add_parser("up", help="make the lab have exactly so many nodes")
     up.add_argument("--nodes", type=int, default=3)
+    up.add_argument("--bare", action="store_true", help="nodes know no package source of this machine")
     up.add_argument("--base-image", default="", help="an image that can be pulled; default: this machine's packages")
     down = verbs.add_parser("down", help="leave nothing but the built images")
     down.add_argument("--purge", action="store_true", help="remove the images too")
@@ -28,7 +29,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         if options.verb == "up":
-            members, seconds = cluster.up(place, options.nodes, options.base_image)
+            members, seconds = cluster.up(place, options.nodes, options.base_image, bare=options.bare)
             names = ", ".join(f"{node.name} {node.address}" for node in members)
             print(
                 f"lab: {names} in {seconds:.1f} s ({time.monotonic() - started:.1f} s with the image)", file=sys.stderr

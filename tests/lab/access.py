@@ -86,16 +86,17 @@ def pip_environment(settings: Mapping[str, str]) -> dict[str, str]:
     return environ | ({"PIP_CERT": CA_ON_NODE} if bundle.is_file() else {})
 
 
-def write_inventory(layout: Layout, members: Sequence[Node], settings: Mapping[str, str]) -> None:
-    """Writes inventories/lab/hosts.yml."""
+def write_inventory(layout: Layout, members: Sequence[Node], settings: Mapping[str, str] | None) -> None:
+    """Writes inventories/lab/hosts.yml; without settings, pip on the nodes has none."""
     variables: dict[str, Any] = {
         "ansible_user": ADMIN,
         "ansible_ssh_private_key_file": str(layout.key),
         "ansible_ssh_common_args": f"-F {layout.ssh_config}",
         "ansible_control_path_dir": str(layout.control_sockets),
         "cluster_tests_ssh_config": str(layout.ssh_config),
-        "runtime_pip_environment": pip_environment(settings),
     }
+    if settings is not None:
+        variables["runtime_pip_environment"] = pip_environment(settings)
     hosts = {node.name: {"ansible_host": node.address} for node in members}
     groups = {"nodes": {"hosts": hosts, "vars": variables}, "cluster_ssh": {"children": {"nodes": {}}}}
     text = yaml.safe_dump({"all": {"children": groups}}, sort_keys=False)

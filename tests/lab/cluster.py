@@ -40,10 +40,11 @@ def accepts_ssh(node: Node, timeout_s: float) -> bool:
         return False
 
 
-def start_node(podman: Podman, node: Node, image: str, volumes: Sequence[str]) -> None:
+def start_node(podman: Podman, node: Node, image: str, mark: str, volumes: Sequence[str]) -> None:
     """Starts one node. Every name that a lab can have is known to it, so that adding a node changes no other."""
-    words = ["run", "--detach", "--name", node.name, "--hostname", node.name, "--label", f"{LABEL}={image}"]
-    words += ["--systemd=always", "--network", NETWORK, "--ip", node.address, "--shm-size", SHM_SIZE]
+    words = ["run", "--detach", "--name", node.name, "--hostname", node.name, "--label", f"{LABEL}={mark}"]
+    words += ["--systemd=always", "--network", NETWORK, "--ip", node.address, "--mac-address", node.hardware_address]
+    words += ["--shm-size", SHM_SIZE]
     words += ["--cap-add", CAPABILITIES, *volumes]
     words += [f"--add-host={other.name}:{other.address}" for other in nodes(MAX_NODES)]
     words.append(f"--volume={podman.layout.key}.pub:/home/admin/.ssh/authorized_keys:ro")
@@ -64,9 +65,9 @@ def wait_for(members: Sequence[Node]) -> None:
         raise LabError(f"no sshd on {names} within {READY_TIMEOUT_S:.0f} s", hint=hint)
 
 
-def usable(podman: Podman, image: str) -> set[str]:
-    """Returns the nodes that run from this image and answer; podman's own word is not enough after a crash."""
-    listed = podman("ps", "--filter", f"label={LABEL}={image}", "--format", "{{.Names}}").stdout.split()
+def usable(podman: Podman, mark: str) -> set[str]:
+    """Returns the nodes that were started this way and answer; podman's own word is not enough after a crash."""
+    listed = podman("ps", "--filter", f"label={LABEL}={mark}", "--format", "{{.Names}}").stdout.split()
     return {node.name for node in nodes(MAX_NODES) if node.name in listed and accepts_ssh(node, timeout_s=2.0)}
 
 
@@ -94,8 +95,11 @@ def make_network(podman: Podman) -> None:
         podman("network", "create", "--subnet", SUBNET, "--disable-dns", "--label", LABEL, NETWORK)
 
 
-def up(layout: Layout, num_nodes: int, base_image: str) -> tuple[list[Node], float]:
-    """Makes the lab have exactly so many nodes and returns them, and how many seconds that took without the image."""
+def up(layout: Layout, num_nodes: int, base_image: str, *, bare: bool = False) -> tuple[list[Node], float]:
+    """Makes the lab have exactly so many nodes and returns them, and how many seconds that took without the image.
+
+    On a `bare` node pip is told nothing of this machine's package sources, and none of its files are mounted.
+    """
     if not 1 <= num_nodes <= MAX_NODES:
         raise LabError(f"NODES is {num_nodes}, expected 1 to {MAX_NODES}")
     machine.install_packages()
@@ -107,16 +111,16 @@ def up(layout: Layout, num_nodes: int, base_image: str) -> tuple[list[Node], flo
         access.make_key(layout)
         image = node_image(podman, base_image)
         started = time.monotonic()
-        members, settings = nodes(num_nodes), access.pip_settings()
-        wanted = {node.name for node in members}
-        good = usable(podman, image) & wanted
+        members, settings = nodes(num_nodes), None if bare else access.pip_settings()
+        mark = f"{image}-bare" if bare else image
+        good = usable(podman, mark) & {node.name for node in members}
         if not good:
             take_down(podman)
         make_network(podman)
         remove_nodes(podman, [name for name in podman.containers("--all") if name not in good])
         for node in members:
             if node.name not in good:
-                start_node(podman, node, image, access.mounts(settings))
+                start_node(podman, node, image, mark, [] if settings is None else access.mounts(settings))
         wait_for(members)
         access.write_known_hosts(podman, members)
         access.write_ssh_config(layout, members)

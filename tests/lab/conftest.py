@@ -42,6 +42,12 @@ def grow(place: Layout) -> Grow:
 
 
 @pytest.fixture(scope="module")
+def grow_bare(place: Layout) -> Grow:
+    """Returns the function that makes the lab have so many nodes that know no package source of this machine."""
+    return lambda num_nodes: cluster.up(place, num_nodes, base_image="", bare=True)[0]
+
+
+@pytest.fixture(scope="module")
 def podman(place: Layout) -> Podman:
     """Returns the lab's podman."""
     return Podman(place)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.layout import Layout, Node
+from lab.layout import LabError, Layout, Node
 from lab.podman import Podman
 
 JOB_USER = "corebound"
@@ -59,3 +59,17 @@ class Deployed:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def write(self, name: str, path: str, text: str, user: str = JOB_USER) -> None:
+        """Writes a file on a node; its content is on no command line."""
+        words = [*self.podman.words, "exec", "--interactive", "--user", user, name, "sh", "-c", f"cat > {path}"]
+        done = subprocess.run(
+            ["env", f"CONTAINERS_CONF={self.place.containers_conf}", *words],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise LabError(f"{path} cannot be written on {name}: {done.stderr.strip()}")

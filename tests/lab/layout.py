@@ -12,7 +12,8 @@ INVENTORY = ROOT / "inventories/lab/hosts.yml"
 NUMBER = int(os.environ.get("COREBOUND_LAB_NUMBER") or 0)
 SUBNET = f"10.89.{77 + NUMBER}.0/24"
 GATEWAY = f"10.89.{77 + NUMBER}.1"
-NETWORK = "corebound-lab"
+# Podman names firewall chains after the network: two labs must not share them.
+NETWORK = f"corebound-lab-{NUMBER}" if NUMBER else "corebound-lab"
 LABEL = "corebound.lab"
 ADMIN = "admin"
 MAX_NODES = 9
@@ -32,6 +33,11 @@ class Node:
 
     name: str
     address: str
+
+    @property
+    def hardware_address(self) -> str:
+        """The address of its network card. It outlives a restart, as a real card's does: neighbours remember it."""
+        return ":".join(["02", "42", *(f"{int(number):02x}" for number in self.address.split("."))])
 
 
 def node(number: int) -> Node:

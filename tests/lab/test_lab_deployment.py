@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cluster.ansible_runs import ROOT, recap, run_playbook
+from cluster.ansible_runs import ROOT, changed_tasks, recap, run_playbook
 from lab.cluster import wait_for
 from lab.conftest import Grow
 from lab.layout import nodes
@@ -59,17 +59,6 @@ def look_at(podman: Podman, name: str) -> State:
     folders = podman.execute(name, "find", "/", "-xdev", "-type", "d", "-printf", "%p\t%y %u %m\\n")
     lines = (found + folders).splitlines()
     return State(set(packages), {line for line in lines if not NOT_OURS.search(line.partition("\t")[0])})
-
-
-def changed_tasks(output: str, host: str) -> list[str]:
-    """Returns the names of the tasks that changed something on a host."""
-    found, task = [], ""
-    for line in output.splitlines():
-        if line.startswith("TASK ["):
-            task = line[6:].partition("]")[0]
-        elif line.startswith(f"changed: [{host}]"):
-            found.append(task)
-    return list(dict.fromkeys(found))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +111,7 @@ def test_deploying_again_changes_nothing_on_any_node(deployment: Deployment) -> 
 
 
 def test_the_smoke_run_reports_every_node(deployment: Deployment) -> None:
-    done = run_playbook("smoke.yml", INVENTORY, **deployment.variables)
+    done = run_playbook("smoke.yml", INVENTORY, timeout_s=DEPLOY_TIMEOUT_S, **deployment.variables)
     assert done.returncode == 0, done.stdout
     report = json.loads(Path(deployment.variables["corebound_reports_dir"], "smoke.json").read_text(encoding="utf-8"))
     assert [(row["host"], row["verdict"]) for row in report["hosts"]] == [("node1", "pass"), ("node2", "pass")]
@@ -161,7 +150,7 @@ def test_a_damaged_model_is_repaired_on_the_node_that_has_it(deployment: Deploym
 def test_a_dead_node_is_named_and_the_others_are_still_reported(deployment: Deployment, podman: Podman) -> None:
     podman("kill", "--signal", "KILL", "node2")
     started = time.monotonic()
-    done = run_playbook("smoke.yml", INVENTORY, **deployment.variables)
+    done = run_playbook("smoke.yml", INVENTORY, timeout_s=DEPLOY_TIMEOUT_S, **deployment.variables)
     seconds = time.monotonic() - started
     podman("start", "node2")
     wait_for(nodes(2))
@@ -169,8 +158,9 @@ def test_a_dead_node_is_named_and_the_others_are_still_reported(deployment: Depl
     assert "failed on node2: node can be visited" in " ".join(done.stdout.split())
     report = json.loads(Path(deployment.variables["corebound_reports_dir"], "smoke.json").read_text(encoding="utf-8"))
     assert [(row["host"], row["verdict"]) for row in report["hosts"]] == [("node1", "pass"), ("node2", "fail")]
-    assert seconds < 90
-    again = run_playbook("smoke.yml", INVENTORY, **deployment.variables)
+    # Most of it is what the node that lives is asked; the dead one costs a connection attempt.
+    assert seconds < 300
+    again = run_playbook("smoke.yml", INVENTORY, timeout_s=DEPLOY_TIMEOUT_S, **deployment.variables)
     assert again.returncode == 0, again.stdout
 
 

@@ -60,6 +60,7 @@ def test_three_nodes_start_within_ten_seconds_and_stay_the_next_time(place: Layo
     assert seconds < 10
     for member in members:
         assert ssh(place, member.name, "hostname").stdout.strip() == member.name
+        assert ssh(place, member.name, "cat", "/sys/class/net/eth0/address").stdout.strip() == member.hardware_address
     first = podman("ps", "--quiet").stdout
     grow(3)
     assert podman("ps", "--quiet").stdout == first

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from corebound import comm
-from corebound.comm import host_link, select, shm_handshake, shm_ops
+from corebound import comm, native_ccl
+from corebound.comm import ccl_group, host_link, select, shm_handshake, shm_ops
 from corebound.comm.base import Collectives
 from corebound.comm.hierarchical import HierarchicalCollectives
+from corebound.comm.peer_watch import PeerWatch
 from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_handshake import SegmentOptions
 from corebound.config import env
@@ -360,6 +361,57 @@ def hosts_of(name: str) -> list[list[int]]:
     group = GROUPS[name]
     assert isinstance(group, HierarchicalCollectives)
     return [list(members) for members in group.hosts]
+
+
+def carrier_of(name: str) -> str:
+    """Return what carries a hierarchical group's data between hosts."""
+    group = GROUPS[name]
+    assert isinstance(group, HierarchicalCollectives)
+    return group.carrier
+
+
+def check_sums_of_ccl(name: str, dtype: str, sizes: list[int]) -> list[str]:
+    """Sum tensors of all sizes; check them against the sum in fp64 and return digests, to compare ranks.
+
+    oneCCL chooses the order and rounds after every addition.
+    """
+    group = GROUPS.get(name)
+    if group is None:
+        return []
+    kind = getattr(torch, dtype)
+    digests = []
+    for num_elements in sizes:
+        if dtype == "int8":
+            generator = torch.Generator().manual_seed(num_elements)
+            parts = [torch.randint(-30, 30, (num_elements,), generator=generator).to(kind) for _ in group.ranks]
+        else:
+            parts = inputs(group, num_elements, kind, seed=num_elements)
+        own = parts[group.rank].clone()
+        assert group.all_reduce(own) is own
+        if dtype == "int8":
+            assert torch.equal(own, functools.reduce(operator.add, parts))
+        elif dtype == "int32":
+            assert torch.equal(own, expected_sum(parts))
+        else:
+            exact = functools.reduce(operator.add, [part.double() for part in parts])
+            size = functools.reduce(operator.add, [part.double().abs() for part in parts])
+            bound = size * (group.size - 1) * torch.finfo(kind).eps / 2 * 1.05 + torch.finfo(kind).tiny
+            assert bool(((own.double() - exact).abs() <= bound).all()), f"{dtype} x {num_elements}: off from fp64"
+        digests.append(digest(own))
+    return digests
+
+
+def open_alone(timeout_s: float) -> None:
+    """Make a communicator of two whose other member never comes."""
+    lib = native_ccl.library()
+    address = ctypes.create_string_buffer(lib.corebound_ccl_address_bytes())
+    assert lib.corebound_ccl_serve(address) == 0
+    ccl_group._open(lib, address.raw, 0, 2, timeout_s)
+
+
+def meet_alone(timeout_s: float) -> None:
+    """Make the connections of a group of two whose other member never comes."""
+    PeerWatch(dist.HashStore(), 0, 2, timeout_s)
 
 
 def check_level_sums(name: str, dtype: str, sizes: list[int], num_slices: int) -> list[str]:

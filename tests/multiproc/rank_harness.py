@@ -22,9 +22,25 @@ from typing import Any
 
 import pytest
 
+from corebound import native_ccl
+from corebound.native_ccl import CclUnavailableError
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "multiproc.rank_harness"])
 SHM = Path("/dev/shm")
+
+
+def _lack_of_ccl() -> str:
+    try:
+        native_ccl.require()
+    except CclUnavailableError as error:
+        return error.message
+    return ""
+
+
+# Not accepted by .ci/check_skips.py: `make setup` installs oneCCL and `make native` builds the binding.
+needs_ccl = pytest.mark.skipif(bool(_lack_of_ccl()), reason=f"oneCCL is not installed: {_lack_of_ccl()}")
+HOST_LINKS = [pytest.param("gloo"), pytest.param("ccl", marks=needs_ccl)]
 
 
 @dataclass(frozen=True)

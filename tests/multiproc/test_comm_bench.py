@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from corebound.cli.bench import bench
+from multiproc.rank_harness import needs_ccl
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.native]
 
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.multiproc, pytest.mark.native]
 def measured(*arguments: str) -> dict[tuple[str, str], dict[str, Any]]:
     result = CliRunner().invoke(bench, ["allreduce", "--json", *arguments])
     assert result.exit_code == 0, result.output
-    return {(row["provider"], row["entry"]): row for row in json.loads(result.stdout)["rows"]}
+    return {(row["provider"], row.get("host_link") or row["entry"]): row for row in json.loads(result.stdout)["rows"]}
 
 
 def test_every_provider_has_a_row_with_the_fixed_keys() -> None:
@@ -43,23 +44,30 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root: 
 
 
 @needs_root
+@needs_ccl
 def test_hosts_are_compared_with_the_bytes_that_cross_the_network_counted() -> None:
     rows = measured("--fake-hosts", "2", "--num-ranks", "4", "--bytes", "64KiB", "--rounds", "1")
-    assert set(rows) == {("gloo", "python"), ("hierarchical", "python")}
+    assert set(rows) == {("gloo", "python"), ("ccl", "python"), ("hierarchical", "gloo"), ("hierarchical", "ccl")}
     for row in rows.values():
         assert (row["num_ranks"], row["num_hosts"], row["bytes"]) == (4, 2, 65536)
         assert 0 < row["p10_us"] <= row["p50_us"] <= row["p99_us"]
     # Each host sends its sums once. In gloo's ring two links lie between hosts, each carrying 1.5 times the data.
-    assert 2 * 65536 <= rows["hierarchical", "python"]["network_bytes"] < 2 * 65536 * 1.05
-    assert 3 * 65536 <= rows["gloo", "python"]["network_bytes"] < 3 * 65536 * 1.05
+    for key, factor in ((("hierarchical", "gloo"), 2), (("hierarchical", "ccl"), 2), (("gloo", "python"), 3)):
+        assert rows[key]["bytes_between_hosts"] == factor * 65536
+        assert factor * 65536 <= rows[key]["network_bytes"] < factor * 65536 * 1.05
+    assert rows["ccl", "python"]["bytes_between_hosts"] is None
 
 
 @pytest.mark.bench
 @needs_root
+@needs_ccl
 @pytest.mark.parametrize("size", ["8KiB", "64KiB", "1MiB", "16MiB"])
-def test_hierarchical_is_faster_than_flat_gloo_on_two_hosts_of_two_ranks(size: str) -> None:
+def test_hierarchical_is_faster_than_flat_sums_on_two_hosts_of_two_ranks(size: str) -> None:
     rows = measured("--fake-hosts", "2", "--num-ranks", "4", "--bytes", size, "--rounds", "6")
-    assert rows["hierarchical", "python"]["p50_us"] < rows["gloo", "python"]["p50_us"]
+    assert rows["hierarchical", "ccl"]["p50_us"] < rows["gloo", "python"]["p50_us"]
+    assert rows["hierarchical", "gloo"]["p50_us"] < rows["gloo", "python"]["p50_us"]
+    if size != "8KiB":
+        assert rows["hierarchical", "ccl"]["p50_us"] < rows["ccl", "python"]["p50_us"]
 
 
 @pytest.mark.bench

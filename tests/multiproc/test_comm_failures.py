@@ -252,14 +252,6 @@ def test_a_segment_that_exists_is_never_taken_over(tmp_path: Path) -> None:
     assert second[1].endswith("corebound.test.segment: cannot create: File exists")
 
 
-def test_a_planned_provider_is_refused() -> None:
-    with start_ranks(1) as job:
-        job.start(tasks.join, "ccl")
-        (outcome,) = job.finish()
-        assert outcome.error_type == "CommError"
-        assert "not in this release" in outcome.error
-
-
 def test_a_forced_variant_that_does_not_exist_is_an_error_and_no_reason_to_use_gloo() -> None:
     with start_ranks(2, COREBOUND_ISA="avx9000") as job:
         job.start(tasks.join)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from multiproc import comm_tasks as tasks
-from multiproc.rank_harness import Ranks, start_hosts
+from multiproc.rank_harness import Ranks, needs_ccl, start_hosts
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.native]
 
@@ -25,13 +25,23 @@ SIZES = [0, 1, 3, 31, 33, 64, 129, 1000, 2047, 2049, 5001]
 LONG_SIZES = [40_001, 300_007, 1_100_003]
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+# Levels are the same over both; what differs is who sends to whom.
+JOBS = [pytest.param((layout, "gloo"), id=f"{layout}, gloo") for layout in LAYOUTS]
+JOBS += [
+    pytest.param((layout, "ccl"), id=f"{layout}, ccl", marks=needs_ccl)
+    for layout in ("two by two", "one and three", "three by two")
+]
+
+
+@pytest.fixture(scope="module", params=JOBS)
 def job(request: pytest.FixtureRequest) -> Iterator[Ranks]:
     """The ranks of a layout, in a world with default segments and a group with small ones."""
-    hosts = LAYOUTS[request.param]
-    with start_hosts(hosts) as ranks:
+    layout, link = request.param
+    hosts = LAYOUTS[layout]
+    with start_hosts(hosts, COREBOUND_HOST_LINK=link) as ranks:
         joined = ranks.run(tasks.join, "auto", timeout_s=60)
         assert {state["name"] for state in joined} == {"hierarchical"}
+        assert set(ranks.run(tasks.carrier_of, "world")) == {link}
         assert {tuple(map(tuple, hosts)) for hosts in ranks.run(tasks.hosts_of, "world")} == {
             tuple(tuple(members) for members in hosts)
         }

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from multiproc import comm_tasks as tasks
-from multiproc.rank_harness import Outcome, Ranks, start_hosts, start_ranks
+from multiproc.rank_harness import HOST_LINKS, Outcome, Ranks, start_hosts, start_ranks
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.native]
 
@@ -30,35 +30,40 @@ def outcomes_after_killing(job: Ranks, rank: int, operation: str, num_elements: 
     return outcomes
 
 
+@pytest.mark.parametrize("link", HOST_LINKS)
 @pytest.mark.parametrize(
     ("rank", "operation"), [(0, "all_reduce"), (1, "all_gather"), (2, "barrier"), (3, "all_reduce"), (3, "broadcast")]
 )
-def test_a_rank_killed_on_either_host_is_named_by_all_others_within_five_seconds(rank: int, operation: str) -> None:
-    with start_hosts(TWO_BY_TWO) as job:
+def test_a_rank_killed_on_either_host_is_named_by_all_others_within_five_seconds(
+    rank: int, operation: str, link: str
+) -> None:
+    with start_hosts(TWO_BY_TWO, COREBOUND_HOST_LINK=link) as job:
         for outcome in outcomes_after_killing(job, rank, operation):
             assert outcome.error_type == "PeerLostError", outcome
             assert f"hierarchical {operation} on rank" in outcome.error
             assert f"rank {rank} (host {rank // 2}" in outcome.error, outcome
 
 
-def test_a_killed_rank_is_named_when_one_rank_of_each_host_uses_the_network() -> None:
-    with start_hosts(TWO_BY_TWO) as job:
+@pytest.mark.parametrize("link", HOST_LINKS)
+def test_a_killed_rank_is_named_when_one_rank_of_each_host_uses_the_network(link: str) -> None:
+    with start_hosts(TWO_BY_TWO, COREBOUND_HOST_LINK=link) as job:
         for outcome in outcomes_after_killing(job, 2, "all_reduce", num_elements=16):
             assert outcome.error_type == "PeerLostError", outcome
             assert "rank 2 (host 1" in outcome.error, outcome
 
 
+@pytest.mark.parametrize("link", HOST_LINKS)
 @pytest.mark.parametrize("rank", [3, 2])
-def test_the_only_rank_of_a_host_is_named_although_nobody_saw_it_die(rank: int) -> None:
-    with start_hosts([[0, 1], [2], [3]]) as job:
+def test_the_only_rank_of_a_host_is_named_although_nobody_saw_it_die(rank: int, link: str) -> None:
+    with start_hosts([[0, 1], [2], [3]], COREBOUND_HOST_LINK=link) as job:
         for outcome in outcomes_after_killing(job, rank, "all_reduce"):
             assert outcome.error_type == "PeerLostError", outcome
             assert f"rank {rank} (host {rank - 1})" in outcome.error, outcome
 
 
-@pytest.fixture(scope="module")
-def job() -> Iterator[Ranks]:
-    with start_hosts(TWO_BY_TWO) as ranks:
+@pytest.fixture(scope="module", params=HOST_LINKS)
+def job(request: pytest.FixtureRequest) -> Iterator[Ranks]:
+    with start_hosts(TWO_BY_TWO, COREBOUND_HOST_LINK=request.param) as ranks:
         ranks.run(tasks.join, timeout_s=60)
         for name in ("late", "host", "split", "across", "left", "stopped"):
             ranks.run(tasks.make_group, name, [0, 1, 2, 3], tasks.PAGE, "hierarchical")
@@ -162,8 +167,9 @@ def test_too_little_shared_memory_on_one_host_means_gloo_for_all() -> None:
         job.run(tasks.call, "world", "all_reduce")
 
 
-def test_hosts_whose_processors_add_differently_still_hold_identical_bits() -> None:
-    with start_hosts(TWO_BY_TWO) as job:
+@pytest.mark.parametrize("link", HOST_LINKS)
+def test_hosts_whose_processors_add_differently_still_hold_identical_bits(link: str) -> None:
+    with start_hosts(TWO_BY_TWO, COREBOUND_HOST_LINK=link) as job:
         job.start(tasks.force_isa, "generic", ranks=[0, 1])
         job.finish(ranks=[0, 1])
         job.run(tasks.join, timeout_s=60)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from corebound.cli.launch_options import launch_options, spec_from_options
 from corebound.cli.tables import format_bytes, render_table
 from corebound.errors import CommError
 from corebound.launcher.launch import launch
-from corebound.launcher.spec import LaunchSpec
 
 _UNITS = {"": 1, "b": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
 _SIZE = re.compile(r"(\d+)\s*([a-z]*)", re.IGNORECASE)
@@ -29,9 +30,10 @@ METHOD = (
     "it, in plain C++; the better of plain and streaming stores."
 )
 HOSTS_METHOD = (
-    "microseconds a call on rank 0, CLOCK_MONOTONIC around each call; blocks of both rows alternate within every "
+    "microseconds a call on rank 0, CLOCK_MONOTONIC around each call; blocks of all rows alternate within every "
     "round, in rotating order, a barrier before each block. network: bytes of one call that arrive at any host "
-    "from another, by the kernel's count of every connection, headers of gloo included."
+    "from another, by the kernel's count of every connection, headers included; expected: what the algorithm should "
+    "send, without headers (oneCCL chooses its own)."
 )
 FAKE = "The hosts are pretended: groups of ranks of this machine with a /dev/shm each, talking over loopback. "
 
@@ -64,31 +66,45 @@ class SizeType(click.ParamType[int]):
     show_default=True,
     help="Type of the elements.",
 )
-@click.option("--num-ranks", type=click.IntRange(2, 64), default=2, show_default=True, help="Ranks on this machine.")
+@click.option("--num-ranks", type=click.IntRange(2, 64), help="Ranks on this machine, without --hostfile.  [2]")
 @click.option("--rounds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Blocks of each row.")
 @click.option(
     "--fake-hosts",
     type=click.IntRange(2, 16),
     help="Split the ranks into so many groups that share memory only among themselves, as hosts do, and compare the "
-    "hierarchical provider with flat gloo. All stay on this machine and talk over loopback. Needs root.",
+    "hierarchical provider with flat ones. All stay on this machine and talk over loopback. Needs root.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+@launch_options
 def allreduce(
-    sizes: tuple[int, ...], dtype: str, num_ranks: int, rounds: int, fake_hosts: int | None, as_json: bool
+    sizes: tuple[int, ...],
+    dtype: str,
+    num_ranks: int | None,
+    rounds: int,
+    fake_hosts: int | None,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """Time the all-reduce over pinned ranks: shared memory (native, and from Python), gloo, and the floor.
+
+    On several hosts: flat gloo, flat oneCCL, and hierarchical with gloo and with oneCCL between the hosts.
 
     \b
     Examples:
       corebound bench allreduce
       corebound bench allreduce --bytes 8KiB --bytes 32MiB --num-ranks 2 --json
       corebound bench allreduce --fake-hosts 2 --num-ranks 4
+      corebound bench allreduce --hostfile hosts
     """  # noqa: D301  click reads the \b
+    several = options["hostfile"] is not None
+    if several and (num_ranks or fake_hosts):
+        raise click.BadParameter("the hostfile says how many ranks run where", param_hint="--hostfile")
+    num_ranks = num_ranks or 2
     if fake_hosts and num_ranks <= fake_hosts:
         raise click.BadParameter(
             f"expected more ranks than the {fake_hosts} hosts, found {num_ranks}", param_hint="--num-ranks"
         )
-    defaults = DEFAULT_SIZES_OF_HOSTS if fake_hosts else DEFAULT_SIZES
+    defaults = DEFAULT_SIZES_OF_HOSTS if fake_hosts or several else DEFAULT_SIZES
     request = {
         "bytes": list(sizes) or [SizeType().convert(text, None, None) for text in defaults],
         "dtype": dtype,
@@ -96,7 +112,9 @@ def allreduce(
     }
     with contextlib.ExitStack() as stack:
         request["fake_hosts"] = stack.enter_context(_shared_memories(fake_hosts)) if fake_hosts else []
-        result, exit_code = run_ranks(request, num_ranks)
+        if not several and options["num_accelerators"] is None:
+            options["num_accelerators"] = num_ranks
+        result, exit_code = run_ranks(request, options)
     if exit_code:
         return exit_code
     if as_json:
@@ -116,20 +134,42 @@ def _shared_memories(num_hosts: int) -> Iterator[list[str]]:
         yield [str(place) for place in places]
 
 
-def run_ranks(request: dict[str, Any], num_ranks: int) -> tuple[dict[str, Any], int]:
+def run_ranks(request: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """Return what the ranks measured, and the exit code of the launch (the result is empty unless it is 0)."""
-    with tempfile.TemporaryDirectory(prefix="corebound-bench-") as directory:
-        output = Path(directory) / "result.json"
-        question = Path(directory) / "request.json"
-        question.write_text(json.dumps({**request, "output": str(output)}))
-        command = (sys.executable, "-m", "corebound.comm.bench_rank", "--request", str(question))
-        exit_code = launch(LaunchSpec(command=command, num_accelerators=num_ranks, bind_cores_to_rank=None))
-        if exit_code:
-            return {}, exit_code
-        if not output.is_file():
-            raise CommError("bench allreduce: the ranks ended without a result", hint="COREBOUND_LOG_LEVEL=debug")
-        method = f"{FAKE}{HOSTS_METHOD}" if request["fake_hosts"] else METHOD
-        return {**json.loads(output.read_text()), "method": method}, 0
+    command = (sys.executable, "-m", "corebound.comm.bench_rank", "--request", json.dumps(request))
+    spec = spec_from_options(command, bind_by_default=True, **options)
+    with _captured_stdout() as written:
+        exit_code = launch(spec)
+        text = written()
+    if exit_code:
+        return {}, exit_code
+    try:
+        result = json.loads(text)
+    except ValueError as error:
+        raise CommError(
+            "bench allreduce: the ranks ended without a result", hint="COREBOUND_LOG_LEVEL=debug"
+        ) from error
+    method = HOSTS_METHOD if "hierarchical" in result else METHOD
+    return {**result, "method": f"{FAKE if request['fake_hosts'] else ''}{method}"}, 0
+
+
+@contextlib.contextmanager
+def _captured_stdout() -> Iterator[Callable[[], str]]:
+    """Collect what ranks, wherever they are, write to standard output; yields what returns it."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 1)
+
+        def written() -> str:
+            file.seek(0)
+            return file.read().decode()
+
+        try:
+            yield written
+        finally:
+            os.dup2(saved, 1)
+            os.close(saved)
 
 
 def render(result: dict[str, Any]) -> str:
@@ -153,13 +193,14 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _hosts_table(result: dict[str, Any]) -> str:
-    header = ("size", "provider", "p10 us", "p50 us", "p90 us", "p99 us", "of gloo", "network")
+    header = ("size", "provider", "p10 us", "p50 us", "p90 us", "p99 us", "of gloo", "expected", "network")
     rows = [
         (
             format_bytes(row["bytes"]),
-            row["provider"],
+            f"{row['provider']} ({row['host_link']})" if row["host_link"] else row["provider"],
             *(row[f"p{p}_us"] for p in (10, 50, 90, 99)),
             f"{row['p50_us'] / row['gloo_us']:.2f}x",
+            "-" if row["bytes_between_hosts"] is None else f"{row['bytes_between_hosts']} B",
             f"{row['network_bytes']} B",
         )
         for row in result["rows"]

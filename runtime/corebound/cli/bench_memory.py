@@ -10,11 +10,20 @@ from corebound.cli.tables import render_table
 from corebound.kernels.memory_probe import ReadBandwidth, bytes_beyond_caches, core_sets, measure_read
 from corebound.topology import format_cpu_list, read_topology
 
+_MIN_BYTES = 1 << 20  # of each thread
+
 
 @click.command()
 @click.option("--repetitions", default=9, show_default=True, type=click.IntRange(1), help="Reads of each buffer.")
+@click.option("--whole-machine", is_flag=True, help="Measure all allowed cores together only.")
+@click.option(
+    "--max-gib",
+    type=click.FloatRange(0, min_open=True),
+    metavar="GIB",
+    help="Read at most so much; below eight times the caches the figure is too high.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def memory(repetitions: int, as_json: bool) -> None:
+def memory(repetitions: int, whole_machine: bool, max_gib: float | None, as_json: bool) -> None:
     """Measure how fast memory is read by one core, by the cores of each NUMA node and by all allowed cores.
 
     Every token that is decoded reads all weights once, so this is the most that decode can reach. The figure is the
@@ -24,12 +33,16 @@ def memory(repetitions: int, as_json: bool) -> None:
     Examples:
       corebound bench memory
       corebound bench memory --json | jq '.rows[-1].read_gb_per_s'
+      corebound bench memory --whole-machine --max-gib 2 --repetitions 3    beside other work
       taskset -c 0-7 corebound bench memory    the first eight CPUs only
     """  # noqa: D301  click reads the \b
     topology = read_topology()
     results = []
-    for cpus in core_sets(topology):
+    sets = core_sets(topology)
+    for cpus in sets[-1:] if whole_machine else sets:
         size = bytes_beyond_caches(topology, cpus)
+        if max_gib is not None:
+            size = min(size, max(_MIN_BYTES, int(max_gib * (1 << 30)) // len(cpus)))
         results.append(measure_read(cpus, bytes_per_thread=size, num_repetitions=repetitions))
     click.echo(json.dumps({"rows": [_row(result) for result in results]}, indent=2) if as_json else _table(results))
 

@@ -42,6 +42,7 @@ LIVE_CHECKS: tuple[CheckFunction, ...] = (
     software.isa_active,
     software.register_state,
     software.native_libraries,
+    software.one_ccl,
     software.torch,
     software.packages,
     software.kernels,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -19,14 +21,13 @@ from corebound.launcher.hosts import topology_reader
 from corebound.launcher.launch import report
 from corebound.launcher.plan import plan
 from corebound.launcher.spec import LaunchSpec
-from corebound.models import ModelDescription, describe, resolve_model, verify_manifest
+from corebound.models import ModelDescription, describe, model_listing, resolve_model, verify_manifest
+from corebound.models.manifest import MAX_VERIFIED_BYTES
 from corebound.models.resolve import DEMO
 from corebound.sharding import shard_plan
 from corebound.topology.native_report import native_active_isa
 
 RANK_COMMAND = (sys.executable, "-m", "corebound.engine.rank_main")
-# Reading a file for its digest takes as long as loading it, so only small models are checked every time.
-_MAX_VERIFIED_BYTES = 1 << 30
 
 
 def _dashes(name: str) -> str:
@@ -79,9 +80,11 @@ def generate(
     texts = _prompts(prompts, prompt_file)
     model_dir = resolve_model(_named(model))
     description = describe(model_dir)
-    verify_manifest(model_dir, max_bytes=_MAX_VERIFIED_BYTES)
+    verify_manifest(model_dir, max_bytes=MAX_VERIFIED_BYTES)
     job = {
         "model": str(model_dir),
+        "model_listing": model_listing(model_dir),
+        "verified_on": socket.gethostname(),
         "dtype": dtype,
         "prompts": texts,
         "params": params.to_json(),
@@ -104,9 +107,13 @@ def generate(
 
 
 def _has_explained(outcome: LaunchOutcome) -> bool:
-    """Return whether a rank has refused the request and said why: that is no failure of the rank to report."""
+    """Return whether there is no failure of a rank to report: it has said why, or the reader of its text has left."""
     failure = outcome.failure
-    return failure is not None and failure.exit_code == EXIT_CONFIG and failure.rank is not None and bool(failure.tail)
+    if failure is None or failure.rank is None:
+        return False
+    if failure.rank == 0 and failure.exit_code == 128 + signal.SIGPIPE:
+        return True
+    return failure.exit_code == EXIT_CONFIG and bool(failure.tail)
 
 
 def check_ranks(description: ModelDescription, spec: LaunchSpec) -> None:

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
+from corebound.config import env as environment
 from corebound.config.suggest import require_choice
+from corebound.launcher.allocation import allocated_hosts
 from corebound.launcher.spec import LAUNCHERS, LaunchSpec
 from corebound.logs import get_logger
 
@@ -43,7 +45,12 @@ def _option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
 _PATH = click.Path(path_type=Path)
 # In the order of the help text.
 _OPTIONS = (
-    _option("-H", "--hostfile", type=_PATH, help="File with `host slots=N` lines; without it, this machine alone."),
+    _option(
+        "-H",
+        "--hostfile",
+        type=_PATH,
+        help="File with `host slots=N` lines; without it, this machine alone, or Slurm's nodes.",
+    ),
     _option("-i", "--include", metavar="SPEC", help="Hosts and slots to use: NAME[:slot,slot...]@NAME..."),
     _option("-e", "--exclude", metavar="SPEC", help="Hosts and slots to leave out, in the same form."),
     _option("--num_nodes", type=int, metavar="N", help="Use the first N hosts of the hostfile."),
@@ -131,6 +138,8 @@ def spec_from_options(
     for name in ("module", "no_python", "no_local_rank"):
         if options.pop(name, False):
             _log.warning("--%s has no effect here: this command runs no script", name)
+    if options.get("launcher") == "slurm" and options.get("hostfile") is None:
+        options["hosts"] = allocated_hosts(environment.snapshot())
     bind_cores: bool | None = options.pop("bind_cores_to_rank", None)
     if bind_cores is None and not bind_by_default:
         bind_cores = False

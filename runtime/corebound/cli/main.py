@@ -12,6 +12,9 @@ from corebound import __version__, logs
 from corebound.cli.lazy_group import LazyGroup
 from corebound.config import env
 from corebound.errors import EXIT_CONFIG, ConfigError, CoreboundError
+from corebound.logs import get_logger
+
+_log = get_logger(__name__)
 
 # Verb -> (module that holds its click command under the same name, one line of help). Modules load on use, so that
 # torch is imported only by the verbs that compute.
@@ -38,6 +41,8 @@ def cli() -> None:
       corebound run --bind_cores_to_rank script.py
     """  # noqa: D301  click reads the \b
     logs.setup(env.settings().log_level)
+    for name in env.unknown_variables():
+        _log.warning("environment variable %s has no effect: Corebound knows no such name", name)
 
 
 def main(argv: list[str] | None = None) -> int:

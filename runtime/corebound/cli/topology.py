@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 from collections import Counter
 from typing import Any
 
 import click
 
 from corebound.cli.tables import count, format_bytes, render_table
-from corebound.topology import Topology, format_cpu_list, read_topology
+from corebound.config import env
+from corebound.errors import ConfigError
+from corebound.topology import ProcessPlace, Topology, format_cpu_list, read_process_place, read_topology
 
 
 @click.command()
@@ -21,8 +24,9 @@ from corebound.topology import Topology, format_cpu_list, read_topology
     metavar="DIR",
     help="Read DIR/sys and DIR/proc in place of this machine's.",
 )
+@click.option("--process", is_flag=True, help="Show only where this process may run: its CPUs and memory policy.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: everything that is known, sizes in bytes.")
-def topology(root: str, as_json: bool) -> None:
+def topology(root: str, process: bool, as_json: bool) -> None:
     """Show CPUs, sockets, NUMA nodes, caches, memory and instruction sets, as this process may use them.
 
     \b
@@ -31,7 +35,17 @@ def topology(root: str, as_json: bool) -> None:
       corebound topology --json | jq '.nodes[].cpus'
       taskset -c 0-7 corebound topology      what a process bound to 8 CPUs would see
       corebound topology --root /tmp/dump    a copied /sys and /proc of another machine
+      corebound run --bind_cores_to_rank --no_python corebound topology --process    what each rank really got
     """  # noqa: D301 - click reads this backspace
+    if process:
+        if root != "/":
+            raise ConfigError(
+                f"--process and --root {root} cannot be used together: a copied tree has no process of ours"
+            )
+        # One line, written at once: the ranks of a launch all print.
+        place = process_to_json(read_process_place())
+        click.echo(json.dumps(place) if as_json else _process_line(place))
+        return
     found = read_topology(root)
     if as_json:
         click.echo(json.dumps(to_json(found, root), indent=2))
@@ -52,6 +66,30 @@ def to_json(found: Topology, root: str = "/") -> dict[str, Any]:
         "best_isa": found.isa.best,
         "hbm_nodes": [{"node": node, "hbm_node": near} for node, near in hbm.items() if near is not None],
     }
+
+
+def process_to_json(place: ProcessPlace) -> dict[str, Any]:
+    """Return where this process may run as JSON types, with its place in a launch: rank None is none."""
+    rank = env.rank_environment()
+    environ = env.snapshot()
+    threads = environ.get("OMP_NUM_THREADS", "")
+    return {
+        "host": platform.node(),
+        "rank": rank.rank if rank else None,
+        "local_rank": rank.local_rank if rank else None,
+        **dataclasses.asdict(place),
+        "num_threads": int(threads) if threads.isdecimal() else None,
+    }
+
+
+def _process_line(place: dict[str, Any]) -> str:
+    who = "" if place["rank"] is None else f"rank {place['rank']} "
+    policy = place["memory_policy"] + (f" ({place['policy_error']})" if place["policy_error"] else "")
+    threads = "" if place["num_threads"] is None else f", {count(place['num_threads'], 'thread')}"
+    return (
+        f"{who}on {place['host']}: CPUs {format_cpu_list(place['cpus'])}{threads}, "
+        f"memory policy {policy}, nodes {format_cpu_list(place['memory_nodes'])}"
+    )
 
 
 def render(found: Topology) -> str:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from corebound.comm import rendezvous, select
 from corebound.comm.base import Collectives, as_timedelta, check_timeout
+from corebound.comm.quiet import gloo_greeting_on_stderr
 from corebound.config import env
 from corebound.errors import CommError
 
@@ -27,10 +28,9 @@ def init_distributed(timeout_s: float | None = None, *, provider: str | None = N
     timeout_s = check_timeout(settings.comm_timeout_s if timeout_s is None else timeout_s)
     if dist.is_initialized():
         return create(None, timeout_s, provider=provider)
-    select.check_provider(provider)
     place = env.rank_environment()
     if place is None or place.world_size == 1:
-        return select.single(provider)
+        return select.single()
     group = rendezvous.join(place, timeout_s)
     return select.create(group, provider, timeout_s, job_id=place.job_id, owns_group=True)
 
@@ -65,8 +65,9 @@ def new_group(
     if sorted(set(ranks)) != sorted(ranks) or not ranks or not all(0 <= rank < world_size for rank in ranks):
         raise CommError(f"new_group: expected distinct ranks from 0 to {world_size - 1}, found {list(ranks)}")
     if not dist.is_initialized():
-        return select.single(provider or settings.comm)
-    group = dist.new_group(sorted(ranks), timeout=as_timedelta(timeout_s), backend="gloo")
+        return select.single()
+    with gloo_greeting_on_stderr():
+        group = dist.new_group(sorted(ranks), timeout=as_timedelta(timeout_s), backend="gloo")
     if not isinstance(group, dist.ProcessGroup):
         return None
     return select.create(group, provider or settings.comm, timeout_s, job_id=_job_id(), owns_group=True)

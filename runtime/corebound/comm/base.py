@@ -35,7 +35,7 @@ class Collectives(Protocol):
 
     @property
     def name(self) -> str:
-        """The provider: `shm`, `hierarchical`, `gloo` or `single`."""
+        """The provider: `shm`, `hierarchical`, `ccl`, `gloo` or `single`."""
 
     @property
     def rank(self) -> int:

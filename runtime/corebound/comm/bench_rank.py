@@ -1,7 +1,6 @@
 """One rank of `corebound bench allreduce`: times floor, shared memory and gloo in alternation and writes JSON.
 
-Run it on every rank: `python -m corebound.comm.bench_rank --request FILE`. Rank 0 writes the result into the file that
-the request names.
+Run it on every rank: `python -m corebound.comm.bench_rank --request JSON`. Rank 0 writes the result to standard output.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import mmap
 import os
 import secrets
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +29,7 @@ from corebound import native
 from corebound.comm import bench_hosts, fake_hosts, shm_ops
 from corebound.comm.base import Collectives
 from corebound.comm.hierarchical import HierarchicalCollectives
-from corebound.comm.rank_process import run_rank
+from corebound.comm.rank_process import leave, run_rank
 from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_handshake import MIB, SegmentOptions, SharedMemoryUnavailableError, too_small
 from corebound.comm.shm_stale import floor_name
@@ -211,8 +211,8 @@ def aligned_zeros(num_bytes: int) -> torch.Tensor:
 def main() -> int:
     """Measure what the request asks for; return the exit code."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--request", type=Path, required=True)
-    request = json.loads(parser.parse_args().request.read_text())
+    parser.add_argument("--request", type=json.loads, required=True)
+    request = parser.parse_args().request
     return run_rank(lambda group: _answer(request, group), lambda: _enter_fake_host(request["fake_hosts"]))
 
 
@@ -230,15 +230,36 @@ def _answer(request: dict[str, Any], group: Collectives) -> None:
     torch.set_num_threads(1)
     dtype, num_rounds = DTYPES[request["dtype"]], request["rounds"]
     if isinstance(group, HierarchicalCollectives):
-        details = {"hosts": group.hosts, "rules": [[str(limit), number] for limit, number in group.rules]}
-        rows = [row for size in request["bytes"] for row in bench_hosts.measure(group, dtype, size, num_rounds)]
+        rows, details = _measure_hosts(request, group, place.job_id)
     else:
         details = group.details if isinstance(group, ShmCollectives) else {}
         rows = [row for size in request["bytes"] for row in measure(group, dtype, size, num_rounds, place.job_id)]
     if group.rank == 0:
-        Path(request["output"]).write_text(json.dumps({"rows": rows, group.name: details}))
+        sys.stdout.write(json.dumps({"rows": rows, group.name: details}))
+        sys.stdout.flush()
     group.barrier()
 
 
+def _measure_hosts(
+    request: dict[str, Any], group: HierarchicalCollectives, job_id: str
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    found, made = bench_hosts.contenders(group, job_id, env.settings().comm_timeout_s)
+    with ExitStack() as stack:
+        for other in made:
+            stack.enter_context(closing(other))
+        rows = [
+            row
+            for size in request["bytes"]
+            for row in bench_hosts.measure(group, found, DTYPES[request["dtype"]], size, request["rounds"])
+        ]
+        group.barrier()
+    details = {
+        "hosts": group.hosts,
+        "host_link": group.carrier,
+        "rules": [[str(limit), number] for limit, number in group.rules],
+    }
+    return rows, details
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -10,13 +10,14 @@ import json
 import re
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch.distributed.distributed_c10d import Store
 
 from corebound.comm import shm_ops
-from corebound.comm.host_link import LinkError
+from corebound.comm.link_transport import LinkError
 from corebound.errors import CommError
 from corebound.logs import get_logger
 
@@ -44,7 +45,7 @@ class Note:
     certain: bool = False
 
 
-def conclude(own: Note, notes: dict[int, Note], host_of: dict[int, int]) -> Note:
+def conclude(own: Note, notes: dict[int, Note], host_of: Mapping[int, str]) -> Note:
     """Return the account to believe, given the notes found so far (the own one among them)."""
     for note in sorted(notes.values(), key=lambda note: note.rank):
         if note.certain:
@@ -67,9 +68,9 @@ def conclude(own: Note, notes: dict[int, Note], host_of: dict[int, int]) -> Note
 
 
 class FaultBoard:
-    """The notes of one group, under a prefix of the launch's store."""
+    """The notes of one group, under a prefix of the launch's store. `host_of` gives each rank the name of its host."""
 
-    def __init__(self, store: Store, host_of: dict[int, int]) -> None:
+    def __init__(self, store: Store, host_of: Mapping[int, str]) -> None:
         self._store = store
         self._host_of = host_of
         self._store_gone = False
@@ -121,7 +122,7 @@ class FaultBoard:
         return True
 
 
-def shm_note(error: CommError, rank: int, call: str, host_of: dict[int, int]) -> Note:
+def shm_note(error: CommError, rank: int, call: str, host_of: Mapping[int, str]) -> Note:
     """Return the account of a member whose own host's group failed: it saw the culprit unless it was told."""
     code = shm_ops.code_of(error)
     text = _PREFIX.sub("", error.message)
@@ -134,9 +135,9 @@ def shm_note(error: CommError, rank: int, call: str, host_of: dict[int, int]) ->
     return Note(rank=rank, code=code, text=text, call=call, suspects=suspects)
 
 
-def link_note(error: LinkError, rank: int, peer: int, call: str, limit_s: float) -> Note:
-    """Return the account of a member whose exchange with rank `peer` on host `error.host` failed."""
-    where = f"rank {peer} (host {error.host})"
+def link_note(error: LinkError, rank: int, peer: int, call: str, limit_s: float, host_of: Mapping[int, str]) -> Note:
+    """Return the account of a member whose exchange with rank `peer`, on host `error.host`, failed."""
+    where = f"rank {peer} (host {host_of[peer]})"
     text = f"waited {limit_s:g} s for {where}" if error.timed_out else f"lost the connection to {where}"
     code = shm_ops.TIMED_OUT if error.timed_out else shm_ops.PEER_LOST
     return Note(rank=rank, code=code, text=text, call=call, suspects=(peer,))

@@ -21,8 +21,9 @@ from corebound.comm import hierarchical_op, shm_ops
 from corebound.comm.base import check_root, check_timeout
 from corebound.comm.faults import GRACE_S, SECOND_HAND_GRACE_S, FaultBoard, link_note, shm_note
 from corebound.comm.gloo import GlooCollectives
-from corebound.comm.host_link import HostLink, LinkError
+from corebound.comm.host_link import HostLink
 from corebound.comm.hosts import Hosts
+from corebound.comm.link_transport import LinkError
 from corebound.comm.objects import broadcast_object
 from corebound.comm.shm import ShmCollectives
 from corebound.errors import CommError
@@ -35,12 +36,18 @@ _GATHER_EXTRA_S = 2.5
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
-    """The groups that one member belongs to. `local` is None alone on a host, `link` None for an owner of no slice."""
+    """The groups that one member belongs to. `local` is None alone on a host, `link` None for an owner of no slice.
+
+    `names` are what messages call the hosts, `carrier` is what carries data between them, and `reason` why.
+    """
 
     hosts: Hosts
+    names: tuple[str, ...]
     local: ShmCollectives | None
     link: HostLink | None
     board: FaultBoard
+    carrier: str
+    reason: str
 
 
 class _Limit:
@@ -80,6 +87,8 @@ class HierarchicalCollectives:
         self.local_rank = levels.hosts[self.host].index(gloo.rank)
         self.max_slices = min(map(len, levels.hosts))
         self.rules: list[tuple[float, int]] = [(math.inf, self.max_slices)]
+        self.carrier = levels.carrier
+        self.carrier_reason = levels.reason
         self._gloo = gloo
         self._local = levels.local
         self._link = levels.link
@@ -89,6 +98,7 @@ class HierarchicalCollectives:
         self._broken: tuple[int, str] | None = None
         self._closed = False
         self._host_of = {self.ranks[place]: host for host, members in enumerate(levels.hosts) for place in members}
+        self._name_of = {rank: levels.names[host] for rank, host in self._host_of.items()}
         self.handle = hierarchical_op.register(self)
 
     def all_reduce(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
@@ -241,9 +251,10 @@ class HierarchicalCollectives:
         me, call = self.ranks[self.rank], operation + what
         _LOGGER.debug("hierarchical %s on rank %d: %s", call, me, error)
         if isinstance(error, LinkError):
-            note = link_note(error, me, self.ranks[self.hosts[error.host][self.local_rank]], call, limit_s)
+            peer = self.ranks[self.hosts[error.host][self.local_rank]]
+            note = link_note(error, me, peer, call, limit_s, self._name_of)
         else:
-            note = shm_note(error, me, call, self._host_of)
+            note = shm_note(error, me, call, self._name_of)
         if note.certain:
             # The account comes first: whoever is woken by the abort finds it.
             self._board.publish(me, note)
@@ -256,9 +267,9 @@ class HierarchicalCollectives:
             second_hand = note.code == shm_ops.ELSEWHERE
             account = self._board.settle(note, SECOND_HAND_GRACE_S if second_hand else GRACE_S)
             self._board.publish(me, replace(account, certain=True))
-        by = "" if account.rank == me else f", says rank {account.rank} (host {self._host_of[account.rank]})"
+        by = "" if account.rank == me else f", says rank {account.rank} (host {self._name_of[account.rank]})"
         code = shm_ops.PEER_LOST if account.code == shm_ops.ELSEWHERE else account.code
-        return code, f"hierarchical {operation} on rank {me} (host {self.host}): {account.text}{by}"
+        return code, f"hierarchical {operation} on rank {me} (host {self._name_of[me]}): {account.text}{by}"
 
     def _sum_by_gloo(self, tensor: torch.Tensor, timeout_s: float | None) -> torch.Tensor:
         if tensor.dtype not in self._told_unsupported:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import secrets
 import time
+from collections.abc import Sequence
 
 import torch
 from torch._C._distributed_c10d import ProcessGroupGloo
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
-from corebound.comm import shm_handshake, shm_ops
+from corebound.comm import carrier, shm_handshake, shm_ops
 from corebound.comm.base import as_timedelta, from_torch_error
+from corebound.comm.carrier import Carrier
 from corebound.comm.faults import FaultBoard
 from corebound.comm.gloo import GlooCollectives
 from corebound.comm.hierarchical import HierarchicalCollectives, Levels
 from corebound.comm.host_link import HostLink
 from corebound.comm.hosts import Hosts
+from corebound.comm.quiet import gloo_greeting_on_stderr
 from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_handshake import SegmentOptions, SharedMemoryUnavailableError
 
@@ -30,29 +33,48 @@ _CLEAR_GAIN = 0.93
 
 
 def connect(
-    gloo: GlooCollectives, hosts: Hosts, *, alike: bool, job_id: str, timeout_s: float, options: SegmentOptions
+    gloo: GlooCollectives,
+    hosts: Hosts,
+    *,
+    alike: bool,
+    job_id: str,
+    timeout_s: float,
+    options: SegmentOptions,
+    host_link: str | None = None,
 ) -> HierarchicalCollectives:
-    """Return the collectives of members on several hosts. Every member calls it.
+    """Return the collectives of members on several hosts. Every member calls it. `host_link` is as in carrier.connect.
 
     Raises: SharedMemoryUnavailableError, on all members alike, when some host's ranks cannot share memory.
     """
     shm_ops.load()
     store = PrefixStore(f"corebound/hierarchical/{gloo.broadcast_object(secrets.token_hex(8))}", _get_default_store())
     host = next(number for number, members in enumerate(hosts) if gloo.rank in members)
+    cards = shm_handshake.exchange(gloo, {})
     local = _connect_host(gloo, hosts[host], PrefixStore(f"host{host}", store), job_id, timeout_s, options)
     if local:
         shm_ops.library().corebound_comm_let_sleep(local.handle)
     local_rank = hosts[host].index(gloo.rank)
-    link = None
-    if len(hosts) > 1 and local_rank < min(map(len, hosts)):
-        link_store = PrefixStore(f"slice{local_rank}", store)
-        link = HostLink(link_store, host, len(hosts), timeout_s, alike=alike)
-    host_of = {gloo.ranks[place]: number for number, members in enumerate(hosts) for place in members}
-    board = FaultBoard(PrefixStore("faults", store), host_of)
-    levels = Levels(hosts=hosts, local=local, link=link, board=board)
+    link, chosen = None, Carrier("none", "one host", None)
+    if len(hosts) > 1:
+        link_store = PrefixStore(f"slice{local_rank}", store) if local_rank < min(map(len, hosts)) else None
+        chosen = carrier.connect(gloo, link_store, host, len(hosts), timeout_s, host_link)
+        if chosen.transport:
+            link = HostLink(chosen.transport, host, len(hosts), alike=alike)
+    names = host_names(hosts, [card["host"] for card in cards])
+    name_of = {gloo.ranks[place]: name for name, members in zip(names, hosts, strict=True) for place in members}
+    board = FaultBoard(PrefixStore("faults", store), name_of)
+    levels = Levels(
+        hosts=hosts, names=names, local=local, link=link, board=board, carrier=chosen.name, reason=chosen.reason
+    )
     group = HierarchicalCollectives(gloo, levels, timeout_s)
     group.rules = probe(group, _PROBE_BUDGET_S)
     return group
+
+
+def host_names(hosts: Hosts, hostnames: Sequence[str]) -> tuple[str, ...]:
+    """Return what to call each host: its own name, or its number where two have the same. `hostnames` is by member."""
+    names = tuple(hostnames[members[0]] for members in hosts)
+    return names if len(set(names)) == len(names) else tuple(map(str, range(len(hosts))))
 
 
 def probe(group: HierarchicalCollectives, budget_s: float) -> list[tuple[float, int]]:
@@ -100,7 +122,8 @@ def _connect_host(
     if len(members) > 1:
         ranks = [gloo.ranks[place] for place in members]
         try:
-            backend = ProcessGroupGloo(store, members.index(gloo.rank), len(members), as_timedelta(timeout_s))
+            with gloo_greeting_on_stderr():
+                backend = ProcessGroupGloo(store, members.index(gloo.rank), len(members), as_timedelta(timeout_s))
         except (RuntimeError, ValueError) as failure:
             raise from_torch_error(failure, operation="connecting the host's ranks", rank=gloo.rank) from failure
         own = GlooCollectives(backend, timeout_s, ranks=ranks)
@@ -114,5 +137,7 @@ def _connect_host(
     verdicts = shm_handshake.exchange(gloo, {"error": error, "hint": hint})
     if local and any(verdict["error"] for verdict in verdicts):
         local.close()
-    shm_handshake.raise_first_error(gloo, verdicts)
+    for verdict in verdicts:
+        if verdict["error"]:
+            raise SharedMemoryUnavailableError(verdict["error"], hint=verdict["hint"])
     return local

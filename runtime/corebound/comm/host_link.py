@@ -1,87 +1,72 @@
-"""Between hosts: one member of each exchanges tensors with its counterparts, directly, over gloo's connections.
+"""Between hosts: one member of each exchanges tensors with its counterparts, directly, over gloo or oneCCL.
 
-gloo's own all-reduce rounds at every hop and in an order that depends on the place in the message. Here every host's
-part arrives as it is and is added in the order of the hosts, in fp32, rounded once.
+Their own all-reduce rounds at every hop and in an order that depends on the place in the message. Here every host's
+part arrives as it is and is added in the order of the hosts, in fp32, rounded once, whatever carries it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import zlib
 from typing import Any
 
 import torch
-from torch._C._distributed_c10d import ProcessGroupGloo
-from torch.distributed.distributed_c10d import Store
 
 from corebound.comm import shm_ops
-from corebound.comm.base import as_timedelta, from_torch_error
-from corebound.errors import CommError, CommTimeoutError
+from corebound.comm.link_transport import LinkTransport
 
 MIB = 1024 * 1024
 # Longer slices go in pieces, each added while the next is on its way, which bounds what a link holds beside the data.
 # Every piece costs a handshake between threads that may have to wait for a processor, so pieces are not small.
 _PIECE_BYTES = 8 * MIB
 # With three hosts or more, longer slices are added by one host per part and returned: fewer bytes, one step more.
-_OWNERS_FROM_BYTES = 64 * 1024
+OWNERS_FROM_BYTES = 64 * 1024
 _LINE_BYTES = 64
-
-
-class LinkError(CommError):
-    """The exchange with the counterpart on host `host` failed."""
-
-    def __init__(self, host: int, error: CommError) -> None:
-        super().__init__(error.message)
-        self.host = host
-        self.timed_out = isinstance(error, CommTimeoutError)
 
 
 class HostLink:
     """The connections of one member to its counterparts; `host` is its own place among `num_hosts`.
 
     `alike` says that all hosts add in the same way: then each may add for itself and hold the same bits. Every member
-    makes the same calls; `kind` keeps calls that differ from being taken for one another.
+    makes the same calls.
 
     Raises (every operation): LinkError naming the host that did not answer. The link is then to be closed.
     """
 
-    def __init__(self, store: Store, host: int, num_hosts: int, timeout_s: float, *, alike: bool) -> None:
+    def __init__(self, transport: LinkTransport, host: int, num_hosts: int, *, alike: bool) -> None:
+        self.transport = transport.name
         self.host = host
         self.num_hosts = num_hosts
         self._others = [other for other in range(num_hosts) if other != host]
         self._alike = alike
         self._workspace = torch.empty(0, dtype=torch.uint8)
-        self._failed: list[Any] = []
-        try:
-            self._group: Any = ProcessGroupGloo(store, host, num_hosts, as_timedelta(timeout_s))
-        except (RuntimeError, ValueError) as error:
-            raise from_torch_error(error, operation="connecting the hosts", rank=host) from error
+        self._transport = transport
 
     def all_reduce(self, x: torch.Tensor, timeout_s: float) -> None:
         """Replace the contiguous vector `x` by its sum over the hosts."""
-        kind = _tag("all_reduce", x.numel(), x.dtype)
-        if not self._alike or (self.num_hosts > 2 and x.nbytes >= _OWNERS_FROM_BYTES):
-            self._sum_by_owners(x, kind, timeout_s)
+        label = _label("all_reduce", x)
+        if not self._alike or (self.num_hosts > 2 and x.nbytes >= OWNERS_FROM_BYTES):
+            self._sum_by_owners(x, label, timeout_s)
         else:
-            self._sum_everywhere(x, kind, timeout_s)
+            self._sum_everywhere(x, label, timeout_s)
 
     def all_gather(self, x: torch.Tensor, timeout_s: float) -> torch.Tensor:
         """Return the contiguous `x` of every host, stacked."""
         gathered = x.new_empty((self.num_hosts, *x.shape))
         gathered[self.host] = x
-        kind = _tag("all_gather", x.numel(), x.dtype)
+        label = _label("all_gather", x)
         receives = [(other, gathered[other].view(-1)) for other in self._others]
-        self._wait(self._start([(other, x.view(-1)) for other in self._others], receives, kind), timeout_s)
+        self._transport.wait(
+            self._transport.start([(other, x.view(-1)) for other in self._others], receives, label), timeout_s
+        )
         return gathered
 
     def broadcast(self, x: torch.Tensor, root: int, timeout_s: float) -> None:
         """Replace the contiguous `x` by that of host `root`, which sends it to each host once."""
-        kind = _tag("broadcast", x.numel(), x.dtype)
+        label = _label("broadcast", x)
         data = x.view(-1)
         sends = [(other, data) for other in self._others] if self.host == root else []
         receives = [] if self.host == root else [(root, data)]
-        self._wait(self._start(sends, receives, kind), timeout_s)
+        self._transport.wait(self._transport.start(sends, receives, label), timeout_s)
 
     def barrier(self, timeout_s: float) -> None:
         """Return when every host has called it."""
@@ -89,33 +74,31 @@ class HostLink:
 
     def close(self) -> None:
         """Close the connections, which the counterparts notice at once."""
-        # What has failed is kept alive until the connections are gone: gloo may still write into it.
-        self._group = None
-        self._failed.clear()
+        self._transport.close()
 
-    def _sum_everywhere(self, x: torch.Tensor, kind: int, timeout_s: float) -> None:
+    def _sum_everywhere(self, x: torch.Tensor, label: str, timeout_s: float) -> None:
         pieces = x.split(max(1, _PIECE_BYTES // x.itemsize))
         num_rooms = min(2, len(pieces))
         num_bytes = num_rooms * len(self._others) * pieces[0].nbytes
         room = self._room(num_bytes).view(x.dtype).view(num_rooms, len(self._others), -1)
 
-        def start(number: int) -> tuple[list[tuple[int, Any]], torch.Tensor]:
+        def start(number: int) -> tuple[Any, torch.Tensor]:
             piece = pieces[number]
             rows = room[number % num_rooms, :, : piece.numel()]
-            works = self._start(
-                [(other, piece) for other in self._others], list(zip(self._others, rows.unbind(0), strict=True)), kind
+            works = self._transport.start(
+                [(other, piece) for other in self._others], list(zip(self._others, rows.unbind(0), strict=True)), label
             )
             return works, rows
 
         works, rows = start(0)
         for number, piece in enumerate(pieces):
             ahead = start(number + 1) if number + 1 < len(pieces) else None
-            self._wait(works, timeout_s)
+            self._transport.wait(works, timeout_s)
             self._add(piece, rows)
             if ahead:
                 works, rows = ahead
 
-    def _sum_by_owners(self, x: torch.Tensor, kind: int, timeout_s: float) -> None:
+    def _sum_by_owners(self, x: torch.Tensor, label: str, timeout_s: float) -> None:
         share = -(-x.numel() // self.num_hosts)
         line = _LINE_BYTES // x.itemsize
         share = -(-share // line) * line
@@ -124,12 +107,12 @@ class HostLink:
         theirs = [(other, parts[other]) for other in self._others if parts[other].numel()]
         rows = self._room(len(self._others) * own.nbytes).view(x.dtype).view(len(self._others), -1)
         to_add = list(zip(self._others, rows.unbind(0), strict=True)) if own.numel() else []
-        self._wait(self._start(theirs, to_add, kind), timeout_s)
+        self._transport.wait(self._transport.start(theirs, to_add, label), timeout_s)
         sums = []
         if own.numel():
             self._add(own, rows)
             sums = [(other, own) for other in self._others]
-        self._wait(self._start(sums, theirs, kind), timeout_s)
+        self._transport.wait(self._transport.start(sums, theirs, label), timeout_s)
 
     def _add(self, own: torch.Tensor, rows: torch.Tensor) -> None:
         """Replace `own` by the sum of all hosts' parts, in the order of the hosts; `rows` are the others'."""
@@ -148,35 +131,7 @@ class HostLink:
             self._workspace = torch.empty(num_bytes, dtype=torch.uint8)
         return self._workspace[:num_bytes]
 
-    def _start(
-        self, sends: list[tuple[int, torch.Tensor]], receives: list[tuple[int, torch.Tensor]], kind: int
-    ) -> list[tuple[int, Any]]:
-        """Begin all transfers; return each with the host it concerns."""
-        works: list[tuple[int, Any]] = []
-        calls = [(self._group.recv, receives), (self._group.send, sends)]
-        for call, transfers in calls:
-            for other, tensor in transfers:
-                try:
-                    works.append((other, call([tensor], other, kind)))
-                except (RuntimeError, ValueError) as error:
-                    self._failed = [works, sends, receives]
-                    raise self._error(other, error) from error
-        return works
 
-    def _wait(self, works: list[tuple[int, Any]], timeout_s: float) -> None:
-        limit = as_timedelta(timeout_s)
-        for other, work in works:
-            try:
-                work.wait(limit)
-            except (RuntimeError, ValueError) as error:
-                self._failed = [works]
-                raise self._error(other, error) from error
-
-    def _error(self, other: int, error: Exception) -> LinkError:
-        return LinkError(other, from_torch_error(error, operation="exchange between hosts", rank=self.host))
-
-
-@functools.lru_cache(maxsize=1024)
-def _tag(operation: str, num_elements: int, dtype: torch.dtype) -> int:
-    """Return a number by which gloo matches a message with the call that expects exactly it."""
-    return zlib.crc32(f"{operation}/{num_elements}/{dtype}".encode()) & 0x7FFFFFFF
+def _label(operation: str, x: torch.Tensor) -> str:
+    """Return what tells a call from others: messages of calls that differ must not be taken for one another."""
+    return f"{operation}/{x.numel()}/{x.dtype}"

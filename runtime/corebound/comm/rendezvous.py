@@ -11,6 +11,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from corebound.comm.base import as_timedelta, from_torch_error
+from corebound.comm.quiet import gloo_greeting_on_stderr
 from corebound.config import env
 from corebound.config.env import RankEnvironment
 from corebound.errors import CommError, CommTimeoutError
@@ -34,13 +35,14 @@ def join(place: RankEnvironment, timeout_s: float) -> dist.ProcessGroup:
         # Without this gloo looks up the host's own name, which fails or stalls on machines without working DNS.
         env.set_default("GLOO_SOCKET_IFNAME", _loopback_interface())
     try:
-        dist.init_process_group(
-            "gloo",
-            store=PrefixStore(f"{_PREFIX}/gloo", store),
-            rank=place.rank,
-            world_size=place.world_size,
-            timeout=as_timedelta(timeout_s),
-        )
+        with gloo_greeting_on_stderr():
+            dist.init_process_group(
+                "gloo",
+                store=PrefixStore(f"{_PREFIX}/gloo", store),
+                rank=place.rank,
+                world_size=place.world_size,
+                timeout=as_timedelta(timeout_s),
+            )
     except (RuntimeError, ValueError) as error:
         raise from_torch_error(error, operation="connecting all ranks", rank=place.rank) from error
     group = dist.group.WORLD

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from corebound.comm import hierarchical_setup, shm_handshake, shm_ops
 from corebound.comm.base import Collectives
+from corebound.comm.ccl import CclCollectives
 from corebound.comm.gloo import GlooCollectives
 from corebound.comm.hierarchical import HierarchicalCollectives
 from corebound.comm.hosts import find_hosts
@@ -18,21 +19,10 @@ from corebound.errors import CommError, KernelError
 from corebound.logs import get_logger
 
 _LOGGER = get_logger(__name__)
-NOT_YET = ("ccl",)
 
 
-def check_provider(provider: str) -> None:
-    """Raise CommError for a provider that is planned but absent."""
-    if provider in NOT_YET:
-        raise CommError(
-            f"COREBOUND_COMM={provider}: not in this release",
-            hint="use auto: shared memory between ranks of one machine, gloo between machines",
-        )
-
-
-def single(provider: str, rank: int = 0) -> SingleCollectives:
+def single(rank: int = 0) -> SingleCollectives:
     """Return the collectives of a group of one, whatever provider was asked for."""
-    check_provider(provider)
     chosen = SingleCollectives(rank)
     _log(chosen, "one rank")
     return chosen
@@ -46,25 +36,27 @@ def create(
     job_id: str,
     owns_group: bool = False,
     options: SegmentOptions | None = None,
+    host_link: str | None = None,
 ) -> Collectives:
     """Return the collectives of a torch process group, by the provider named or, for `auto`, the best that works.
 
-    Every member calls it with the same arguments.
+    Every member calls it with the same arguments. `host_link` None takes COREBOUND_HOST_LINK.
 
     Raises: CommError when the provider that was named cannot work, saying why.
     """
-    check_provider(provider)
     if group.size() == 1:
-        return single(provider, dist.get_process_group_ranks(group)[0])
+        return single(dist.get_process_group_ranks(group)[0])
     gloo = GlooCollectives(group, timeout_s, owns_group=owns_group)
     if provider == "gloo":
         _log(gloo, "asked for")
         return gloo
+    if provider == "ccl":
+        return _through_ccl(gloo, timeout_s)
     reason, hint = _try_library(gloo), None
     if not reason:
         chosen: Collectives | None = None
         try:
-            chosen = _connect(gloo, provider, job_id, timeout_s, options or SegmentOptions())
+            chosen = _connect(gloo, provider, job_id, timeout_s, options or SegmentOptions(), host_link)
         except SharedMemoryUnavailableError as error:
             reason, hint = error.message, error.hint
         if chosen:
@@ -76,8 +68,24 @@ def create(
     return gloo
 
 
+def _through_ccl(gloo: GlooCollectives, timeout_s: float) -> Collectives:
+    try:
+        chosen = CclCollectives(gloo, timeout_s)
+    except CommError as error:
+        gloo.close()
+        # The class and the exit code stay: a member that stays away is a timeout.
+        raise type(error)(f"COREBOUND_COMM=ccl: {error.message}", hint=error.hint or "auto needs no oneCCL") from error
+    _log(chosen, "asked for")
+    return chosen
+
+
 def _connect(
-    gloo: GlooCollectives, provider: str, job_id: str, timeout_s: float, options: SegmentOptions
+    gloo: GlooCollectives,
+    provider: str,
+    job_id: str,
+    timeout_s: float,
+    options: SegmentOptions,
+    host_link: str | None,
 ) -> Collectives:
     """Return the collectives through shared memory, on one host or several.
 
@@ -97,9 +105,11 @@ def _connect(
     hosts, alike = find_hosts(gloo, job_id, options.directory)
     if reason and (len(hosts) == 1 or len(hosts) == gloo.size):
         raise reason  # nothing to gain from levels
-    group = hierarchical_setup.connect(gloo, hosts, alike=alike, job_id=job_id, timeout_s=timeout_s, options=options)
+    group = hierarchical_setup.connect(
+        gloo, hosts, alike=alike, job_id=job_id, timeout_s=timeout_s, options=options, host_link=host_link
+    )
     members = "; ".join(",".join(str(gloo.ranks[place]) for place in host) for host in hosts)
-    _log(group, f"{len(hosts)} hosts, ranks {members}; {_slices_text(group)}")
+    _log(group, f"{len(hosts)} hosts, ranks {members}; {_slices_text(group)}; {_carrier_text(group)}")
     return group
 
 
@@ -129,6 +139,10 @@ def _slices_text(group: HierarchicalCollectives) -> str:
     ends = [index for index in range(len(rules) - 1) if rules[index][1] != rules[index + 1][1]]
     ranges = [f"{rules[index][1]} up to {rules[index][0] / 1024:g} KiB" for index in ends]
     return f"slices between hosts: {', '.join([*ranges, str(rules[-1][1])])}{' above' if ranges else ''}"
+
+
+def _carrier_text(group: HierarchicalCollectives) -> str:
+    return f"between hosts {group.carrier} ({group.carrier_reason})"
 
 
 def _log(chosen: Collectives, reason: str, *, level: int = logging.INFO) -> None:

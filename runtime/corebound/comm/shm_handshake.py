@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,10 +139,11 @@ def _require_same_machine(gloo: GlooCollectives, cards: list[dict[str, Any]]) ->
 
 
 def raise_first_error(gloo: GlooCollectives, cards: list[dict[str, Any]]) -> None:
-    """Raise SharedMemoryUnavailableError when some member's card holds an error, naming that rank."""
+    """Raise SharedMemoryUnavailableError when some member's card holds an error, naming that rank and its host."""
     for rank, card in zip(gloo.ranks, cards, strict=True):
         if card["error"]:
-            raise SharedMemoryUnavailableError(f"rank {rank}: {card['error']}", hint=card.get("hint"))
+            where = f"rank {rank} on {card['host']}"
+            raise SharedMemoryUnavailableError(f"{where}: {card['error']}", hint=card.get("hint"))
 
 
 def _explain(gloo: GlooCollectives, code: int, options: SegmentOptions) -> str:
@@ -165,8 +167,8 @@ def too_small(directory: Path, needed: str, text: str) -> str:
 
 
 def exchange(gloo: GlooCollectives, card: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return every member's card, in group order."""
-    data = json.dumps(card).encode()
+    """Return every member's card, in group order; `host` in it is the name of the member's host."""
+    data = json.dumps({"host": socket.gethostname(), **card}).encode()
     # All need the same size, and no rank may fail alone here: the others would wait for it.
     longest = int(gloo.all_gather(torch.tensor([len(data)])).max())
     message = torch.zeros(longest, dtype=torch.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from corebound.config.suggest import nearest, require_choice, unknown_name
 from corebound.errors import ConfigError
 
 KERNEL_CHOICES = ("auto", "native", "reference")
+HOST_LINK_CHOICES = ("auto", "ccl", "gloo")
 COMM_CHOICES = ("auto", "shm", "hierarchical", "ccl", "gloo")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -21,11 +23,25 @@ VARIABLES: dict[str, str] = {
     "COREBOUND_COMM": f"provider of collectives: {', '.join(COMM_CHOICES)}",
     "COREBOUND_COMM_TIMEOUT_S": "seconds after which a collective gives up (default 60)",
     "COREBOUND_EXPORT": "more variables that go to ranks on other hosts: names, or prefixes and *, joined by commas",
+    "COREBOUND_HOST_LINK": f"what carries hierarchical's data between hosts: {', '.join(HOST_LINK_CHOICES)}",
     "COREBOUND_ISA": "name of the instruction-set variant to force; unset takes the best one that runs here",
     "COREBOUND_JOB_ID": "set by the agent: unique name of this launch, part of every segment name",
     "COREBOUND_KERNELS": f"kernel implementation: {', '.join(KERNEL_CHOICES)}",
     "COREBOUND_LOG_LEVEL": f"least severe message shown: {', '.join(LOG_LEVELS)}",
 }
+
+# What hydra tells the processes that it starts, and our names for it.
+_OF_HYDRA = {
+    "PMI_RANK": "RANK",
+    "PMI_SIZE": "WORLD_SIZE",
+    "MPI_LOCALRANKID": "LOCAL_RANK",
+    "MPI_LOCALNRANKS": "LOCAL_WORLD_SIZE",
+}
+_DEFAULT_MASTER_PORT = "29500"
+# Kubernetes puts the first kind in every pod beside a service of ours; the second is read by its tests.
+_SET_BY_OTHERS = re.compile(
+    r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$|^COREBOUND_(LAB|TOPOLOGY|K8S)_"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +51,7 @@ class Settings:
     accelerator: str | None = None
     comm: str = "auto"
     comm_timeout_s: float = 60.0
+    host_link: str = "auto"
     isa: str | None = None
     kernels: str = "auto"
     log_level: str = "info"
@@ -71,9 +88,28 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
         accelerator=env.get("COREBOUND_ACCELERATOR") or None,
         comm=choice("COREBOUND_COMM", COMM_CHOICES, "auto"),
         comm_timeout_s=_positive_float(env, "COREBOUND_COMM_TIMEOUT_S", 60.0),
+        host_link=choice("COREBOUND_HOST_LINK", HOST_LINK_CHOICES, "auto"),
         isa=env.get("COREBOUND_ISA") or None,
         kernels=choice("COREBOUND_KERNELS", KERNEL_CHOICES, "auto"),
         log_level=choice("COREBOUND_LOG_LEVEL", LOG_LEVELS, "info"),
+    )
+
+
+def started_by_hydra(environ: Mapping[str, str] | None = None) -> bool:
+    """Return whether Intel MPI's mpiexec.hydra, or MPICH's, started this process itself: then it may use MPI."""
+    env = os.environ if environ is None else environ
+    return all(name in env for name in _OF_HYDRA)
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the COREBOUND_ variables that nothing reads, sorted, but for those that others have reasons to set."""
+    env = os.environ if environ is None else environ
+    return tuple(
+        sorted(
+            name
+            for name in env
+            if name.startswith("COREBOUND_") and name not in VARIABLES and not _SET_BY_OTHERS.search(name)
+        )
     )
 
 
@@ -84,7 +120,9 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironmen
     """
     env = os.environ if environ is None else environ
     if "RANK" not in env and "WORLD_SIZE" not in env:
-        return None
+        if not started_by_hydra(env):
+            return None
+        env = _from_hydra(env)
     needed = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if not env.get(name)]
     if missing:
@@ -101,6 +139,21 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironmen
         master_port=_integer(env, "MASTER_PORT"),
         job_id=env.get("COREBOUND_JOB_ID") or f"port{env['MASTER_PORT']}",
     )
+
+
+def _from_hydra(env: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the environment with hydra's words for the place of a rank put into the launcher's.
+
+    Raises: ConfigError on several hosts when it is not said where ranks meet: hydra does not tell.
+    """
+    place = {ours: env[theirs] for theirs, ours in _OF_HYDRA.items()}
+    if place["LOCAL_WORLD_SIZE"] != place["WORLD_SIZE"] and not env.get("MASTER_ADDR"):
+        raise ConfigError(
+            "ranks that mpiexec started on several hosts: MASTER_ADDR is not set",
+            hint="name the host of rank 0: mpiexec.hydra -genv MASTER_ADDR HOST ..., or use `corebound run`",
+        )
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _DEFAULT_MASTER_PORT}
+    return {**meeting, **env, **place}
 
 
 def agent_identity(variable: str) -> tuple[str, str]:
@@ -127,9 +180,24 @@ def mpi_operator_manifest() -> Path | None:
     return Path(name) if name else None
 
 
+def notify_socket() -> str | None:
+    """Return where systemd wants to hear that a service is ready, None when we are not started as one."""
+    return os.environ.get("NOTIFY_SOCKET") or None
+
+
+def job_id() -> str | None:
+    """Return the id of the launch that this process belongs to, None outside of one."""
+    return os.environ.get("COREBOUND_JOB_ID") or None
+
+
 def set_default(name: str, value: str) -> None:
     """Set a variable that a library below us reads, unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def is_set(name: str) -> bool:
+    """Return whether a variable that a library below us reads is set."""
+    return name in os.environ
 
 
 def snapshot() -> dict[str, str]:

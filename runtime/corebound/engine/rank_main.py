@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from corebound.comm import Collectives
-from corebound.comm.rank_process import run_rank
+from corebound.comm.rank_process import leave, run_rank
+from corebound.config.env import rank_environment
 from corebound.engine.llm import LLM
 from corebound.engine.metrics import summary
+from corebound.engine.output import write_output
 from corebound.engine.request import RequestOutput, SamplingParams
-from corebound.errors import ConfigError
+from corebound.errors import ConfigError, ModelLoadError
+from corebound.models import resolve_model, verify_manifest
+from corebound.models.manifest import MAX_VERIFIED_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the command line asks of the ranks. `started_unix_s` is when the user pressed return."""
+    """What the command line asks of the ranks. `started_unix_s` is when the user pressed return.
+
+    The model was verified on the host `verified_on`; `model_listing` has the digest and the size of each file there.
+    """
 
     model: str
+    model_listing: dict[str, list[Any]]
+    verified_on: str
     dtype: str
     prompts: list[str]
     params: dict[str, Any]
@@ -37,7 +47,26 @@ def main() -> int:
 
 def _run(collectives: Collectives) -> None:
     job = Job(**collectives.broadcast_object(_read_job() if collectives.rank == 0 else None))
+    _require_same_model(job)
     _generate(job, collectives)
+
+
+def _require_same_model(job: Job) -> None:
+    """Verify, on the first rank of each other host, that the model there is the launcher's.
+
+    The rank that finds another one ends at once, which ends the launch: the others' loading is not waited for.
+    Raises: ModelLoadError naming host, file, what was expected and what was found.
+    """
+    host, place = socket.gethostname(), rank_environment()
+    if host == job.verified_on or place is None or place.local_rank != 0:
+        return
+    listing = {name: (str(digest), int(num_bytes)) for name, (digest, num_bytes) in job.model_listing.items()}
+    try:
+        verify_manifest(resolve_model(job.model), listing=listing, max_bytes=MAX_VERIFIED_BYTES)
+    except ModelLoadError as error:
+        raise ModelLoadError(
+            f"{host}: {error.message}", hint=f"every host needs the model of {job.verified_on}, under the same path"
+        ) from error
 
 
 def _generate(job: Job, collectives: Collectives) -> None:
@@ -71,20 +100,14 @@ def _read_job() -> dict[str, Any]:
 
 
 def _write_text(_: int, text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    write_output(text)
 
 
 def _print(outputs: list[RequestOutput], report: dict[str, Any], job: Job, was_streamed: bool) -> None:
     if job.as_json:
-        sys.stdout.write(json.dumps({"outputs": [output.to_json() for output in outputs], **report}) + "\n")
+        write_output(json.dumps({"outputs": [output.to_json() for output in outputs], **report}) + "\n")
         return
-    if was_streamed:
-        sys.stdout.write("\n")
-    else:
-        for output in outputs:
-            sys.stdout.write(f"{output.prompt}{output.text}\n\n")
-    sys.stdout.flush()
+    write_output("\n" if was_streamed else "".join(f"{output.prompt}{output.text}\n\n" for output in outputs))
     sys.stderr.write(_line(outputs, report) + "\n")
 
 
@@ -103,4 +126,4 @@ def _line(outputs: list[RequestOutput], report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -19,18 +19,19 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from corebound import logs
+from corebound import logs, native_ccl
 from corebound.config import env
 from corebound.errors import EXIT_LAUNCH, CoreboundError, LaunchError
 from corebound.launcher.addresses import interface_towards, machine_id, own_addresses
 from corebound.launcher.binding import Arrangement, arrange, omp_num_threads
 from corebound.launcher.channel import PR_SET_CHILD_SUBREAPER, guard, over_stdio, over_tcp, peer_side_address
+from corebound.launcher.corelist import render_core_list
 from corebound.launcher.events import EventWriter, Failure
 from corebound.launcher.frames import LOST_S
 from corebound.launcher.greeting import Greeting, Hello, greeting_from_json
 from corebound.launcher.part import AgentPart, RankPart, part_from_json
 from corebound.launcher.ports import reserve_port
-from corebound.launcher.processes import remove_segments
+from corebound.launcher.processes import jobs_on_cpus, remove_segments
 from corebound.launcher.ranks import make_log_dir, start_rank
 from corebound.launcher.shim import set_death_signal
 from corebound.launcher.signals import SignalPipe, awaitable_children
@@ -147,6 +148,7 @@ def run_part(
     topology = read_topology()
     arrangement = arrange(topology, part.num_slots, bind_cores=part.bind_cores, core_list=part.core_list)
     environ = _base_environ(part, arrangement, events)
+    _require_ccl(environ)
     supervisor = Supervisor(
         host=host,
         grace_s=part.grace_s,
@@ -171,6 +173,7 @@ def run_part(
                 supervisor.watch(process)
                 pids[rank.rank] = process.pid
             events.started(pids)
+            _warn_of_other_jobs(part, host, arrangement, events)
         except CoreboundError as error:
             supervisor.fail(
                 Failure(host=host, exit_code=error.exit_code, reason=f"failed: {error.message}", hint=error.hint)
@@ -178,6 +181,23 @@ def run_part(
         return supervisor.run()
     finally:
         remove_segments(part.job_id)
+
+
+def _warn_of_other_jobs(part: AgentPart, host: str, arrangement: Arrangement, events: EventWriter) -> None:
+    """Say so when cores that the ranks are bound to are another job's as well.
+
+    Looked for once the own ranks are there, so that of two launches that start together at least one sees the other.
+    """
+    if not arrangement.bound or env.job_id() is not None:  # a launch inside a rank shares that rank's cores on purpose
+        return
+    own = {cpu for rank in part.ranks for cpu in arrangement.bindings[rank.slot].cpus}
+    others = jobs_on_cpus(own, part.job_id)
+    if others:
+        shared = render_core_list(sorted(set().union(*others.values())))
+        events.warning(
+            f"{host}: another job of yours runs on CPUs {shared} of this one too, which slows down both: "
+            "give each its own slots with --include, or its own CPUs with --bind_core_list"
+        )
 
 
 def _first_line(fd: int) -> tuple[str, bytes]:
@@ -208,6 +228,16 @@ def _base_environ(part: AgentPart, arrangement: Arrangement, events: EventWriter
                 f"OMP_NUM_THREADS={environ['OMP_NUM_THREADS']} is replaced: each rank gets as many threads as cores"
             )
     return environ
+
+
+def _require_ccl(environ: dict[str, str]) -> None:
+    """Check that oneCCL can work where it is asked for by name.
+
+    Raises: CclUnavailableError naming what is missing.
+    """
+    settings = env.settings(environ)
+    if "ccl" in (settings.comm, settings.host_link):
+        native_ccl.require()
 
 
 def _interfaces(part: AgentPart) -> dict[str, str]:

@@ -73,6 +73,10 @@ class EventWriter:
         """All ranks were started: process id by rank."""
         self._send({"event": "started", "pids": {str(rank): pid for rank, pid in pids.items()}})
 
+    def running(self) -> None:
+        """Every rank of this node runs its command, where it was to run."""
+        self._send({"event": "running"})
+
     def warning(self, text: str) -> None:
         """Something that the user should know and that does not stop the launch."""
         if not self._send({"event": "warning", "text": text}):

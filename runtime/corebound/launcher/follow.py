@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from corebound.errors import EXIT_COMM, EXIT_LAUNCH, LaunchError
+from corebound.launcher import notify
 from corebound.launcher.events import Failure, failure_from_event
 from corebound.launcher.frames import LOST_S, Kind
 from corebound.launcher.greeting import Greeting, Hello, hello_from_event
@@ -44,6 +45,7 @@ class Follower:
         self._stop_at_s: float | None = None
         self._stopped = False
         self._failed_hosts: set[str] = set()
+        self._running: set[str] = set()
         self.outcome = LaunchOutcome()
 
     def greet(self, greetings: Mapping[str, Greeting]) -> dict[str, Hello] | None:
@@ -110,6 +112,7 @@ class Follower:
     def _forward(self) -> None:
         for number in self._signals.read():
             self.outcome.interrupted = self.outcome.interrupted or number
+            notify.stopping(f"stopped by {number.name}")
             self._stopped = True
             for link in self._links:
                 if not link.ended:
@@ -133,6 +136,10 @@ class Follower:
             link.agent_pid = event["pid"]
         elif kind == "started":
             self.outcome.pids |= {int(rank): pid for rank, pid in event["pids"].items()}
+        elif kind == "running":
+            self._running.add(link.host)
+            if len(self._running) == len(self._links):
+                notify.ready(len(self.outcome.pids), len(self._links))
         elif kind == "warning":
             _log.warning("%s", event["text"])
         elif kind == "failed" and link.host not in self._hellos:
@@ -152,6 +159,7 @@ class Follower:
         known = self.outcome.failure
         if known is None:
             self.outcome.failure = failure
+            notify.stopping(failure.render())
             self._stop_at_s = time.monotonic() + (CAUSE_S if failure.exit_code == EXIT_COMM else 0.0)
         elif known.exit_code == EXIT_COMM and failure.exit_code != EXIT_COMM:
             self.outcome.failure = failure

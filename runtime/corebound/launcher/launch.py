@@ -17,6 +17,7 @@ from typing import Any
 
 from corebound.config import env
 from corebound.errors import EXIT_LAUNCH, ConfigError
+from corebound.launcher import notify
 from corebound.launcher.events import Failure, failure_from_event
 from corebound.launcher.hosts import is_this_machine, topology_reader
 from corebound.launcher.outcome import LaunchOutcome
@@ -130,6 +131,7 @@ def _follow(agent: LocalAgent, signals: SignalPipe, outcome: LaunchOutcome) -> N
                     for number in signals.read():
                         if number in FORWARDED:
                             outcome.interrupted = outcome.interrupted or number
+                            notify.stopping(f"stopped by {number.name}")
                             agent.signal(number)
                     continue
                 data = os.read(agent.events_fd, 1 << 16)
@@ -145,10 +147,13 @@ def _on_event(event: dict[str, Any], outcome: LaunchOutcome) -> None:
     if kind == "started":
         outcome.pids = {int(rank): pid for rank, pid in event["pids"].items()}
         _log.debug("ranks started: %s", ", ".join(f"{rank} is pid {pid}" for rank, pid in outcome.pids.items()))
+    elif kind == "running":
+        notify.ready(len(outcome.pids), num_hosts=1)
     elif kind == "warning":
         _log.warning("%s", event["text"])
     elif kind == "failed":
         outcome.failure = failure_from_event(event)
+        notify.stopping(outcome.failure.render())
     elif kind == "done":
         outcome.exit_code = event["exit_code"]
 

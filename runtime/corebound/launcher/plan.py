@@ -158,16 +158,18 @@ def _choose(
     spec: LaunchSpec, topology_of: TopologyOf, hosts_of: Callable[[Path], tuple[Host, ...]]
 ) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
     """Return the number of slots of each host, and the slots that are used on each of those that take part."""
-    if spec.hostfile is None:
-        hosts: tuple[Host, ...] = (Host(LOCALHOST, spec.num_accelerators or _default_slots(topology_of(LOCALHOST))),)
-    else:
+    if spec.hostfile is not None:
         hosts = hosts_of(spec.hostfile)
+    elif spec.hosts:
+        hosts = tuple(Host(host.name, spec.num_accelerators or host.num_slots) for host in spec.hosts)
+    else:
+        hosts = (Host(LOCALHOST, spec.num_accelerators or _default_slots(topology_of(LOCALHOST))),)
     include = None if spec.include is None else parse_filter(spec.include, where="--include")
     exclude = None if spec.exclude is None else parse_filter(spec.exclude, where="--exclude")
     slots = select_slots(hosts, include, exclude)
     if spec.num_nodes is not None:
         if spec.num_nodes > len(slots):
-            raise ConfigError(f"--num_nodes {spec.num_nodes}: hostfile {spec.hostfile} has {len(slots)} hosts")
+            raise ConfigError(f"--num_nodes {spec.num_nodes}: {spec.hosts_source} has {len(slots)} hosts")
         slots = dict(list(slots.items())[: spec.num_nodes])
     num_slots = {host.name: host.num_slots for host in hosts}
     if spec.num_accelerators is not None and spec.hostfile is not None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 JOB_ID = re.compile(r"[a-z0-9]+")
@@ -50,6 +50,24 @@ def processes_of_job(job_id: str) -> set[int]:
                 continue  # another user's, or ended
             if marker in environment.split(b"\0"):
                 found.add(int(entry.name))
+    return found
+
+
+def jobs_on_cpus(cpus: Collection[int], own_job_id: str) -> dict[str, set[int]]:
+    """Return the other jobs of this user that have ranks on some of these CPUs: the CPUs by the job's id."""
+    found: dict[str, set[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+            shared = os.sched_getaffinity(int(entry.name)) & set(cpus)
+        except OSError:
+            continue  # another user's, or ended
+        variables = dict(line.split(b"=", 1) for line in environment.split(b"\0") if b"=" in line)
+        job_id = variables.get(b"COREBOUND_JOB_ID", b"").decode(errors="replace")
+        if job_id not in ("", own_job_id) and b"RANK" in variables and shared:
+            found.setdefault(job_id, set()).update(shared)
     return found
 
 

@@ -74,12 +74,12 @@ def _lead(
 def launch_commands(spec: LaunchSpec, whole: LaunchPlan, environ: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
     """Return the commands that start the agents; what is known only at the launch is a name in capitals.
 
-    Raises: ConfigError when --launcher_args cannot be read.
+    Raises: ConfigError when --launcher_args cannot be read, or a host is not of the Slurm allocation.
     """
     hosts = [node.host for node in whole.nodes]
     if (dialect := mpi.DIALECTS.get(spec.launcher or "ssh")) is not None:
         tool = dialect.find(environ) or Path(dialect.tools[0])
-        start = mpi.Start(spec, hosts, "HOSTFILE", "LAUNCHER:PORT", mpi.interface_to(hosts))
+        start = mpi.Start(spec, dialect.names(hosts, environ), "HOSTFILE", "LAUNCHER:PORT", mpi.interface_to(hosts))
         return (dialect.shown(start, str(tool), environ),)
     return tuple(_ssh_words(spec, host, environ) for host in hosts)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from corebound.config.suggest import require_choice
 from corebound.errors import ConfigError
 from corebound.launcher.corelist import parse_core_list
-from corebound.launcher.hostfile import MAX_SLOTS
+from corebound.launcher.hostfile import MAX_SLOTS, Host
 from corebound.launcher.hostfilter import parse_filter
 
 LAUNCHERS = ("local", "ssh", "impi", "openmpi", "mpich", "slurm")
@@ -24,12 +24,12 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class LaunchSpec:
     """A launch as asked for. None means not given.
 
-    A rank runs `command`, then `--local_rank=N` if `pass_local_rank`, then `arguments`. `bind_cores_to_rank` None binds
-    where every rank can have a core of its own and otherwise lets ranks share cores, with a warning. `env` is added to
-    the environment of every rank. `rank0_stdin` is what rank 0 reads on standard input; all else reads nothing.
-    `remote_python` is the Python of other hosts where it has another path than here.
-    `wait_for_hosts_s` is how long to wait until all other hosts answer at their SSH port; 0 does not look.
-    `grace_s` is the time between asking ranks to stop and killing them.
+    `hosts` are those of an allocation, where no hostfile was given. A rank runs `command`, then `--local_rank=N` if
+    `pass_local_rank`, then `arguments`. `bind_cores_to_rank` None binds where every rank can have a core of its own and
+    otherwise lets ranks share cores, with a warning. `env` is added to the environment of every rank. `rank0_stdin` is
+    what rank 0 reads on standard input; all else reads nothing. `remote_python` is the Python of other hosts where it
+    has another path than here. `wait_for_hosts_s` is how long to wait until all other hosts answer at their SSH port;
+    0 does not look. `grace_s` is the time between asking ranks to stop and killing them.
 
     Raises: ConfigError for values that are out of range or contradict each other.
     """
@@ -38,6 +38,7 @@ class LaunchSpec:
     arguments: tuple[str, ...] = ()
     pass_local_rank: bool = False
     hostfile: Path | None = None
+    hosts: tuple[Host, ...] = ()
     include: str | None = None
     exclude: str | None = None
     num_nodes: int | None = None
@@ -92,6 +93,11 @@ class LaunchSpec:
         return tuple(shlex.split(self.launcher_args or ""))
 
     @property
+    def hosts_source(self) -> str:
+        """Where the hosts come from, as a message names it."""
+        return "the allocation" if self.hostfile is None else f"hostfile {self.hostfile}"
+
+    @property
     def binds(self) -> bool | None:
         """Whether to bind: a core list asks for it too. None means where it is possible."""
         return True if self.bind_core_list is not None else self.bind_cores_to_rank
@@ -109,7 +115,7 @@ class LaunchSpec:
                         f"{flag} and {other} cannot be used together: the filter says which hosts and slots run",
                         hint=f"leave out {other}, or name fewer slots in {flag}",
                     )
-        if self.num_nodes is not None and self.num_nodes > 1 and self.hostfile is None:
+        if self.num_nodes is not None and self.num_nodes > 1 and self.hostfile is None and not self.hosts:
             raise ConfigError(
                 f"--num_nodes {self.num_nodes} needs --hostfile: without it there is only this machine",
                 hint="write one `host slots=N` a line into a file and name it with --hostfile",

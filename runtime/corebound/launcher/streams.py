@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import BinaryIO
+
+from corebound.logs import get_logger
 
 _CHUNK_BYTES = 1 << 16
 _PARTIAL_LINE_MS = 100
@@ -17,6 +20,8 @@ _TAIL_LINE_BYTES = 2000
 
 # A lock for each sink, shared by all ranks: whole lines of different ranks must not tear each other.
 _write_locks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+_incomplete: set[str] = set()
+_logger = get_logger(__name__)
 
 
 class Pump:
@@ -61,11 +66,23 @@ class Pump:
         self._write(pending)
         os.close(self._source_fd)
 
+    def _write_log(self, data: bytes) -> None:
+        """Write to the log, as long as that works: a full disk under it must not cost the job its output."""
+        try:
+            view = memoryview(data)
+            while view and self._log is not None:
+                view = view[self._log.write(view) :]
+        except OSError as error:
+            name, self._log = str(getattr(self._log, "name", "log")), None
+            if name not in _incomplete:  # standard output and standard error have one log between them
+                _incomplete.add(name)
+                text = "%s: %s: %s; the log is incomplete, the job goes on"
+                _logger.warning(text, socket.gethostname(), name, error.strerror)
+
     def _write(self, data: bytes) -> None:
         if not data:
             return
-        if self._log is not None:
-            self._log.write(data)
+        self._write_log(data)
         self._tail.extend(
             line[:_TAIL_LINE_BYTES] for line in data.decode(errors="replace").splitlines() if line.strip()
         )

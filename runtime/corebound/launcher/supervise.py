@@ -246,6 +246,8 @@ class Supervisor:
                     f"{self._host}: memory policy refused ({report['policy_error']}); pages go where they are first "
                     "touched. In a container, add the capability SYS_NICE"
                 )
+        if not self.stopping and all(other.status_fd < 0 for other in self._ranks):
+            self._events.running()
 
     def _not_started(self, rank: RankProcess, reason: str) -> Failure:
         return Failure(host=self._host, rank=rank.part.rank, pid=rank.pid, exit_code=EXIT_LAUNCH, reason=reason)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from corebound.models.architecture import Architecture, Rope
 from corebound.models.description import ModelDescription, describe
-from corebound.models.manifest import Verification, verify_manifest, write_manifest
+from corebound.models.manifest import Verification, model_listing, verify_manifest, write_manifest
 from corebound.models.resolve import resolve_model
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = [
     "Verification",
     "describe",
     "load_model",
+    "model_listing",
     "resolve_model",
     "verify_manifest",
     "write_manifest",

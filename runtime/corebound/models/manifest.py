@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corebound.errors import ModelLoadError
+from corebound.logs import get_logger
 from corebound.models.config_reader import read_json_object
 
 MANIFEST_FILE = "corebound-manifest.json"
@@ -17,6 +18,12 @@ MANIFEST_FILE = "corebound-manifest.json"
 _SUFFIXES = (".safetensors", ".json", ".model", ".txt")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 4 << 20
+_GIB = 1 << 30
+# Reading a file for its digest takes as long as loading it, so only small models are checked at every launch.
+MAX_VERIFIED_BYTES = 1 << 30
+
+Listing = dict[str, tuple[str, int]]
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,22 +35,40 @@ class Verification:
     unlisted: tuple[str, ...]
 
 
+def model_listing(model_dir: Path) -> Listing:
+    """Return digest and size of a model's files by name, as the manifest or the hub has them; empty without either."""
+    return _manifest(model_dir) or _hub_digests(model_dir)
+
+
 def verify_manifest(
-    model_dir: Path, *, max_bytes: int | None = None, progress: Callable[[int, int], None] | None = None
+    model_dir: Path,
+    *,
+    listing: Listing | None = None,
+    max_bytes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Verification | None:
     """Read every listed file of a model once and compare sizes and SHA-256 digests; return what was verified.
 
     Digests come from the manifest beside the files or, in a cache of the Hugging Face hub, from the names that the
-    hub gave its blobs. None means that nothing was read: there are no digests, or the listed files have more than
-    `max_bytes` (sizes are compared even then). Call it once per host, before ranks start.
+    hub gave its blobs, or are given: `listing` is another host's, whose model this one should be. None means that
+    nothing was read: there are no digests, or the listed files have more than `max_bytes` (sizes are compared even
+    then). Call it once per host.
 
     Raises: ModelLoadError naming the file that is missing or differs.
     """
-    listed = _manifest(model_dir) or _hub_digests(model_dir)
+    listed = model_listing(model_dir) if listing is None else listing
     total = sum(num_bytes for _, num_bytes in listed.values())
     for name, (_, num_bytes) in listed.items():
         _check_size(model_dir / name, num_bytes)
-    if not listed or (max_bytes is not None and total > max_bytes):
+    if not listed:
+        return None
+    if max_bytes is not None and total > max_bytes:
+        _log.info(
+            "%s: sizes compared, digests not: %.1f GiB take as long to read as to load (up to %.0f GiB are checked)",
+            model_dir,
+            total / _GIB,
+            max_bytes / _GIB,
+        )
         return None
     done = 0
     for name, (digest, num_bytes) in listed.items():
@@ -75,7 +100,7 @@ def _model_files(model_dir: Path) -> list[Path]:
     )
 
 
-def _manifest(model_dir: Path) -> dict[str, tuple[str, int]]:
+def _manifest(model_dir: Path) -> Listing:
     path = model_dir / MANIFEST_FILE
     if not path.exists():
         return {}
@@ -92,7 +117,7 @@ def _manifest(model_dir: Path) -> dict[str, tuple[str, int]]:
     return listed
 
 
-def _hub_digests(model_dir: Path) -> dict[str, tuple[str, int]]:
+def _hub_digests(model_dir: Path) -> Listing:
     # The hub's cache links each large file to a blob whose name is its SHA-256; small ones carry a shorter git hash.
     links = {path.name: path.resolve() for path in _model_files(model_dir) if path.is_symlink()}
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from corebound.topology.cpulist import format_cpu_list, parse_cpu_list
 from corebound.topology.isa import IsaReport, IsaVariant
 from corebound.topology.model import Cache, CgroupLimits, Core, Cpu, HugePages, Memory, NumaNode, Topology
+from corebound.topology.process_place import ProcessPlace, read_process_place
 from corebound.topology.read import read_topology
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "IsaVariant",
     "Memory",
     "NumaNode",
+    "ProcessPlace",
     "Topology",
     "format_cpu_list",
     "parse_cpu_list",
+    "read_process_place",
     "read_topology",
 ]

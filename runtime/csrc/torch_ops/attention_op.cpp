@@ -138,11 +138,11 @@ Tensor attention(const Tensor &q, const Tensor &key_cache, const Tensor &value_c
 
 } // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(corebound, m) {
+COREBOUND_SCHEMAS(m) {
   m.def("attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor block_tables, Tensor query_starts, "
         "Tensor context_lengths, float scale, Tensor? alibi_slopes, Tensor? kv_heads) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(corebound, CPU, m) { m.impl("attention", TORCH_BOX(&attention)); }
+COREBOUND_KERNELS(CPU, m) { m.impl("attention", COREBOUND_KERNEL(attention)); }
 
 } // namespace corebound::torch_ops

@@ -2,20 +2,15 @@
 //
 // Failures are raised as RuntimeError whose text starts with "corebound-comm <code>: "; corebound.comm turns them into
 // its own exceptions. The in-place operators return nothing: that is the form torch can functionalise.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "comm/api.h"
+#include "torch_ops/abi.h"
 
+namespace corebound::torch_ops {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 constexpr int bytes_only = 4; // the DType that can be moved and not summed
 
@@ -51,14 +46,14 @@ void shm_all_reduce_(Tensor x, int64_t group, double timeout_s) {
   if (x.is_contiguous()) [[likely]] {
     return sum_into(x, group, timeout_s);
   }
-  Tensor whole = torch::stable::contiguous(x);
+  Tensor whole = contiguous_copy(x);
   sum_into(whole, group, timeout_s);
-  torch::stable::copy_(x, whole);
+  copy_into(x, whole);
 }
 
 Tensor shm_all_reduce(Tensor x, int64_t group, double timeout_s) {
-  Tensor result = torch::stable::new_empty(x, x.sizes());
-  torch::stable::copy_(result, x);
+  Tensor result = empty_tensor(x, shape_of(x));
+  copy_into(result, x);
   sum_into(result, group, timeout_s);
   return result;
 }
@@ -69,12 +64,10 @@ Tensor shm_all_gather(Tensor x, int64_t group, int64_t size, double timeout_s) {
     throw std::runtime_error("corebound-comm 3: shm all_gather: the group does not have " + std::to_string(size) +
                              " members");
   }
-  Tensor whole = torch::stable::contiguous(x);
-  std::vector<int64_t> shape = {size};
-  for (int64_t i = 0; i < x.dim(); ++i) {
-    shape.push_back(x.size(i));
-  }
-  Tensor result = torch::stable::new_empty(x, shape);
+  Tensor whole = contiguous_copy(x);
+  std::vector<int64_t> shape = shape_of(x);
+  shape.insert(shape.begin(), size);
+  Tensor result = empty_tensor(x, shape);
   check(
       corebound_comm_all_gather(group, whole.const_data_ptr(), result.mutable_data_ptr(), num_bytes(whole), timeout_s));
   return result;
@@ -82,10 +75,10 @@ Tensor shm_all_gather(Tensor x, int64_t group, int64_t size, double timeout_s) {
 
 void shm_broadcast_(Tensor x, int64_t group, int64_t root, double timeout_s) {
   const bool in_place = x.is_contiguous();
-  Tensor whole = in_place ? x : torch::stable::contiguous(x);
+  Tensor whole = in_place ? x : contiguous_copy(x);
   check(corebound_comm_broadcast(group, whole.mutable_data_ptr(), num_bytes(whole), static_cast<int>(root), timeout_s));
   if (!in_place) {
-    torch::stable::copy_(x, whole);
+    copy_into(x, whole);
   }
 }
 
@@ -93,7 +86,7 @@ void shm_barrier(int64_t group, double timeout_s) { check(corebound_comm_barrier
 
 } // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(corebound, m) {
+COREBOUND_SCHEMAS(m) {
   m.def("shm_all_reduce_(Tensor(a!) x, int group, float timeout_s=-1.0) -> ()");
   m.def("shm_all_reduce(Tensor x, int group, float timeout_s=-1.0) -> Tensor");
   m.def("shm_all_gather(Tensor x, int group, int size, float timeout_s=-1.0) -> Tensor");
@@ -101,11 +94,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(corebound, m) {
   m.def("shm_barrier(int group, float timeout_s=-1.0) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(corebound, CPU, m) {
-  m.impl("shm_all_reduce_", TORCH_BOX(&shm_all_reduce_));
-  m.impl("shm_all_reduce", TORCH_BOX(&shm_all_reduce));
-  m.impl("shm_all_gather", TORCH_BOX(&shm_all_gather));
-  m.impl("shm_broadcast_", TORCH_BOX(&shm_broadcast_));
+COREBOUND_KERNELS(CPU, m) {
+  m.impl("shm_all_reduce_", COREBOUND_KERNEL(shm_all_reduce_));
+  m.impl("shm_all_reduce", COREBOUND_KERNEL(shm_all_reduce));
+  m.impl("shm_all_gather", COREBOUND_KERNEL(shm_all_gather));
+  m.impl("shm_broadcast_", COREBOUND_KERNEL(shm_broadcast_));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(corebound, CompositeExplicitAutograd, m) { m.impl("shm_barrier", TORCH_BOX(&shm_barrier)); }
+COREBOUND_KERNELS(CompositeExplicitAutograd, m) { m.impl("shm_barrier", COREBOUND_KERNEL(shm_barrier)); }
+
+} // namespace corebound::torch_ops

@@ -193,7 +193,7 @@ void store_kv(const Tensor &k, const Tensor &v, const Tensor &key_cache, const T
 Tensor gelu(const Tensor &x, bool exact) {
   const Tensor in = dense(x);
   const kernels::DType dtype = kernel_dtype("gelu", in);
-  Tensor out = torch::stable::empty_like(in);
+  Tensor out = empty_tensor(in, shape_of(in));
   const kernels::UnaryArgs args = {in.const_data_ptr(), out.mutable_data_ptr(), exact, dtype};
   const auto kernel = active_kernels().gelu;
   parallel(in.numel(), grain_elements, [&](int64_t b, int64_t e) { kernel(args, b, e); });
@@ -246,7 +246,7 @@ Tensor linear(const Tensor &x, const Tensor &weight, const std::optional<Tensor>
 
 } // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(corebound, m) {
+COREBOUND_SCHEMAS(m) {
   m.def("layer_norm(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor");
   m.def("add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
@@ -260,17 +260,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(corebound, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(corebound, CPU, m) {
-  m.impl("layer_norm", TORCH_BOX(&layer_norm));
-  m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm));
-  m.impl("rms_norm", TORCH_BOX(&rms_norm));
-  m.impl("add_rms_norm", TORCH_BOX(&add_rms_norm));
-  m.impl("split_qkv", TORCH_BOX(&split_qkv));
-  m.impl("rotary", TORCH_BOX(&rotary));
-  m.impl("store_kv", TORCH_BOX(&store_kv));
-  m.impl("gelu", TORCH_BOX(&gelu));
-  m.impl("silu_mul", TORCH_BOX(&silu_mul));
-  m.impl("linear", TORCH_BOX(&linear));
+COREBOUND_KERNELS(CPU, m) {
+  m.impl("layer_norm", COREBOUND_KERNEL(layer_norm));
+  m.impl("add_layer_norm", COREBOUND_KERNEL(add_layer_norm));
+  m.impl("rms_norm", COREBOUND_KERNEL(rms_norm));
+  m.impl("add_rms_norm", COREBOUND_KERNEL(add_rms_norm));
+  m.impl("split_qkv", COREBOUND_KERNEL(split_qkv));
+  m.impl("rotary", COREBOUND_KERNEL(rotary));
+  m.impl("store_kv", COREBOUND_KERNEL(store_kv));
+  m.impl("gelu", COREBOUND_KERNEL(gelu));
+  m.impl("silu_mul", COREBOUND_KERNEL(silu_mul));
+  m.impl("linear", COREBOUND_KERNEL(linear));
 }
 
 } // namespace corebound::torch_ops

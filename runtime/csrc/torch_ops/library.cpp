@@ -1,4 +1,4 @@
 // Declares the operator library; each *_ops.cpp file adds its own fragment.
-#include <torch/csrc/stable/library.h>
+#include "torch_ops/abi.h"
 
-STABLE_TORCH_LIBRARY(corebound, m) { (void)m; }
+COREBOUND_OPERATORS(m) { (void)m; }

@@ -2,10 +2,6 @@
 // expected and what was found.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
@@ -14,11 +10,9 @@
 #include <string>
 
 #include "kernels/kernels.h"
+#include "torch_ops/abi.h"
 
 namespace corebound::torch_ops {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // torch turns the exception into a RuntimeError. (Its own check macro would add this file's path to the message.)
 template <class... Parts> [[noreturn]] void fail(const Parts &...parts) {
@@ -57,7 +51,7 @@ inline const char *dtype_text(ScalarType type) {
 }
 
 // Returns the tensor with contiguous memory: itself, or a copy.
-inline Tensor dense(const Tensor &t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline Tensor dense(const Tensor &t) { return t.is_contiguous() ? t : contiguous_copy(t); }
 
 inline void check_type(const char *where, const Tensor &t, ScalarType expected) {
   if (!t.is_cpu()) {
@@ -108,19 +102,14 @@ inline kernels::DType kernel_dtype(const char *where, const Tensor &t) {
   }
 }
 
-// A new contiguous tensor of the type of `like`. The C function skips the dispatcher, which matters for small ops.
+// A new contiguous tensor of the type of `like`, of at most four dimensions; no memory is allocated but the tensor's.
 inline Tensor new_tensor(const Tensor &like, std::initializer_list<int64_t> shape) {
   int64_t strides[4] = {1, 1, 1, 1};
   const int64_t dims = static_cast<int64_t>(shape.size());
   for (int64_t i = dims - 2; i >= 0; --i) {
     strides[i] = strides[i + 1] * std::max<int64_t>(shape.begin()[i + 1], 1);
   }
-  int32_t dtype = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dims, shape.begin(), strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  return empty_cpu_tensor(like, dims, shape.begin(), strides);
 }
 
 // Runs f(begin, end) over [0, count) in torch's own thread pool, at least `grain` at a time.
@@ -128,11 +117,11 @@ template <class F> void parallel(int64_t count, int64_t grain, const F &f) {
   if (count <= 0) {
     return;
   }
-  if (count <= grain || torch::stable::get_num_threads() == 1) {
+  if (count <= grain || num_threads() == 1) {
     f(int64_t{0}, count);
     return;
   }
-  torch::stable::parallel_for(0, count, grain, f);
+  parallel_for(0, count, grain, f);
 }
 
 } // namespace corebound::torch_ops

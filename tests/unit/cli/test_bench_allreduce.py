@@ -47,8 +47,8 @@ def test_the_table_shows_units_and_the_distance_from_the_floor() -> None:
 def test_json_has_the_rows_and_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def run_ranks(request: dict[str, object], num_ranks: int) -> tuple[dict[str, object], int]:
-        asked.update(request, num_ranks=num_ranks)
+    def run_ranks(request: dict[str, object], options: dict[str, object]) -> tuple[dict[str, object], int]:
+        asked.update(request, num_ranks=options["num_accelerators"])
         return {"rows": [ROW], "method": bench_allreduce.METHOD}, 0
 
     monkeypatch.setattr(bench_allreduce, "run_ranks", run_ranks)
@@ -68,12 +68,17 @@ def test_a_mistyped_benchmark_gets_the_nearest_name() -> None:
 def test_hosts_have_a_table_of_their_own_with_the_bytes_on_the_network() -> None:
     common = {**{key: ROW[key] for key in ROW if key != "floor_us"}, "num_ranks": 4, "num_hosts": 2, "gloo_us": 30.0}
     rows = [
-        {**common, "provider": "gloo", "p50_us": 30.0, "network_bytes": 24600},
-        {**common, "provider": "hierarchical", "p50_us": 15.0, "network_bytes": 16400},
+        {**common, "provider": "gloo", "host_link": None, "bytes_between_hosts": 24576, "p50_us": 30.0}
+        | {"network_bytes": 24600},
+        {**common, "provider": "hierarchical", "host_link": "ccl", "bytes_between_hosts": 16384, "p50_us": 15.0}
+        | {"network_bytes": 16400},
+        {**common, "provider": "ccl", "host_link": None, "bytes_between_hosts": None, "network_bytes": 30000},
     ]
     text = render({"rows": rows, "method": "how"})
     assert text.startswith("all-reduce, bfloat16, 4 ranks on 2 hosts\n")
-    assert "0.50x    16400 B" in text
+    assert "hierarchical (ccl)" in text
+    assert "0.50x    16384 B   16400 B" in text
+    assert "-         30000 B" in text
     assert text.endswith("how")
 
 
@@ -81,3 +86,9 @@ def test_pretended_hosts_need_more_ranks_than_hosts() -> None:
     result = CliRunner().invoke(bench, ["allreduce", "--fake-hosts", "2"])
     assert result.exit_code == 2
     assert "expected more ranks than the 2 hosts, found 2" in result.output
+
+
+def test_a_hostfile_and_a_number_of_ranks_contradict_each_other() -> None:
+    result = CliRunner().invoke(bench, ["allreduce", "--hostfile", "hosts", "--num-ranks", "4"])
+    assert result.exit_code == 2
+    assert "the hostfile says how many ranks run where" in result.output

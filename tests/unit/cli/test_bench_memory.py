@@ -43,3 +43,19 @@ def test_the_table_has_units() -> None:
 
 def test_no_repetitions_is_refused() -> None:
     assert CliRunner().invoke(bench_memory.memory, ["--repetitions", "0"]).exit_code == 2
+
+
+def test_the_whole_machine_alone_is_one_row_of_a_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def measured(cpus: Sequence[int], *, bytes_per_thread: int, num_repetitions: int) -> ReadBandwidth:
+        sizes.append(bytes_per_thread)
+        return ReadBandwidth(cpus=tuple(cpus), bytes_per_thread=64, median_gb_per_s=1.0, best_gb_per_s=1.0)
+
+    monkeypatch.setattr(bench_memory, "measure_read", measured)
+    monkeypatch.setattr(bench_memory, "bytes_beyond_caches", lambda topology, cpus: 5 << 30)
+    done = CliRunner().invoke(bench_memory.memory, ["--json", "--whole-machine", "--max-gib", "2"])
+    assert [row["cpus"] for row in json.loads(done.stdout)["rows"]] == [[0, 4]]
+    assert CliRunner().invoke(bench_memory.memory, ["--max-gib", "2"]).exit_code == 0
+    assert sizes == [1 << 30, 2 << 30, 2 << 30, 1 << 30]
+    assert CliRunner().invoke(bench_memory.memory, ["--max-gib", "0"]).exit_code == 2

@@ -20,6 +20,8 @@ from corebound.cli.doctor_checks.base import Check, Facts, Probes
 from corebound.config.env import Settings
 from corebound.errors import KernelError
 from corebound.kernels.selection import OPS
+from corebound.native import TorchAbi
+from corebound.native_ccl import CclUnavailableError
 from corebound.topology import IsaReport, read_topology
 from corebound.topology.isa import assess_isa
 from corebound.topology.tree import Tree
@@ -35,9 +37,11 @@ HEALTHY = Probes(
     program=lambda name: f"/usr/bin/{name}",
     loads=lambda _: True,
     package_version=lambda name: {"torch": "2.13.0+cpu"}.get(name, "1.0"),
+    torch_abi=lambda: TorchAbi(is_stable=True, version=(2, 10)),
     open_files=lambda: (20000, 20000),
     core_library=lambda: "libcorebound.so",
     torch_operators=lambda: "libcorebound_torch.so",
+    ccl=lambda: "libcorebound_ccl.so",
     active_isa=lambda force: force or "avx512",
     kernel_table=lambda: [{"op": op, "active": "avx512"} for op in OPS],
 )
@@ -233,6 +237,14 @@ def test_torch_must_be_recent_enough(vm: Facts, version: str | None, status: str
     assert software.torch(probing(vm, package_version=lambda _: version)).status == status
 
 
+def test_torch_must_be_the_one_that_a_classic_build_was_made_for(vm: Facts) -> None:
+    flavour = TorchAbi(is_stable=False, version=(2, 8))
+    for version, status in (("2.8.0+cpu", "pass"), ("2.8.1", "pass"), ("2.9.0", "fail"), ("2.13.0", "fail")):
+        facts = probing(vm, package_version=lambda _, version=version: version, torch_abi=lambda: flavour)
+        assert software.torch(facts).status == status, version
+    assert "torch 2.8 and no other" in software.torch(facts).detail
+
+
 def test_missing_packages_are_listed(vm: Facts) -> None:
     check = software.packages(probing(vm, package_version=lambda name: None if name == "tokenizers" else "1"))
     assert (check.status, check.hint) == ("fail", "pip install tokenizers")
@@ -380,3 +392,16 @@ def test_facts_come_in_a_fraction_of_a_second(
         head_node(verb)
         times.append(time.perf_counter() - start)
     assert min(times) < limit_s
+
+
+def test_oneccl_is_optional_until_it_is_asked_for(vm: Facts) -> None:
+    def missing() -> str:
+        raise CclUnavailableError("oneCCL: libfabric.so.1 not found", hint="pip install impi-rt")
+
+    assert software.one_ccl(vm).detail == "libcorebound_ccl.so is there"
+    without = replace(vm, probes=replace(HEALTHY, ccl=missing))
+    assert software.one_ccl(without).status == "pass"
+    assert "libfabric.so.1 not found" in software.one_ccl(without).detail
+    asked = software.one_ccl(replace(without, environ={"COREBOUND_HOST_LINK": "ccl"}))
+    assert (asked.status, asked.hint) == ("fail", "pip install impi-rt")
+    assert "COREBOUND_HOST_LINK=ccl asks for it" in asked.detail

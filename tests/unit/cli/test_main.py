@@ -34,6 +34,20 @@ def test_the_help_of_every_verb_keeps_its_examples_on_lines_of_their_own(
     assert any(line.strip().startswith(f"corebound {verb}") for line in help_text.splitlines()[2:])
 
 
+def test_an_environment_variable_that_nothing_reads_is_said_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COREBOUND_FASTER_PLEASE", "1")
+    for name in ("SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP_ADDR"):
+        monkeypatch.setenv(f"COREBOUND_API_{name}", "10.0.0.1")
+    monkeypatch.setenv("COREBOUND_LAB_NUMBER", "1")
+    assert main(["topology", "--process"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("COREBOUND_") == 1
+    assert "environment variable COREBOUND_FASTER_PLEASE has no effect" in captured.err
+    assert "COREBOUND_" not in captured.out
+
+
 def test_a_wrong_environment_value_is_an_error_with_its_name(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,3 +77,11 @@ def test_planning_imports_no_torch() -> None:
         "assert code == 0 and not {'torch', 'transformers', 'numpy'} & set(sys.modules), sorted(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_slurm_without_a_hostfile_needs_an_allocation(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    assert main(["plan", "--launcher", "slurm"]) == 2
+    assert "no hostfile was given, and this is no Slurm allocation" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +99,29 @@ def test_a_root_that_is_missing_is_a_host_error(tmp_path: Path, capsys: pytest.C
     assert out == ""
     assert "no such directory" in err
     assert "hint:" in err
+
+
+def test_a_process_says_in_one_line_where_it_may_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    for name, value in {**place, "OMP_NUM_THREADS": "7"}.items():
+        monkeypatch.setenv(name, value)
+    code, out, _ = run(capsys, "--process", "--json")
+    assert code == 0 and out.count("\n") == 1
+    found = json.loads(out)
+    assert found["cpus"] == sorted(os.sched_getaffinity(0))
+    assert (found["rank"], found["local_rank"], found["num_threads"]) == (3, 1, 7)
+    assert found["host"] == platform.node()
+    code, out, _ = run(capsys, "--process")
+    assert code == 0 and out.count("\n") == 1
+    assert out.startswith(f"rank 3 on {platform.node()}: CPUs ") and "7 threads, memory policy " in out
+
+
+def test_a_process_is_not_to_be_found_in_a_copied_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "--process", "--root", "/tmp")
+    assert code == 2
+    assert "--process and --root /tmp cannot be used together" in err
 
 
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from corebound.comm import bench_hosts, fake_hosts, host_link
+from corebound.comm import bench_hosts, fake_hosts, host_link, link_transport
 from corebound.comm.faults import FaultBoard, Note, conclude, link_note, shm_note
-from corebound.comm.host_link import LinkError
+from corebound.comm.hierarchical_setup import host_names
 from corebound.comm.hosts import partition
+from corebound.comm.link_transport import LinkError
 from corebound.comm.shm_handshake import SharedMemoryUnavailableError
 from corebound.comm.shm_ops import ELSEWHERE, MISUSE, PEER_LOST, TIMED_OUT, AbandonedError
 from corebound.errors import CommError, CommTimeoutError, HostError, PeerLostError
 
-HOST_OF = {0: 0, 1: 0, 2: 1, 3: 1, 4: 2}
+HOST_OF = {0: "0", 1: "0", 2: "1", 3: "1", 4: "node-c"}
 
 
 class BrokenStore:
@@ -84,18 +85,23 @@ def test_failures_of_a_host_name_it() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [
-        (CommTimeoutError("x"), TIMED_OUT, "waited 2 s for rank 4 (host 2)"),
-        (CommError("x"), PEER_LOST, "lost the connection to rank 4 (host 2)"),
+        (CommTimeoutError("x"), TIMED_OUT, "waited 2 s for rank 4 (host node-c)"),
+        (CommError("x"), PEER_LOST, "lost the connection to rank 4 (host node-c)"),
     ],
 )
 def test_failures_between_hosts_name_the_counterpart(error: CommError, code: int, text: str) -> None:
-    note = link_note(LinkError(2, error), 0, 4, "barrier", 2.0)
+    note = link_note(LinkError(2, error), 0, 4, "barrier", 2.0, HOST_OF)
     assert (note.code, note.text, note.suspects, note.certain) == (code, text, (4,), False)
+
+
+def test_hosts_are_called_by_their_names_unless_two_have_the_same() -> None:
+    assert host_names(((0, 2), (1,)), ["node-a", "node-b", "node-a"]) == ("node-a", "node-b")
+    assert host_names(((0,), (1,)), ["localhost", "localhost"]) == ("0", "1")
 
 
 def test_calls_that_differ_have_different_tags() -> None:
     tags = {
-        host_link._tag(operation, size, dtype)
+        link_transport._number(host_link._label(operation, torch.empty(size, dtype=dtype)))
         for operation in ("all_reduce", "all_gather", "broadcast")
         for size in (1, 2, 4096)
         for dtype in (torch.float32, torch.int32)

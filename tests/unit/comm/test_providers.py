@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from corebound import comm
-from corebound.comm import rendezvous, select
+from corebound.comm import rendezvous
 from corebound.comm.base import Collectives, as_timedelta, check_root, check_timeout, from_torch_error
 from corebound.comm.objects import broadcast_object
 from corebound.comm.shm_ops import from_operator
@@ -67,14 +67,6 @@ def test_a_world_of_one_rank_needs_no_rendezvous(monkeypatch: pytest.MonkeyPatch
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert comm.init_distributed().name == "single"
-
-
-@pytest.mark.parametrize("provider", ["ccl"])
-def test_a_provider_of_a_later_release_is_an_error_even_for_one_rank(provider: str) -> None:
-    with pytest.raises(CommError, match="not in this release"):
-        comm.init_distributed(provider=provider)
-    with pytest.raises(CommError, match="not in this release"):
-        select.single(provider)
 
 
 def test_groups_of_ranks_that_do_not_exist_are_refused() -> None:

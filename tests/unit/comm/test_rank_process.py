@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -94,6 +96,16 @@ def test_an_interrupt_is_one_line_with_rank_and_host_and_130(monkeypatch: pytest
 def test_an_unexpected_error_shows_its_trace_before_the_group_is_closed(group: Group) -> None:
     assert failing(ZeroDivisionError("by nought")) == 1
     assert "ZeroDivisionError: by nought" in group.said_before_closing
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, "bye"), (6, "")])
+def test_a_rank_that_failed_leaves_without_delay(code: int, said: str) -> None:
+    text = (
+        "import atexit; from corebound.comm.rank_process import leave\n"
+        f"atexit.register(print, 'bye', end=''); leave({code})"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (code, said)
 
 
 def test_an_error_in_the_environment_needs_no_group(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,12 @@ def test_a_plan_reads_nothing_but_what_it_is_given() -> None:
     first = planned(hosts=HOSTS, topology_of=topology_of)
     assert set(asked) == {"a", "b", "c"}
     assert planned(hosts=HOSTS) == first
+
+
+def test_an_allocation_takes_the_place_of_a_hostfile() -> None:
+    spec = LaunchSpec(command=("python3",), launcher="slurm", hosts=(Host("n1", 2), Host("n2", 1)))
+    assert places(plan(spec, lambda host: None)) == [(0, "n1", 0, 0), (1, "n1", 1, 1), (2, "n2", 0, 0)]
+    assert places(plan(replace(spec, num_accelerators=1), lambda host: None)) == [(0, "n1", 0, 0), (1, "n2", 0, 0)]
+    assert places(plan(replace(spec, num_nodes=1), lambda host: None)) == [(0, "n1", 0, 0), (1, "n1", 1, 1)]
+    with pytest.raises(ConfigError, match="--num_nodes 3: the allocation has 2 hosts"):
+        plan(replace(spec, num_nodes=3), lambda host: None)

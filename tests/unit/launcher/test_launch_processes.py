@@ -29,6 +29,18 @@ def test_the_processes_of_a_job_are_known_by_its_id() -> None:
             child.kill()
 
 
+def test_another_job_on_the_same_cpus_is_found_and_the_own_one_is_not() -> None:
+    cpu = min(os.sched_getaffinity(0))
+    with subprocess.Popen(SLEEPER, env={"COREBOUND_JOB_ID": "test0b", "RANK": "1"}) as child:
+        try:
+            os.sched_setaffinity(child.pid, {cpu})
+            assert processes.jobs_on_cpus({cpu, 4000}, "mine")["test0b"] == {cpu}
+            assert "test0b" not in processes.jobs_on_cpus({4000}, "mine")
+            assert "test0b" not in processes.jobs_on_cpus({cpu}, "test0b")
+        finally:
+            child.kill()
+
+
 def test_only_the_segments_of_the_job_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(processes, "SHM", tmp_path)
     for name in ("corebound.ab1.x", "corebound.ab1.y.0", "corebound.ab12.x", "corebound.ab1", "other.ab1.x"):

@@ -3,6 +3,9 @@ from __future__ import annotations
 import io
 import os
 import time
+from pathlib import Path
+
+import pytest
 
 from corebound.launcher.streams import TAIL_LINES, Pump
 
@@ -23,6 +26,22 @@ def pumped(data: bytes) -> tuple[bytes, list[str], bytes]:
 def test_output_is_passed_on_unchanged_and_copied_to_the_log() -> None:
     data = b"one\ntwo \xff\nno end"
     assert pumped(data) == (data, ["one", "two \ufffd", "no end"], data)
+
+
+def test_a_full_disk_under_the_log_is_said_once_and_the_output_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    source_read, source_write = os.pipe()
+    sink_read, sink_write = os.pipe()
+    with Path("/dev/full").open("wb", buffering=0) as log, caplog.at_level("WARNING"):
+        pump = Pump(source_read, sink_write, log)
+        for line in (b"one\n", b"two\n"):
+            os.write(source_write, line)
+        os.close(source_write)
+        pump.join(5)
+    os.close(sink_write)
+    with os.fdopen(sink_read, "rb") as sink:
+        assert sink.read() == b"one\ntwo\n"
+    assert pump.tail() == ["one", "two"]
+    assert caplog.text.count("/dev/full: No space left on device; the log is incomplete") == 1
 
 
 def test_only_the_last_lines_are_kept_and_they_are_cut() -> None:

@@ -65,7 +65,7 @@ def test_open_mpi() -> None:
 def test_slurm() -> None:
     assert command("slurm", launcher_args="--partition cpu") == [
         "/bin/starter", "--nodes", "2", "--ntasks", "2", "--ntasks-per-node", "1", "--nodelist", "a,b",
-        "--cpu-bind=none", "--mem-bind=none", "--kill-on-bad-exit=0",
+        "--cpu-bind=none", "--mem-bind=none", "--kill-on-bad-exit=0", "--overlap",
         "--export=COREBOUND_AGENT_SECRET,PATH,HOME,USER,LANG", "--partition", "cpu",
         *AGENT, "10.0.0.9:4242", "SLURMD_NODENAME",
     ]  # fmt: skip

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 import pytest
 
 from corebound.errors import ModelLoadError
-from corebound.models import verify_manifest, write_manifest
+from corebound.models import model_listing, verify_manifest, write_manifest
 
 
 @pytest.fixture
@@ -37,6 +38,20 @@ def test_a_single_flipped_bit_is_found(model: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(ModelLoadError, match=r"model\.safetensors: damaged: expected SHA-256"):
         verify_manifest(model)
+
+
+def test_a_whole_model_that_is_not_the_launchers_is_found(
+    model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    write_manifest(model)
+    listing = model_listing(model)
+    other = tmp_path_factory.mktemp("other")
+    (other / "model.safetensors").write_bytes(bytes(range(255, -1, -1)) * 64)
+    (other / "config.json").write_text("{}")
+    write_manifest(other)
+    assert verify_manifest(other) is not None
+    with pytest.raises(ModelLoadError, match=r"other\d*/model\.safetensors: damaged: expected SHA-256"):
+        verify_manifest(other, listing=listing)
 
 
 def test_sizes_are_compared_even_when_the_model_is_too_large_to_read(model: Path) -> None:
@@ -97,3 +112,19 @@ def test_blobs_of_the_hub_cache_are_their_own_digests(tmp_path: Path) -> None:
     blob.write_bytes(b"Weights")
     with pytest.raises(ModelLoadError, match="damaged"):
         verify_manifest(snapshot)
+
+
+def test_a_model_that_is_too_large_for_digests_is_said_once(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_manifest(model)
+    # As at start: an earlier test may have set up the log, and pytest listens to such a logger by itself.
+    monkeypatch.setattr(logging.getLogger("corebound"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("corebound"), "handlers", [])
+    with caplog.at_level(logging.INFO, logger="corebound"):
+        assert verify_manifest(model) is not None
+        assert caplog.records == []
+        assert verify_manifest(model, max_bytes=1 << 10) is None
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert "sizes compared, digests not" in record.getMessage() and str(model) in record.getMessage()

@@ -46,7 +46,23 @@ def test_memory_is_read_from_meminfo(kib: int, status: str) -> None:
     assert probe.check_memory(f"MemTotal: {kib} kB\nMemFree: 1 kB\n", 2)["status"] == status
 
 
-def test_a_small_shm_warns_with_the_command_that_enlarges_it(tmp_path: Path) -> None:
+def test_a_small_shm_names_the_command_that_enlarges_it(tmp_path: Path) -> None:
     found = probe.check_shm(tmp_path / "missing", 64)
-    assert found["status"] == "warn"
+    assert found["status"] == "fail"
     assert "size=64M" in found["hint"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "smallest", "status", "said"),
+    [
+        ("fma avx2 f16c", "avx2", "pass", "instructions of avx2"),
+        ("fma avx2 f16c avx512f avx512bw avx512dq avx512vl amx_tile", "avx512", "pass", "instructions of avx512"),
+        ("fma avx2 f16c", "avx512", "fail", "of avx2 and lacks avx512bw avx512dq avx512f avx512vl"),
+        ("sse4_2", "generic", "pass", "instructions of generic"),
+        ("sse4_2", "avx2", "fail", "lacks avx2 f16c fma"),
+    ],
+)
+def test_the_instructions_of_a_variant_are_asked_for(flags: str, smallest: str, status: str, said: str) -> None:
+    found = probe.check_isa(f"processor : 0\nflags\t\t: {flags}\n", smallest)
+    assert found["status"] == status
+    assert said in found["detail"]

@@ -81,6 +81,25 @@ def test_a_cuda_build_is_installed_when_asked_for(
     assert json.loads(capsys.readouterr().out) == {"changed": True, "version": "2.13.0"}
 
 
+def test_torch_alone_is_installed_for_a_build_and_only_then(
+    answering_pip: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words, is_alone in ((["--no-deps"], True), ([], False)):
+        monkeypatch.setattr("sys.argv", ["install_torch.py", "2.13.0", "--allow-cuda", *words])
+        assert script.main() == 0
+        assert ("--no-deps" in answering_pip[-1]) is is_alone
+
+
+def test_a_refusal_says_how_to_allow_it_in_the_words_of_the_caller(
+    answering_pip: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--how-to-allow", "ipex_allow_cuda_torch: true (inventory)"]
+    monkeypatch.setattr("sys.argv", ["install_torch.py", "2.13.0", *words])
+    assert script.main() == script.EXIT_REFUSED
+    error = capsys.readouterr().err
+    assert "ipex_allow_cuda_torch: true" in error and "runtime_allow_cuda_torch" not in error
+
+
 @pytest.mark.parametrize("installed", ["2.13.0", "2.13.0+cpu"])
 def test_a_torch_of_the_wanted_version_is_left_alone(
     installed: str,

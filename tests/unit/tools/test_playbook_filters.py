@@ -88,3 +88,50 @@ def test_the_next_in_a_ring_wrap_around_and_leave_out_the_node_itself(
 
 def test_a_ring_of_one_has_no_next() -> None:
     assert filters.next_in_ring(["alone"], "alone", 2) == []
+
+
+def test_the_wheels_of_one_group_are_looked_up_in_a_bundle() -> None:
+    files = {"wheels/runtime/a.whl": {"sha256": "1"}, "wheels/control/b.whl": {"sha256": "2"}, "a.whl": {"sha256": "3"}}
+    assert filters.bundle_wheels(json.dumps({"files": files}), "runtime") == {"a.whl": "1"}
+
+
+def test_each_differing_file_is_a_sentence() -> None:
+    assert filters.differences({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9", "d": "4"}) == [
+        "b: expected 2, found 9",
+        "c: expected 3, found no such file",
+        "d: expected no such file, found 4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("skew_s", "within_s", "status", "said"),
+    [
+        (0.2, 0.1, "pass", "0.2 s ahead of"),
+        (3600.0, 0.3, "fail", "3600.0 s ahead of that of this machine (measured within 0.3 s), expected at most 5 s"),
+        (-3600.0, 0.3, "fail", "3600.0 s behind"),
+        (9.0, 6.0, "pass", "measured within 6.0 s"),
+    ],
+)
+def test_a_clock_is_wrong_only_beyond_what_the_measurement_allows(
+    skew_s: float, within_s: float, status: str, said: str
+) -> None:
+    found = filters.clock_check(skew_s, within_s, 5)
+    assert found["status"] == status
+    assert said in found["detail"]
+
+
+def test_a_policy_makes_a_failure_milder_or_leaves_the_check_out() -> None:
+    failed = [{"name": name, "status": "fail", "detail": "", "hint": ""} for name in ("a", "b", "c", "d", "e")]
+    passed = {"name": "f", "status": "pass", "detail": "", "hint": ""}
+    found = filters.judged([*failed, passed], {"b": "warn", "c": "off", "d": False, "f": "warn"})
+    assert [(check["name"], check["status"]) for check in found] == [
+        ("a", "fail"),
+        ("b", "warn"),
+        ("e", "fail"),
+        ("f", "pass"),
+    ]
+
+
+def test_passwords_in_urls_are_blanked_out() -> None:
+    said = "Looking in indexes: https://me:secret@host/simple, https://host/x\nemail a@b"
+    assert filters.without_passwords(said) == "Looking in indexes: https://****@host/simple, https://host/x\nemail a@b"

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import paramiko
+import pytest
 
-from smoke.__main__ import generate_words, smoke
+from smoke.node import Node, connect
+from smoke.run import smoke
 from smoke.table import row
-from smoke.targets import Target, connect, read_targets, run_on
+from smoke.targets import read_targets
+from smoke.visit import generate_words
+from unit.tools.smoke_nodes import ENTRY, target
 
-ENTRY: dict[str, Any] = {
-    "host": "here",
-    "connection": "local",
-    "address": "localhost",
-    "user": "",
-    "port": 22,
-    "key_file": "",
-    "ssh_config": "",
-    "command": "/bin/false",
-    "model": "/models/demo",
-    "hostfile": "/etc/hostfile",
-    "num_ranks": 2,
-    "prompts": ['It\'s a "quoted" $prompt'],
-    "max_new_tokens": 4,
-    "dtype": "float32",
-    "timeout_s": 5,
-}
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Returns a port that accepts connections and never says a word, as a host does whose processes are frozen."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
 
 
 def test_targets_are_read_as_the_role_wrote_them(tmp_path: Path) -> None:
@@ -38,23 +34,57 @@ def test_targets_are_read_as_the_role_wrote_them(tmp_path: Path) -> None:
 
 
 def test_a_local_command_gets_its_words_unharmed() -> None:
-    answer = run_on(Target(**ENTRY), ["printf", "%s|", *generate_words(Target(**ENTRY), 2)])
+    words = generate_words(target(), "float32", target().prompts, "--num_accelerators", "2")
+    answer = Node(target()).run(["printf", "%s|", *words])
     assert answer.exit_code == 0
-    assert answer.stdout.split("|")[:-1] == generate_words(Target(**ENTRY), 2)
+    assert answer.stdout.split("|")[:-1] == words
     assert ENTRY["prompts"][0] in answer.stdout
 
 
-def test_a_command_that_does_not_end_is_given_up() -> None:
-    answer = run_on(Target(**{**ENTRY, "timeout_s": 1}), ["sleep", "30"])
+@pytest.mark.parametrize("command", [["sleep", "30"], ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]])
+def test_a_command_that_does_not_end_is_given_up_and_nothing_more_is_tried(command: list[str]) -> None:
+    node = Node(target(timeout_s=1))
+    answer = node.run(command)
     assert answer.exit_code != 0
     assert "no answer within 1 s" in answer.stderr
+    started = time.monotonic()
+    assert "no answer within 1 s" in node.run(["true"]).stderr
+    assert time.monotonic() - started < 1
 
 
-def test_a_node_that_refuses_ssh_is_a_failed_check_not_a_crash() -> None:
-    there = Target(**{**ENTRY, "connection": "ssh", "address": "127.0.0.1", "port": 1})
-    report = smoke([there])
+def test_a_killed_command_within_its_time_is_an_answer() -> None:
+    node = Node(target())
+    answer = node.run(["sh", "-c", "exit 137"])
+    assert (answer.exit_code, node.lost) == (137, "")
+
+
+def test_a_node_that_refuses_ssh_is_a_failed_check_not_a_crash(tmp_path: Path) -> None:
+    report = smoke([target(connection="ssh", address="127.0.0.1", port=1)], [], tmp_path)
     assert report["verdict"] == "fail"
-    assert all("cannot reach 127.0.0.1 port 1" in check["detail"] for check in report["checks"])
+    (check,) = report["checks"]
+    assert "cannot reach 127.0.0.1 port 1" in check["detail"]
+    assert "cannot reach" in (tmp_path / check["evidence"][0]).read_text(encoding="utf-8")
+    assert check["evidence"] == ["evidence/here/node-answers.txt"]
+
+
+def test_nodes_that_refuse_and_that_hang_are_both_reported_within_a_bounded_time(
+    tmp_path: Path, silent_port: int
+) -> None:
+    hangs = target(host="hangs", connection="ssh", address="127.0.0.1", port=silent_port)
+    refuses = target(host="refuses", connection="ssh", address="127.0.0.1", port=1)
+    started = time.monotonic()
+    report = smoke([hangs, refuses, target(host="here")], ["dead"], tmp_path)
+    assert time.monotonic() - started < 90
+    assert [(row["host"], row["verdict"]) for row in report["hosts"]] == [
+        ("hangs", "fail"),
+        ("refuses", "fail"),
+        ("here", "fail"),
+        ("dead", "fail"),
+    ]
+    names = {(check["host"], check["name"]) for check in report["checks"]}
+    assert {("hangs", "node answers"), ("refuses", "node answers"), ("here", "doctor answers")} <= names
+    assert ("dead", "node can be visited") in names
+    assert threading.active_count() < 20
 
 
 def test_a_host_key_counts_only_when_the_ssh_configuration_knows_it(tmp_path: Path) -> None:
@@ -62,13 +92,25 @@ def test_a_host_key_counts_only_when_the_ssh_configuration_knows_it(tmp_path: Pa
     key = paramiko.RSAKey.generate(2048)
     known_hosts.write_text(f"localhost ssh-rsa {key.get_base64()}\n", encoding="utf-8")
     configuration.write_text(f"Host localhost\n    UserKnownHostsFile {known_hosts}\n", encoding="utf-8")
-    client = connect(Target(**{**ENTRY, "ssh_config": str(configuration)})).client
+    client = connect(target(ssh_config=str(configuration))).client
     assert client._system_host_keys.check("localhost", key)
     assert isinstance(client._policy, paramiko.RejectPolicy)
 
 
 def test_a_node_that_was_lost_before_the_visit_is_a_row_that_failed(tmp_path: Path) -> None:
-    report = smoke([], ["node2"])
+    report = smoke([], ["node2"], tmp_path)
     assert report["verdict"] == "fail"
     assert [(host["host"], host["verdict"]) for host in report["hosts"]] == [("node2", "fail")]
     assert row(report["hosts"][0])[1:8] == ["-"] * 7
+
+
+def test_root_and_the_user_of_jobs_are_reached_as_the_inventory_grants() -> None:
+    node = Node(target(become=True, job_user="worker", user="admin"))
+    asked: list[list[str]] = []
+    node.run = lambda words, timeout_s=None: asked.append(list(words))  # type: ignore[method-assign,assign,return-value,func-returns-value]
+    node.run_as_root(["id"])
+    assert asked == [["sudo", "--non-interactive", "id"]]
+    with pytest.raises(AttributeError):
+        node.run_as_job_user(["touch", "a b"])
+    assert asked[1][:6] == ["sudo", "--non-interactive", "runuser", "--login", "worker", "--command"]
+    assert "touch 'a b'" in asked[1][6]

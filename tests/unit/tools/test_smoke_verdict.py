@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from smoke import table, verdict
-from smoke.targets import Answer
+from smoke import checks, table, verdict
+from smoke.node import Answer
 
 GENERATED: dict[str, Any] = {
     "outputs": [{"prompt": "The old ship", "text": " sailed home", "token_ids": [5, 6], "finish_reason": "length"}],
@@ -97,23 +98,93 @@ def test_a_failing_doctor_names_the_check() -> None:
 
 
 def test_cores_are_shown_in_the_kernels_form() -> None:
-    assert verdict.cores([8, 0, 2, 1]) == "0-2,8"
-    assert verdict.cores([]) == ""
+    assert checks.cores([8, 0, 2, 1]) == "0-2,8"
+    assert checks.cores([]) == ""
 
 
 def test_the_table_shows_units_text_and_failures() -> None:
     row = {"host": "node", "num_ranks": 2, "cores": ["0", "1"], "isa": ["avx2"], "comm": ["shm"], "verdict": "fail"}
-    numbers = {"first_token_ms": 9.04, "next_token_ms": 3.0, "tokens_per_s": None}
+    numbers = {"first_token_ms": 9.04, "next_token_ms": 3.0, "tokens_per_s": None, "memory_gb_per_s": 31.25}
+    numbers["shared_memory_all_reduce"] = {"bytes": 65536, "p50_us": 17.3}
+    failed = checks.judged("node", "generate", "speed was measured", False, "[nothing]")
+    sums = {"provider": "ccl", "bytes": 65536, "num_ranks": 4, "num_hosts": 2, "p50_us": 120.4, "p90_us": 130.0}
     report = {
         "verdict": "fail",
         "hosts": [{**row, **numbers}],
         "outputs": [{"prompt": "The [old] ship", "text": " sailed"}],
-        "checks": [{"host": "node", "name": "speed was measured", "passed": False, "detail": "[nothing]"}],
+        "checks": [{**failed.to_json(), "evidence": ["evidence/node/speed.txt"]}],
+        "across_nodes": {"all_reduce": [sums]},
     }
     stream = io.StringIO()
-    table.show(report, Console(file=stream, width=140))
+    table.show(report, Console(file=stream, width=140), Path("reports/prod"))
     text = stream.getvalue()
     assert "first token ms" in text and "0 | 1" in text and "9.0" in text
     assert "The [old] ship sailed" in text
     assert "failed on node: speed was measured: [nothing]" in text
+    assert "evidence: reports/prod/evidence/node/speed.txt" in text
+    assert "31.2" in text and "17.3 (64 KiB)" in text and "memory GB/s" in text
+    assert "ccl" in text and "120.4" in text and "p50 us" in text
     assert text.rstrip().endswith("smoke: fail")
+
+
+def answer(report: Any, exit_code: int = 0, stderr: str = "") -> Answer:
+    """Returns the answer of a command that printed a report."""
+    return Answer(exit_code=exit_code, stdout=json.dumps(report), stderr=stderr)
+
+
+def memory(speed: float) -> Answer:
+    """Returns what `corebound bench memory --json` prints on two cores."""
+    rows = [{"num_threads": 1, "cpus": [0], "read_gb_per_s": 9.0}]
+    return answer({"rows": [*rows, {"num_threads": 2, "cpus": [0, 1], "read_gb_per_s": speed}]})
+
+
+@pytest.mark.parametrize(
+    ("given", "least", "status"),
+    [
+        (memory(18.0), 0.0, "pass"),
+        (memory(18.0), 18.0, "pass"),
+        (memory(18.0), 18.1, "fail"),
+        (memory(0.0), 0.0, "fail"),
+        (answer({"rows": []}), 0.0, "fail"),
+        (Answer(exit_code=6, stdout="", stderr="error: no memory"), 0.0, "fail"),
+    ],
+)
+def test_memory_is_judged_by_all_cores_and_the_least_speed(given: Answer, least: float, status: str) -> None:
+    (check,), speed = verdict.judge_memory("node", given, least)
+    assert check.status == status
+    assert speed == 18.0 or status == "fail"
+
+
+def test_a_node_with_half_the_memory_speed_of_the_others_is_a_warning() -> None:
+    found = verdict.judge_memory_spread({"a": 100.0, "b": 110.0, "c": 49.0})
+    assert [(check.host, check.status) for check in found] == [("c", "warn")]
+    assert "49.0 GB/s, the median of 3 nodes is 100.0" in found[0].detail
+    assert verdict.judge_memory_spread({"a": 100.0, "b": 110.0, "c": 60.0}) == []
+    assert verdict.judge_memory_spread({"a": 1.0}) == []
+
+
+def test_the_sum_in_shared_memory_must_be_by_shared_memory() -> None:
+    rows = [{"provider": "gloo", "bytes": 65536, "p50_us": 200.0}, {"provider": "shm", "bytes": 65536, "p50_us": 17.0}]
+    (check,), row = verdict.judge_shared_memory("node", answer({"rows": rows}))
+    assert check.passed and row == rows[1]
+    (check,), row = verdict.judge_shared_memory("node", answer({"rows": rows[:1]}))
+    assert not check.passed and check.detail == "found gloo, expected shm" and row is None
+    (check,), row = verdict.judge_shared_memory("node", answer({"rows": rows}, exit_code=5, stderr="no /dev/shm"))
+    assert not check.passed and "no /dev/shm" in check.detail
+
+
+def test_a_node_with_another_hostfile_is_named() -> None:
+    def plan(**slots: int) -> dict[str, Any]:
+        return {"hosts": [{"host": name, "num_slots": number} for name, number in slots.items()]}
+
+    plans = {"a": plan(x=2, y=2), "b": plan(x=2, y=1), "c": plan(x=2, y=2), "d": plan(y=2, x=2)}
+    found = verdict.judge_hostfiles_agree(plans)
+    assert [(check.host, check.status) for check in found] == [("b", "fail"), ("d", "fail")]
+    assert found[0].detail == "x slots=2, y slots=1; expected as on a: x slots=2, y slots=2"
+
+
+def test_a_hostfile_that_lacks_a_node_fails() -> None:
+    launch = answer({"ranks": [{"host": "x"}, {"host": "x"}]})
+    assert [check.passed for check in verdict.judge_hostfile("node", launch, 1)] == [True]
+    assert [check.passed for check in verdict.judge_hostfile("node", launch, 2)] == [False]
+    assert [check.passed for check in verdict.judge_hostfile("node", answer({}, 2, "no such file"), 1)] == [False]

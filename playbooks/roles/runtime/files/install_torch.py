@@ -2,7 +2,7 @@
 
 Asks pip what it would install, reads the answer, and only then installs. Needs nothing but Python and pip, so that
 `make setup` runs it on this machine and the runtime role on every node. Standard output is one JSON line:
-{"changed": bool, "version": "..."}.
+{"changed": bool, "version": "..."}, the version with its local part. `--resolve-only` stops before installing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 CUDA_REQUIREMENT = re.compile(r"^(nvidia[-_]|cuda[-_]|triton\b)", re.IGNORECASE)
 EXIT_REFUSED = 2
+HOW_TO_ALLOW = "ALLOW_CUDA_TORCH=1 (make) or runtime_allow_cuda_torch: true (inventory)"
 
 
 def cuda_evidence(metadata: dict[str, Any]) -> list[str]:
@@ -32,7 +33,9 @@ def cuda_evidence(metadata: dict[str, Any]) -> list[str]:
     return evidence + [name for name in metadata.get("requires_dist") or [] if CUDA_REQUIREMENT.match(name)]
 
 
-def refusal(metadata: dict[str, Any], url: str, num_bytes: int | None, evidence: list[str]) -> str:
+def refusal(
+    metadata: dict[str, Any], url: str, num_bytes: int | None, evidence: list[str], how_to_allow: str = HOW_TO_ALLOW
+) -> str:
     """Return the message that names the CUDA build's size and how to get the CPU build in its place."""
     wheel = Path(urllib.parse.unquote(urllib.parse.urlparse(url).path)).name
     size = f"{num_bytes / 1e6:.0f} MB" if num_bytes else "about 500 MB or more"
@@ -44,7 +47,7 @@ def refusal(metadata: dict[str, Any], url: str, num_bytes: int | None, evidence:
         "hint: point pip at CPU wheels and run this again:\n"
         "        pip config set global.extra-index-url URL     an index of torch's CPU wheels\n"
         "        pip config set global.find-links FOLDER       a folder that holds a torch wheel ending in +cpu\n"
-        "      or accept the CUDA build with ALLOW_CUDA_TORCH=1 (make) or runtime_allow_cuda_torch: true (inventory)"
+        f"      or accept the CUDA build with {how_to_allow}"
     )
 
 
@@ -85,9 +88,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("version", help="version of torch without its local part, such as 2.13.0")
     parser.add_argument("--allow-cuda", action="store_true", help="accept a CUDA build")
+    parser.add_argument("--resolve-only", action="store_true", help="say what would be installed, and install nothing")
+    parser.add_argument("--how-to-allow", default=HOW_TO_ALLOW, help="what a refusal says about accepting it")
+    parser.add_argument("--no-deps", action="store_true", help="torch alone: enough to build against, not to import")
     options = parser.parse_args()
 
-    present = installed_version()
+    present = None if options.resolve_only else installed_version()
     if present is not None and present.partition("+")[0] == options.version:
         print(json.dumps({"changed": False, "version": present}))
         return 0
@@ -95,13 +101,17 @@ def main() -> int:
     evidence = cuda_evidence(metadata)
     num_bytes = download_bytes(url)
     if evidence and not options.allow_cuda:
-        print(refusal(metadata, url, num_bytes, evidence), file=sys.stderr)
+        print(refusal(metadata, url, num_bytes, evidence, options.how_to_allow), file=sys.stderr)
         return EXIT_REFUSED
+    if options.resolve_only:
+        print(json.dumps({"changed": False, "version": metadata["version"]}))
+        return 0
     kind = "CUDA" if evidence else "CPU"
     size = f", {num_bytes / 1e6:.0f} MB" if num_bytes else ""
     print(f"installing torch {metadata['version']} ({kind} build{size})", file=sys.stderr)
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
-    command = [sys.executable, "-m", "pip", "install", *quiet, f"torch=={metadata['version']}"]
+    alone = ["--no-deps"] if options.no_deps else []
+    command = [sys.executable, "-m", "pip", "install", *quiet, *alone, f"torch=={metadata['version']}"]
     code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
     if code == 0:
         print(json.dumps({"changed": True, "version": metadata["version"]}))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from corebound.cli.doctor_checks import probes
 from corebound.config.env import Settings
+from corebound.native import TorchAbi, torch_abi
 from corebound.topology import Topology
 from corebound.topology.native_report import native_active_isa, native_kernel_table
 from corebound.topology.tree import Tree
@@ -37,9 +38,11 @@ class Probes:
     program: Callable[[str], str | None] = probes.program
     loads: Callable[[str], bool] = probes.loads
     package_version: Callable[[str], str | None] = probes.package_version
+    torch_abi: Callable[[], TorchAbi] = torch_abi
     open_files: Callable[[], tuple[int, int]] = probes.open_files
     core_library: Callable[[], str] = probes.core_library
     torch_operators: Callable[[], str] = probes.torch_operators
+    ccl: Callable[[], str] = probes.ccl
     active_isa: Callable[[str | None], str] = native_active_isa
     kernel_table: Callable[[], list[dict[str, Any]]] = native_kernel_table
 

@@ -8,7 +8,7 @@ import resource
 import shutil
 from pathlib import Path
 
-from corebound import native
+from corebound import native, native_ccl
 from corebound.errors import KernelError
 
 _SYS_SET_MEMPOLICY = 238
@@ -73,3 +73,11 @@ def torch_operators() -> str:
 
 def _library_dir() -> Path:
     return Path(native.__file__).parent / "lib"
+
+
+def ccl() -> str:
+    """Return where the binding to oneCCL is; all that it needs is there.
+
+    Raises: CclUnavailableError naming what is missing.
+    """
+    return native_ccl.require()[-1]

@@ -9,8 +9,9 @@ import re
 from corebound.cli.doctor_checks.base import Check, Facts, Status
 from corebound.errors import KernelError
 from corebound.kernels.selection import OPS
+from corebound.native import wrong_torch_hint
+from corebound.native_ccl import CclUnavailableError
 
-MIN_TORCH = (2, 10)
 _PACKAGES = ("safetensors", "tokenizers", "transformers")
 _MIN_OPEN_FILES = 1024
 _CAP_SYS_NICE = 23
@@ -91,17 +92,30 @@ def native_libraries(facts: Facts) -> list[Check]:
     return checks
 
 
+def one_ccl(facts: Facts) -> Check:
+    """The optional binding to oneCCL, and the libraries below it."""
+    asked = next((v for v in ("COREBOUND_COMM", "COREBOUND_HOST_LINK") if facts.environ.get(v) == "ccl"), None)
+    try:
+        return Check("oneccl", "pass", f"{facts.probes.ccl()} is there")
+    except CclUnavailableError as error:
+        detail = error.message.removeprefix("oneCCL: ")
+        if asked:
+            return Check("oneccl", "fail", f"{detail}; {asked}=ccl asks for it", error.hint or "")
+        return Check("oneccl", "pass", f"not used: {detail}; gloo carries data between hosts")
+
+
 def torch(facts: Facts) -> Check:
     """A torch that the native operators fit."""
     version = facts.probes.package_version("torch")
-    wanted = ".".join(map(str, MIN_TORCH))
-    install = "`make deploy` (or `make setup` in a checkout) installs the CPU build that fits"
+    try:
+        abi = facts.probes.torch_abi()
+    except KernelError as error:
+        return Check("torch", "fail", error.message, error.hint or "install Corebound again")
     if version is None:
-        hint = f"{install}; a head node that only launches needs none"
-        return Check("torch", "fail", f"not installed; ranks need {wanted} or later", hint)
-    match = re.match(r"(\d+)\.(\d+)", version)
-    if match is None or (int(match[1]), int(match[2])) < MIN_TORCH:
-        return Check("torch", "fail", f"{version}; the native operators need {wanted} or later", install)
+        hint = f"{wrong_torch_hint(abi)}; a head node that only launches needs none"
+        return Check("torch", "fail", f"not installed; ranks need {abi}", hint)
+    if not abi.fits(version):
+        return Check("torch", "fail", f"{version}; the native operators need {abi}", wrong_torch_hint(abi))
     return Check("torch", "pass", version)
 
 

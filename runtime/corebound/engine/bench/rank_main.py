@@ -7,7 +7,7 @@ import time
 import torch
 
 from corebound.comm import Collectives
-from corebound.comm.rank_process import run_rank
+from corebound.comm.rank_process import leave, run_rank
 from corebound.engine.bench.job import BenchJob, BenchReport, read_job
 from corebound.engine.llm import LLM
 from corebound.engine.metrics import summary
@@ -43,4 +43,4 @@ def _measure(collectives: Collectives) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from corebound.errors import HostError, LaunchError
 from corebound.launcher.addresses import own_addresses, source_address
+from corebound.launcher.allocation import node_names
 from corebound.launcher.handshake import new_secret
 from corebound.launcher.hostfile import Dialect, Host, render_machinefile
 from corebound.launcher.link import Link
@@ -30,8 +31,10 @@ from corebound.launcher.streams import Pump
 from corebound.launcher.transports import ssh
 
 SECRET = "COREBOUND_AGENT_SECRET"  # noqa: S105  a name
+_SLURM_IDENTITY = "SLURMD_NODENAME"
 _END_S = 5.0
 _LOST_END_S = 1.0
+_NOT_ALLOCATED = ("node count", "node configuration", "Invalid node name")
 _VERSION_TIMEOUT_S = 20.0
 
 
@@ -79,6 +82,13 @@ class Starter:
                 if found is not None and self._is_ours(found):
                     return Path(found)
         return None
+
+    def names(self, hosts: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+        """Return the names under which the starter knows the hosts.
+
+        Raises: ConfigError for a host that it cannot know.
+        """
+        return node_names(hosts, environ) if self.identity == _SLURM_IDENTITY else list(hosts)
 
     def command(self, start: Start, tool: str, environ: Mapping[str, str]) -> tuple[str, ...]:
         """Return the whole command; the user's arguments stand before ours for the agent."""
@@ -134,6 +144,8 @@ def _slurm(start: Start) -> tuple[str, ...]:
     return (
         "--nodes", start.num_hosts, "--ntasks", start.num_hosts, "--ntasks-per-node", "1",
         "--nodelist", ",".join(start.hosts), "--cpu-bind=none", "--mem-bind=none", "--kill-on-bad-exit=0",
+        # The launcher may itself be a step that holds the processors, as in `srun --pty bash`.
+        "--overlap",
         f"--export={SECRET},PATH,HOME,USER,LANG",
     )  # fmt: skip
 
@@ -177,7 +189,7 @@ DIALECTS: dict[str, Starter] = {
         marks=("slurm",),
         package="run the launch where srun is, on a login node of the cluster",
         dialect="slots",
-        identity="SLURMD_NODENAME",
+        identity=_SLURM_IDENTITY,
         words=_slurm,
     ),
 }
@@ -193,7 +205,7 @@ def interface_to(hosts: Sequence[str]) -> str | None:
 
 def hint_for(words: Sequence[str]) -> str | None:
     """Return what to do about a starter's last words, None where they are not known."""
-    if any("node count" in word or "Invalid node name" in word for word in words):
+    if any(mark in word for mark in _NOT_ALLOCATED for word in words):
         return "the hosts of the hostfile must be nodes of the allocation, under Slurm's names"
     return ssh.hint_for(words)
 
@@ -213,11 +225,12 @@ def started(
             f"{', '.join(starter.tools)})",
             hint=f"{starter.package}, or use --launcher ssh",
         )
+    known = starter.names(hosts, environ)
     secret = new_secret()
     with tempfile.TemporaryDirectory(prefix="corebound-") as folder, Rendezvous(secret) as rendezvous:
         hostfile = Path(folder) / "hosts"
         hostfile.write_text(render_machinefile([Host(name, 1) for name in hosts], starter.dialect), encoding="ascii")
-        start = Start(spec, hosts, str(hostfile), _places(hosts, rendezvous.port), interface_to(hosts))
+        start = Start(spec, known, str(hostfile), _places(hosts, rendezvous.port), interface_to(hosts))
         try:
             process = subprocess.Popen(
                 starter.command(start, str(tool), environ),
@@ -235,8 +248,9 @@ def started(
         process.stdout.close()
         links: list[Link] = []
         try:
-            names = hosts if starter.identity == "SLURMD_NODENAME" else [str(index) for index in range(len(hosts))]
-            links = rendezvous.links(dict(zip(names, hosts, strict=True)), process, words, signals, hint_for)
+            numbers = [str(index) for index in range(len(hosts))]
+            identities = known if starter.identity == _SLURM_IDENTITY else numbers
+            links = rendezvous.links(dict(zip(identities, hosts, strict=True)), process, words, signals, hint_for)
             yield links
         finally:
             # A starter that waits for a lost host may wait for minutes.

@@ -1,0 +1,129 @@
+"""Connections between the members of a group that carry nothing: when one ends, its member is gone.
+
+oneCCL notices no death. The kernel closes a dead process's sockets at once, and a member that gives up closes its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+
+from torch.distributed.distributed_c10d import Store
+
+from corebound.comm.base import as_timedelta
+from corebound.config import env
+from corebound.errors import CommError, CommTimeoutError
+
+_TOKEN_BYTES = 16
+_PLACE_BYTES = 4
+# A stranger that connects and says nothing must not hold up the members.
+_GREETING_S = 5.0
+# Sockets know no infinity.
+_LONGEST_S = 30 * 86400.0
+
+
+class PeerWatch:
+    """One connection to each other member; `descriptors` has -1 at the own place. Every member makes one.
+
+    Raises: CommError when a member cannot be reached within the timeout.
+    """
+
+    def __init__(self, store: Store, place: int, size: int, timeout_s: float) -> None:
+        self._sockets: dict[int, socket.socket] = {}
+        deadline = time.monotonic() + timeout_s
+        try:
+            with _listen(own_address(), size) as listener:
+                token = secrets.token_hex(_TOKEN_BYTES)
+                address, port = listener.getsockname()[:2]
+                store.set(f"watch/{place}", json.dumps([address, port, token]))
+                for other in range(place):
+                    self._sockets[other] = _connect(store, other, place, deadline)
+                while len(self._sockets) < size - 1:
+                    other, connection = _accept(listener, bytes.fromhex(token), size, deadline)
+                    self._sockets[other] = connection
+        except TimeoutError as error:
+            self.close()
+            missing = [other for other in range(size) if other != place and other not in self._sockets]
+            raise CommTimeoutError(
+                f"connecting the members of a group: no word from members {missing} within {timeout_s:g} s"
+            ) from error
+        except (OSError, RuntimeError, ValueError) as error:
+            self.close()
+            raise CommError(f"connecting the members of a group: {error}") from error
+        self.descriptors = [self._sockets[other].fileno() if other != place else -1 for other in range(size)]
+
+    def close(self) -> None:
+        """End all connections, which the other members notice at once."""
+        for connection in self._sockets.values():
+            with contextlib.suppress(OSError):  # it may have ended at the other side
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+        self._sockets.clear()
+
+
+def own_address() -> str:
+    """Return the address of this machine on the way to the launch's rank 0."""
+    place = env.rank_environment()
+    if place is None:
+        return "127.0.0.1"
+    family, kind, _, _, target = socket.getaddrinfo(place.master_addr, place.master_port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(target)  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+@contextlib.contextmanager
+def _listen(address: str, size: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.bind((address, 0))
+        listener.listen(size)
+        yield listener
+
+
+def _connect(store: Store, other: int, place: int, deadline: float) -> socket.socket:
+    key = f"watch/{other}"
+    try:
+        store.wait([key], as_timedelta(_left(deadline)))
+        address, port, token = json.loads(store.get(key))
+    except RuntimeError as error:
+        raise TimeoutError(str(error)) from error
+    connection = socket.create_connection((address, port), timeout=_left(deadline))
+    connection.sendall(bytes.fromhex(token) + place.to_bytes(_PLACE_BYTES, "little"))
+    connection.settimeout(None)
+    return connection
+
+
+def _accept(listener: socket.socket, token: bytes, size: int, deadline: float) -> tuple[int, socket.socket]:
+    while True:
+        listener.settimeout(_left(deadline))
+        connection, _ = listener.accept()
+        connection.settimeout(min(_left(deadline), _GREETING_S))
+        try:
+            said = _receive(connection, _TOKEN_BYTES + _PLACE_BYTES)
+        except OSError:
+            said = b""
+        other = int.from_bytes(said[_TOKEN_BYTES:], "little")
+        if hmac.compare_digest(said[:_TOKEN_BYTES], token) and other < size:
+            connection.settimeout(None)
+            return other, connection
+        connection.close()  # no member of ours
+
+
+def _receive(connection: socket.socket, num_bytes: int) -> bytes:
+    data = b""
+    while len(data) < num_bytes and (chunk := connection.recv(num_bytes - len(data))):
+        data += chunk
+    return data
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the time is over")
+    return min(left, _LONGEST_S)
