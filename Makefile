@@ -33,7 +33,7 @@ help: ## List the targets
 	@printf '\nOPTIONS="..." goes to ansible-playbook, such as OPTIONS="-e corebound_prefix=/srv/corebound"'
 	@printf '\nCONFIRM=prod lets deploy and reset end what runs on the machines of a protected inventory (prod)'
 	@printf '\nINVENTORY=%s chooses the machines; there are: %s\n' '$(INVENTORY)' \
-	  "$$(cd inventories && ls -d */ | tr -d / | grep -v '^defaults$$' | paste -sd ' ')"
+	  "$$(cd inventories && ls -d */ | tr -d / | grep -Ev '^(defaults|k8s)$$' | paste -sd ' ')"
 
 .PHONY: setup
 setup: ## Prepare this checkout: system packages, .venv, pinned tools, torch (CPU build)
@@ -83,6 +83,12 @@ wheel: ## Build the wheel that deploy installs, into dist/ (FLAVOUR=ipex: that o
 bundle: ## Write one archive that deploy BUNDLE=file installs from (BUNDLE_WITH="intel_mpi oneccl", BUNDLE_MODEL=folder)
 	@$(MAKE) wheel
 	@$(PYTHON) runtime/packaging/make_bundle.py --with '$(BUNDLE_WITH)' $(if $(BUNDLE_MODEL),--model '$(BUNDLE_MODEL)')
+
+##@ Kubernetes
+
+.PHONY: manifests
+manifests: setup ## Make k8s/mpijob-bloom.yaml from inventories/k8s/mpijob-bloom.yml
+	@$(BIN)/corebound k8s render inventories/k8s/mpijob-bloom.yml --output k8s/mpijob-bloom.yaml
 
 ##@ Lab
 
@@ -161,7 +167,7 @@ typecheck: setup ## Check types, strictly
 	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab --package topology
 
 # Part of the public surface; each comes with the part of the project that it serves.
-LATER := test-k8s manifests
+LATER := test-k8s
 .PHONY: $(LATER)
 $(LATER):
 	@echo "error: make $@ comes with a later release; \`make help\` lists what there is" >&2; exit 2

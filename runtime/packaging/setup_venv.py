@@ -27,7 +27,7 @@ PROGRAMS = ("g++", "git", "make", "numactl")
 GROUPS = {
     "control": ("deploy",),
     "deploy": ("build", "deploy"),
-    "develop": ("build", "deploy", "runtime", "test", "lint"),
+    "develop": ("build", "deploy", "runtime", "k8s", "test", "lint"),
 }
 
 

@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("corebound.cli.bench", "Measure this machine and Corebound on it, against its own ceiling."),
     "doctor": ("corebound.cli.doctor", "Check what this machine can do and say what would make it better."),
     "generate": ("corebound.cli.generate", "Continue prompts with a model, on core-bound ranks."),
+    "k8s": ("corebound.cli.k8s", "Render, check, apply and follow jobs on Kubernetes."),
     "plan": ("corebound.cli.plan", "Show what a launch would do, without doing it."),
     "run": ("corebound.cli.run", "Run a script on core-bound ranks."),
     "topology": ("corebound.cli.topology", "Show CPUs, sockets, NUMA nodes, caches and instruction sets."),

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from corebound.config.suggest import nearest, require_choice, unknown_name
 from corebound.errors import ConfigError
@@ -171,6 +172,12 @@ def ssh_server_address() -> str | None:
     """Return at which of our addresses the ssh session that we run in arrived, None outside of one."""
     words = os.environ.get("SSH_CONNECTION", "").split()
     return words[2] if len(words) == 4 else None
+
+
+def mpi_operator_manifest() -> Path | None:
+    """Return the file with the MPI operator's definition of MPIJob that the user names, None when none is named."""
+    name = os.environ.get("MPI_OPERATOR_MANIFEST", "")
+    return Path(name) if name else None
 
 
 def notify_socket() -> str | None:

@@ -1,0 +1,1 @@
+"""Kubernetes: render, validate, apply and follow an MPIJob. Never imports torch."""

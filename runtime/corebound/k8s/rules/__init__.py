@@ -1,0 +1,1 @@
+"""Rules that no schema holds: what the operator, Pod Security, the CPU manager and our own launches need."""
