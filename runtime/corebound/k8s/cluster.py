@@ -56,7 +56,7 @@ class Cluster(Protocol):
         """Return the objects of a kind of v1."""
 
     def log(self, namespace: str, pod: str, container: str, *, follow: bool, since_s: int | None) -> Iterator[str]:
-        """Yield the lines that a container wrote, and with `follow` those that it will write."""
+        """Yield the lines that a container wrote; with `follow` also those to come, each after its time and a space."""
 
 
 class KubernetesCluster:
@@ -117,7 +117,7 @@ class KubernetesCluster:
         return list(found.to_dict()["items"])
 
     def log(self, namespace: str, pod: str, container: str, *, follow: bool, since_s: int | None) -> Iterator[str]:
-        """Yield the lines that a container wrote, and with `follow` those that it will write."""
+        """Yield the lines that a container wrote; with `follow` also those to come, each after its time and a space."""
         options: dict[str, Any] = {"container": container, "follow": follow}
         if since_s is not None:
             options["since_seconds"] = since_s
@@ -125,7 +125,7 @@ class KubernetesCluster:
             core = self._client.CoreV1Api(self._api_client)
             if follow:
                 stream = load("kubernetes.watch", "kubernetes").Watch().stream
-                yield from stream(core.read_namespaced_pod_log, pod, namespace, **options)
+                yield from stream(core.read_namespaced_pod_log, pod, namespace, timestamps=True, **options)
                 return
             response = core.read_namespaced_pod_log(
                 pod, namespace, **options, _preload_content=False, _request_timeout=REQUEST_TIMEOUT_S

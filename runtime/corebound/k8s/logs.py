@@ -31,6 +31,7 @@ class _Stream:
     origin: str
     thread: threading.Thread | None = None
     last_line_s: float | None = None
+    last_stamp: str = ""
 
 
 class LogStreams:
@@ -76,7 +77,7 @@ class LogStreams:
         yield from self.lines()
 
     def _start(self, stream: _Stream, namespace: str, pod: str, container: str) -> None:
-        # A log that is read on may repeat lines of the last second; without overlap it could lose some.
+        # Read on with some overlap, so that nothing is lost; what has been read is known by its time.
         since_s = None if stream.last_line_s is None else max(1, round(self._clock() - stream.last_line_s) + 1)
         arguments = (stream, namespace, pod, container, since_s)
         stream.thread = threading.Thread(target=self._follow, args=arguments, daemon=True, name=f"log-{pod}")
@@ -84,8 +85,11 @@ class LogStreams:
 
     def _follow(self, stream: _Stream, namespace: str, pod: str, container: str, since_s: int | None) -> None:
         try:
-            for text in self._cluster.log(namespace, pod, container, follow=True, since_s=since_s):
-                stream.last_line_s = self._clock()
+            for stamped in self._cluster.log(namespace, pod, container, follow=True, since_s=since_s):
+                stamp, _, text = stamped.partition(" ")
+                if stamp <= stream.last_stamp:
+                    continue
+                stream.last_line_s, stream.last_stamp = self._clock(), stamp
                 self._lines.put(Line(stream.origin, text))
         except CoreboundError as error:
             self._lines.put(Line(stream.origin, f"log interrupted: {error.message}", is_note=True))
