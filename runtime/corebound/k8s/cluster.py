@@ -176,7 +176,7 @@ def _refused(what: str, error: Any) -> CoreboundError:
         return ConfigError(f"{what}: the cluster refuses it: {message}")
     hints = {
         401: "the credentials of this context are not accepted, or have expired",
-        403: "k8s/README.md lists the rights that these commands need",
+        403: "k8s/submitter.yaml is a role with the rights that these commands need",
         404: "the namespace, or the node of a pod, is not there",
     }
     return HostError(f"{what}: the cluster answers {error.status}: {message}", hint=hints.get(error.status))
