@@ -52,13 +52,14 @@ def apply(files: tuple[Path, ...], level: Level, context: str | None, namespace:
     It waits until the cluster knows what an MPIJob is. With --wait it stops after the job's activeDeadlineSeconds and
     ten minutes for pods to start, unless --timeout_s says otherwise. Ctrl-C leaves the job running.
 
-    Exit status: 0 when the objects were applied and, with --wait, the job succeeded; 4 when the job failed; 2 when the
-    manifest is wrong; 3 when the cluster refuses or does not answer; 130 after Ctrl-C.
+    Exit status: 0 when the objects were applied and, with --wait, the job succeeded; 4 when the job failed, or one of
+    that name is finished; 2 when the manifest is wrong; 3 when the cluster refuses or does not answer; 130 after
+    Ctrl-C.
 
     \b
     Examples:
       corebound k8s apply k8s/mpijob-bloom.yaml --wait
-      kubectl kustomize k8s/overlays/per-socket | corebound k8s apply - --replace --wait --json
+      kubectl kustomize k8s/overlays/worker-per-socket | corebound k8s apply - --replace --wait --json
     """  # noqa: D301  click reads the \b
     documents = [document for path in files for document in read_documents(path)]
     _check(documents, level)
@@ -76,7 +77,8 @@ def apply(files: tuple[Path, ...], level: Level, context: str | None, namespace:
     _tell(applied)
     status, exit_code = None, 0
     if options["wait"]:
-        timeout_s = options["timeout_s"] or default_timeout_s(documents)
+        job = next(document.data for document in documents if document.kind == "MPIJob")
+        timeout_s = options["timeout_s"] or default_timeout_s(job)
         status, exit_code = follow_job(cluster, jobs[0], timeout_s, logs_to_err=options["as_json"])
     if options["as_json"]:
         objects = [

@@ -7,6 +7,7 @@ import click
 from corebound.cli.k8s_apply import follow_job
 from corebound.cli.k8s_options import cluster_options, open_job, print_line
 from corebound.errors import EXIT_HOST, EXIT_OK, LaunchError
+from corebound.k8s.apply import default_timeout_s
 from corebound.k8s.job import read_status
 from corebound.k8s.logs import read_logs
 
@@ -33,17 +34,19 @@ def logs(
 
     Ranks write to the launcher's log; a worker's own log has only its SSH server.
 
-    Exit status: 0, or 3 when a log cannot be read; with --follow that of the job (4 when it failed, 130 after Ctrl-C).
+    With --follow it stops as `apply --wait` does. Exit status: 0, or 3 when a log cannot be read; with --follow that
+    of the job (4 when it failed, 130 after Ctrl-C).
 
     \b
     Examples:
       corebound k8s logs bloom --follow
       corebound k8s logs bloom --role launcher --no-prefix
     """  # noqa: D301  click reads the \b
-    cluster, reference, job_timeout_s = open_job(target, context, namespace)
+    cluster, reference = open_job(target, context, namespace)
     roles = (role,) if role else ()
     if follow:
-        _, exit_code = follow_job(cluster, reference, timeout_s or job_timeout_s, prefix=not no_prefix, roles=roles)
+        timeout_s = timeout_s or default_timeout_s(cluster.read(reference))
+        _, exit_code = follow_job(cluster, reference, timeout_s, prefix=not no_prefix, roles=roles)
         return exit_code
     status = read_status(cluster, reference)
     if status is None:

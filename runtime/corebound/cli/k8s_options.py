@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from corebound.k8s.apply import default_timeout_s, job_of
+from corebound.k8s.apply import job_of
 from corebound.k8s.cluster import KubernetesCluster, Reference, connect
 from corebound.k8s.documents import Document, read_documents
 from corebound.k8s.job import JobStatus
@@ -27,14 +27,11 @@ def cluster_options(command: _Command) -> _Command:
     return namespace(context(command))
 
 
-def open_job(
-    target: str, context: str | None, namespace: str | None
-) -> tuple[KubernetesCluster, Reference, float | None]:
-    """Return a cluster, the job that a name or a manifest's file means, and how long it may take if that is known."""
+def open_job(target: str, context: str | None, namespace: str | None) -> tuple[KubernetesCluster, Reference]:
+    """Return a cluster, and the job that a name or a manifest's file means."""
     documents = manifest(target)
     cluster = connect(context, namespace)
-    timeout_s = default_timeout_s(documents) if documents else None
-    return cluster, job_of(target, documents, cluster, namespace), timeout_s
+    return cluster, job_of(target, documents, cluster, namespace)
 
 
 def manifest(target: str) -> list[Document] | None:

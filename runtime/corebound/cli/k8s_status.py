@@ -24,7 +24,7 @@ def status(target: str, as_json: bool, context: str | None, namespace: str | Non
       corebound k8s status bloom
       corebound k8s status k8s/mpijob-bloom.yaml --json | jq -r .state
     """  # noqa: D301  click reads the \b
-    cluster, reference, _ = open_job(target, context, namespace)
+    cluster, reference = open_job(target, context, namespace)
     found = read_status(cluster, reference)
     if found is None:
         raise LaunchError(f"{reference} is not there")

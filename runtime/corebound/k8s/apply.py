@@ -144,13 +144,10 @@ def _left(cluster: Cluster, reference: Reference) -> list[str]:
     return left
 
 
-def default_timeout_s(documents: Sequence[Document]) -> float | None:
-    """Return how long a job of these documents may take: its own deadline, and time for its pods to start."""
-    for document in documents:
-        deadline_s = mapping(document.data, "spec", "runPolicy").get("activeDeadlineSeconds")
-        if document.kind == "MPIJob" and isinstance(deadline_s, int):
-            return deadline_s + START_S
-    return None
+def default_timeout_s(job: object) -> float | None:
+    """Return how long an MPIJob may take: its own deadline, and time for its pods to start; None without a deadline."""
+    deadline_s = mapping(job, "spec", "runPolicy").get("activeDeadlineSeconds")
+    return deadline_s + START_S if isinstance(deadline_s, int) else None
 
 
 def job_of(target: str, documents: Sequence[Document] | None, cluster: Cluster, namespace: str | None) -> Reference:

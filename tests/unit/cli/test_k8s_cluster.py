@@ -155,3 +155,25 @@ def test_without_a_cluster_to_talk_to_the_error_names_what_to_set(capsys, monkey
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     assert main(["k8s", "status", "bloom"]) == 2
     assert "hint: set KUBECONFIG" in capsys.readouterr().err
+
+
+def test_following_a_job_by_its_name_is_bounded_by_the_job_s_own_deadline(cluster, capsys):
+    assert main(["k8s", "apply", MANIFEST]) == 0
+    read = cluster.read
+    looks = []
+
+    def look(reference):
+        found = read(reference)
+        looks.append(found)
+        if len(looks) > 1:
+            found["status"] = {"conditions": [CREATED, SUCCEEDED]}
+        return found
+
+    cluster.read = look
+    assert main(["k8s", "logs", "bloom", "--follow"]) == 0
+    assert "waiting without end" not in capsys.readouterr().err
+    for document in cluster.objects.values():
+        document["spec"].get("runPolicy", {}).pop("activeDeadlineSeconds", None)
+    looks.clear()
+    assert main(["k8s", "logs", "bloom", "--follow"]) == 0
+    assert "waiting without end" in capsys.readouterr().err

@@ -113,6 +113,6 @@ def test_a_job_is_found_by_name_or_manifest_and_its_own_deadline_bounds_the_wait
     assert by_manifest == job_of("bloom", None, cluster, None) == job_reference("bloom", "default")
     with pytest.raises(ConfigError, match=r"policy\.yaml: expected one MPIJob, found 0"):
         job_of("policy.yaml", documents[:1], cluster, None)
-    assert default_timeout_s(documents) == 3600 + 600
+    assert default_timeout_s(documents[1].data) == 3600 + 600
     del documents[1].data["spec"]["runPolicy"]["activeDeadlineSeconds"]
-    assert default_timeout_s(documents) is None
+    assert default_timeout_s(documents[1].data) is None
