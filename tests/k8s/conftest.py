@@ -68,7 +68,7 @@ def run(access: Access, tmp_path: Path) -> Iterator[Run]:
     access.kubectl("create", "namespace", namespace)
     wait_until(lambda: access.has_service_account(namespace), f"namespace {namespace} is ready", 60)
     yield Run(access, namespace, tmp_path)
-    access.kubectl("delete", "namespace", namespace, "--timeout=120s", timeout_s=150)
+    access.kubectl("delete", "namespace", namespace, "--timeout=240s", timeout_s=270)
 
 
 @pytest.fixture

@@ -177,6 +177,12 @@ class Run:
 
 
 def local_tokens(num_tokens: int, *flags: str) -> list[int]:
+    """Returns the tokens that one rank on this machine generates for the manifest's prompt."""
+    tokens: list[int] = local_output(num_tokens, *flags)["token_ids"]
+    return tokens
+
+
+def local_output(num_tokens: int, *flags: str) -> Object:
     """Returns what one rank on this machine generates for the manifest's prompt."""
     words = Manifest.read("").container("Launcher")["args"]
     prompt = next(word.split("=", 1)[1] for word in words if word.startswith("--prompt="))
@@ -184,5 +190,5 @@ def local_tokens(num_tokens: int, *flags: str) -> list[int]:
     command += [f"--max-new-tokens={num_tokens}", "--num-accelerators=1", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=JOB_TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
-    tokens: list[int] = json.loads(done.stdout)["outputs"][0]["token_ids"]
-    return tokens
+    output: Object = json.loads(done.stdout)["outputs"][0]
+    return output
