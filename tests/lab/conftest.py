@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ import pytest
 from cluster.ansible_runs import ROOT, run_playbook
 from lab import cluster, machine
 from lab.deployed import Deployed
+from lab.generations import CUT_OFF_S, SHORT, tokens_across
+from lab.jobs import eventually, left_behind
 from lab.layout import INVENTORY, Layout, Node, layout
 from lab.podman import Podman
 
@@ -76,3 +79,21 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         yield Deployed(layout(), Podman(layout()), members, INVENTORY.parent, variables)
     finally:
         cluster.down(layout(), purge=False)
+
+
+@pytest.fixture(scope="session")
+def expected(deployed: Deployed) -> list[int]:
+    """Returns the tokens that one rank alone says."""
+    done = deployed.run("node1", *SHORT, "--num_accelerators", "1")
+    assert done.returncode == 0, done.stderr
+    tokens: list[int] = json.loads(done.stdout)["outputs"][0]["token_ids"]
+    return tokens
+
+
+@pytest.fixture
+def nothing_is_left_and_the_next_launch_works(deployed: Deployed, expected: list[int]) -> Iterator[None]:
+    """Lets a test begin on nodes without jobs; after it there is none again, and a launch says what it should."""
+    assert eventually(lambda: left_behind(deployed) == {}, CUT_OFF_S), left_behind(deployed)
+    yield
+    assert eventually(lambda: left_behind(deployed) == {}, CUT_OFF_S), left_behind(deployed)
+    assert tokens_across(deployed) == expected
