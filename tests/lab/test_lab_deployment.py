@@ -28,7 +28,7 @@ from lab.podman import Podman
 from lab.service import JOURNAL, UNIT, main_pid, ranks
 from lab.state import State, look_at, unit_state
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.native, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.native, pytest.mark.timeout(3600)]
 
 INVENTORY = ROOT / "inventories/lab"
 DEPLOY_TIMEOUT_S = 1200.0
