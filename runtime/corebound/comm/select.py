@@ -21,6 +21,10 @@ from corebound.logs import get_logger
 _LOGGER = get_logger(__name__)
 
 
+class _AloneOnItsHostError(SharedMemoryUnavailableError):
+    """Nobody to share memory with, which is no fault: with one rank on each host, levels would gain nothing."""
+
+
 def single(rank: int = 0) -> SingleCollectives:
     """Return the collectives of a group of one, whatever provider was asked for."""
     chosen = SingleCollectives(rank)
@@ -52,19 +56,20 @@ def create(
         return gloo
     if provider == "ccl":
         return _through_ccl(gloo, timeout_s)
-    reason, hint = _try_library(gloo), None
+    reason, hint, is_expected = _try_library(gloo), None, False
     if not reason:
         chosen: Collectives | None = None
         try:
             chosen = _connect(gloo, provider, job_id, timeout_s, options or SegmentOptions(), host_link)
         except SharedMemoryUnavailableError as error:
             reason, hint = error.message, error.hint
+            is_expected = isinstance(error, _AloneOnItsHostError)
         if chosen:
             return chosen
     if provider != "auto":
         gloo.close()
         raise CommError(f"COREBOUND_COMM={provider}: {reason}", hint=hint or "auto falls back to gloo")
-    _log(gloo, f"no shared memory: {reason}", level=logging.WARNING)
+    _log(gloo, f"no shared memory: {reason}", level=logging.INFO if is_expected else logging.WARNING)
     return gloo
 
 
@@ -103,8 +108,10 @@ def _connect(
             _log(shm, f"every rank mapped every other's segment; {_rules_text(shm)}")
             return shm
     hosts, alike = find_hosts(gloo, job_id, options.directory)
-    if reason and (len(hosts) == 1 or len(hosts) == gloo.size):
-        raise reason  # nothing to gain from levels
+    if reason and len(hosts) == gloo.size:
+        raise _AloneOnItsHostError("every rank is on a host of its own", hint=reason.hint)
+    if reason and len(hosts) == 1:
+        raise reason
     group = hierarchical_setup.connect(
         gloo, hosts, alike=alike, job_id=job_id, timeout_s=timeout_s, options=options, host_link=host_link
     )
