@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -100,24 +101,25 @@ def find_base(engine: Engine, asked: str, sources: Path | None) -> tuple[str, Pa
     CACHE.mkdir(parents=True, exist_ok=True)
     listed = CACHE / "sources.list"
     listed.write_text("".join(f"{line}\n" for line in own), encoding="utf-8")
-    recipe = listed.read_bytes() + " ".join(SLIM).encode()
-    name = f"localhost/corebound/debian:{hashlib.sha256(recipe).hexdigest()[:12]}"
+    words = bootstrap_command(own[0].split()[2])
+    recipe = json.dumps([own, words])
+    name = f"localhost/corebound/debian:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if not engine.has(name):
-        bootstrap(engine, own, name)
+        tar = CACHE / "debian.tar"
+        run([*words, tar, *own], capture_output=True, env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
+        run([*engine.words, "import", tar, name], capture_output=True)
+        tar.unlink()
     return name, sources or listed
 
 
-def bootstrap(engine: Engine, sources: list[str], name: str) -> None:
-    """Make an image of the smallest Debian that can install packages."""
-    tar = CACHE / "debian.tar"
+def bootstrap_command(release: str) -> list[str]:
+    """Return how the smallest Debian that can install packages is made; archive and sources are to follow."""
     # The addresses of the sources must not stay in the image.
-    forget = 'rm -rf "$1/etc/apt/sources.list" "$1"/etc/apt/sources.list.d/* "$1"/var/log/*'
+    forget = 'rm -rf "$1/etc/apt/sources.list" "$1"/etc/apt/sources.list.d/* "$1"/var/log/* "$1"/var/cache/*/*'
     words = ["mmdebstrap", "--quiet", "--variant=minbase", f"--customize-hook={forget}"]
-    words += [f"--dpkgopt=path-{rule}" for rule in SLIM]
-    environ = {**os.environ, "SOURCE_DATE_EPOCH": "0"}
-    run([*words, sources[0].split()[2], tar, *sources], capture_output=True, env=environ)
-    run([*engine.words, "import", tar, name], capture_output=True)
-    tar.unlink()
+    # Else the package usrmerge does at its installation what the hook does before it, and brings all of Perl along.
+    words += ["--include=usr-is-merged", "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"]
+    return [*words, *(f"--dpkgopt=path-{rule}" for rule in SLIM), release]
 
 
 def build_all(engine: Engine, options: argparse.Namespace) -> list[str]:
