@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,3 +140,54 @@ def test_check_mode_changes_nothing(delivery: Delivery) -> None:
     assert done.returncode == 0, done.stdout
     assert delivery.identity() == ""
     assert not (delivery.folder / "on-the-host").exists()
+
+
+@pytest.fixture
+def containerd() -> Iterator[list[str]]:
+    """Starts a containerd of its own and yields the command that talks to it."""
+    if not shutil.which("containerd") or not shutil.which("ctr"):
+        pytest.skip("this machine lacks containerd")
+    home = Path(tempfile.mkdtemp(prefix="corebound-"))
+    text = (
+        f'version = 2\nroot = "{home}/root"\nstate = "{home}/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+    )
+    (home / "config.toml").write_text(f'{text}[grpc]\naddress = "{home}/socket"\n', encoding="utf-8")
+    with (home / "log").open("w", encoding="utf-8") as log:
+        server = subprocess.Popen(["containerd", "-c", str(home / "config.toml")], stdout=log, stderr=log)
+        try:
+            words = ["ctr", "--address", f"{home}/socket", "-n", "k8s.io"]
+            deadline = time.monotonic() + 60
+            while subprocess.run([*words, "version"], capture_output=True, check=False).returncode != 0:
+                assert time.monotonic() < deadline and server.poll() is None, (home / "log").read_text(encoding="utf-8")
+                time.sleep(0.2)
+            yield words
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+            shutil.rmtree(home)
+
+
+def test_containerd_gets_it_in_the_namespace_of_kubernetes_under_its_digest_too(
+    delivery: Delivery, containerd: list[str]
+) -> None:
+    def names() -> list[str]:
+        listed = subprocess.run([*containerd, "images", "ls", "-q"], capture_output=True, text=True, check=True)
+        return listed.stdout.split()
+
+    variables: dict[str, Any] = {"image_delivery_engine": "containerd", "image_delivery_command": containerd}
+    delivery.save("one")
+    first = delivery.run(**variables)
+    assert first.returncode == 0, first.stdout
+    by_digest = [name for name in names() if name.startswith("localhost/corebound-test/tiny@sha256:")]
+    assert names() == sorted([NAME, *by_digest]) and len(by_digest) == 1
+    second = delivery.run(**variables)
+    assert (second.returncode, changed_tasks(second.stdout, "localhost")) == (0, []), second.stdout
+    assert by_digest[0] in second.stdout
+
+    delivery.save("two")
+    third = delivery.run(**variables)
+    assert third.returncode == 0, third.stdout
+    assert by_digest[0] not in names() and len(names()) == 2
+    undone = delivery.run("undo_role.yml", **variables)
+    assert undone.returncode == 0, undone.stdout
+    assert names() == []
