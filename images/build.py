@@ -28,6 +28,8 @@ from lab.image import own_sources
 
 VERSIONS = ROOT / "images/versions.env"
 CACHE = ROOT / "build/images"
+# The time of every file and layer. Were it that of the commit, a commit would build every layer anew.
+SOURCE_DATE_EPOCH = "1577836800"
 # What the Containerfiles copy; the build sees nothing else.
 CONTEXT = ("runtime", "images")
 # What debian:bookworm-slim leaves out too. Licences stay.
@@ -132,7 +134,7 @@ def build_all(engine: Engine, options: argparse.Namespace) -> list[str]:
     created = int(git("log", "-1", "--format=%ct"))
     dirty = "-dirty" if git("status", "--porcelain", "--", *CONTEXT) else ""
     secrets = [f"id=apt_sources,src={sources}"] if sources else []
-    common = {"SOURCE_DATE_EPOCH": str(created)}
+    common = {"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH}
     base = {"BASE_IMAGE": base_image, "BASE_DIGEST": base_digest, "JOB_UID": versions["JOB_UID"]}
     runtime = {
         "BASE": tags[0],
