@@ -88,7 +88,7 @@ def test_it_says_what_it_is(images: Images) -> None:
     # The layers of that very image are the lowest ones of this.
     assert shown["RootFS"]["Layers"][: len(below["RootFS"]["Layers"])] == below["RootFS"]["Layers"]
     assert shown["Config"]["User"] == "1000:1000"
-    assert "corebound-worker" in str(shown["HealthCheck"])
+    assert "corebound-worker" in str(shown["Healthcheck"])
     sbom = json.loads(images.run("cat", "/opt/corebound/sbom.spdx.json").stdout)
     versions = {entry["name"]: entry["versionInfo"] for entry in sbom["packages"]}
     assert {"corebound", "torch", "transformers", "impi-rt", "openssh-server", "libc6"} <= set(versions)

@@ -31,5 +31,6 @@ find "$site" -path '*.dist-info/RECORD' -exec sed -i '/direct_url\.json/d' {} +
 # Bytecode that is valid by the source's content and not by its time; `unchecked`, because nobody edits an image. Without
 # it are what needs a compiler or a newer Python, and the models of transformers that Corebound does not run by itself:
 # those are compiled when they are imported.
-without='/torch/(testing/_internal|_inductor|onnx)/|/transformers/models/(?!(auto|bloom|llama)/)[^/]+/'
-"$venv/bin/python" -m compileall -q -x "$without|/setuptools/|/pygments/lexers/" --invalidation-mode unchecked-hash "$site"
+without='/torch/(_inductor/|onnx/|testing/_internal/(?!__init__|common_dtype|logging_tensor))'
+without+='|/transformers/models/(?!(auto|bloom|encoder_decoder|llama)/)[^/]+/|/setuptools/|/pygments/lexers/'
+"$venv/bin/python" -m compileall -q -x "$without" --invalidation-mode unchecked-hash "$site"
