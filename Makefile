@@ -87,8 +87,9 @@ bundle: ## Write one archive that deploy BUNDLE=file installs from (BUNDLE_WITH=
 ##@ Kubernetes
 
 .PHONY: manifests
-manifests: setup ## Make k8s/mpijob-bloom.yaml from inventories/k8s/mpijob-bloom.yml
+manifests: setup ## Make k8s/mpijob-bloom.yaml, and the copy that overlays build on, from inventories/k8s/mpijob-bloom.yml
 	@$(BIN)/corebound k8s render inventories/k8s/mpijob-bloom.yml --output k8s/mpijob-bloom.yaml
+	@cp k8s/mpijob-bloom.yaml k8s/base/mpijob-bloom.yaml
 
 ##@ Lab
 

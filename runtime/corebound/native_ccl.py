@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
+import os
+import re
+import socket
 import sys
 from pathlib import Path
 
@@ -14,6 +18,8 @@ from corebound.errors import CommError
 # The versions that go together, as group `oneccl` of pyproject.toml has them; a test compares the two.
 RUN_TIME_PINS = ("impi-rt==2021.18.1", "tcmlib==1.6.0")
 BUILD_PINS = ("oneccl-devel==2022.1.2",)
+# oneCCL has room for 63 characters of a host's name; the rest of it makes the name unlike others.
+_NAME_LENGTH = 40
 _HWLOC, _FABRIC, _MPI = "libhwloc.so.15", "libfabric.so.1", "libmpi.so.12"
 
 
@@ -79,7 +85,7 @@ def library() -> ctypes.CDLL:
             f"oneCCL: {path} does not load: {error}", hint="build it anew: runtime/packaging/build_ccl.sh"
         ) from error
     _declare(lib)
-    if lib.corebound_ccl_init(int(tells)):
+    if lib.corebound_ccl_init(int(tells), _host_name()):
         raise CclUnavailableError(
             f"oneCCL: {lib.corebound_ccl_error().decode()}", hint="unset CCL_ and FI_ variables, or see CCL_LOG_LEVEL"
         )
@@ -109,6 +115,18 @@ def _set_defaults() -> None:
     env.set_default("FI_PROVIDER", "tcp")
 
 
+def _host_name() -> bytes:
+    """Return a name for oneCCL that no other host has, in the sense of a place where processes have different numbers.
+
+    oneCCL tells processes apart by number and host name. Containers, and nodes set up alike, often have both the same.
+    """
+    name = socket.gethostname()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    numbers = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116  a path object would follow into the pid
+    digest = hashlib.sha256(f"{name} {boot} {numbers}".encode()).hexdigest()
+    return f"{re.sub('[^A-Za-z0-9-]', '-', name)[:_NAME_LENGTH]}-{digest[:16]}".encode()
+
+
 def _prefix() -> Path:
     return Path(sys.prefix) / "lib"
 
@@ -130,7 +148,7 @@ def _declare(lib: ctypes.CDLL) -> None:
     signatures: dict[str, tuple[type, list[type]]] = {
         "error": (text, []),
         "version": (text, []),
-        "init": (number, [number]),
+        "init": (number, [number, text]),
         "address_bytes": (size, []),
         "serve": (number, [pointer]),
         "open": (number, [text, number, number, number, pointer]),

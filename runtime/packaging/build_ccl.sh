@@ -49,7 +49,7 @@ for source in "$sources"/ccl/*.cpp; do
   objects+=("$object")
 done
 # Intel's symbols stay inside: libfabric and MPI, loaded beside it, bring names of their own.
-"${CXX:-g++}" -shared -o "$new" "${objects[@]}" -Wl,--exclude-libs,ALL -Wl,--no-undefined -Wl,--gc-sections \
+"${CXX:-g++}" -shared -o "$new" "${objects[@]}" -Wl,--wrap=gethostname -Wl,--exclude-libs,ALL -Wl,--no-undefined -Wl,--gc-sections \
   "$archive" "$root/lib/libhwloc.so.15" -lm -ldl -lpthread
 # By one rename, so that a process that is starting never sees half a file.
 mv "$new" "$library"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from corebound import native_ccl
 from lab import access, slurm
 from lab.deployed import COMMAND, HOSTFILE, JOB_USER, PREFIX, Deployed
 
@@ -60,6 +61,16 @@ def install_intel_mpi(deployed: Deployed, node: str) -> None:
     settings = [f"{name}={value}" for name, value in access.pip_environment(access.pip_settings()).items()]
     words = (f"{PREFIX}/venv/bin/pip", "install", "--quiet", "--no-cache-dir", "--root-user-action=ignore", INTEL_MPI)
     deployed.podman.execute(node, "env", *settings, *words, timeout_s=INSTALL_TIMEOUT_S)
+
+
+def install_oneccl(deployed: Deployed, node: str) -> None:
+    """Installs oneCCL's run time beside Corebound, and the binding that was built on this machine."""
+    settings = [f"{name}={value}" for name, value in access.pip_environment(access.pip_settings()).items()]
+    pip = (f"{PREFIX}/venv/bin/pip", "install", "--quiet", "--no-cache-dir", "--no-deps", "--root-user-action=ignore")
+    deployed.podman.execute(node, "env", *settings, *pip, *native_ccl.RUN_TIME_PINS, timeout_s=INSTALL_TIMEOUT_S)
+    ask = "import pathlib, corebound; print(pathlib.Path(corebound.__file__).parent / 'lib')"
+    folder = deployed.podman.execute(node, f"{PREFIX}/venv/bin/python", "-c", ask).strip()
+    deployed.podman("cp", str(native_ccl.library_path()), f"{node}:{folder}/{native_ccl.library_path().name}")
 
 
 def processes(deployed: Deployed, node: str) -> list[str]:

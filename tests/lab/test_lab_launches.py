@@ -17,12 +17,15 @@ from lab import slurm
 from lab.cluster import wait_for
 from lab.deployed import COMMAND, HOSTFILE, JOB_USER, PREFIX, Deployed
 from lab.launched import FACTS, SECRETS_IN_SIGHT, STUBBORN
-from lab.starters import WAYS, Way, clean, end, processes, put, ready, segments
+from lab.starters import WAYS, Way, clean, end, everywhere, install_oneccl, processes, put, ready, segments
+from multiproc.rank_harness import needs_ccl
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.native, pytest.mark.timeout(1800)]
 
 # Left to itself a launch takes the last; the tests of the ways do that.
 PROVIDERS = ("gloo", "hierarchical")
+# Those that need oneCCL, with what carries the data between the nodes.
+CCL_PROVIDERS = {"ccl": {}, "hierarchical": {"COREBOUND_HOST_LINK": "ccl"}}
 DTYPES = ("float32", "bfloat16")
 # From the loss of a node to the launcher's end. Its signs of life are missed after 10 s; the rest is cleaning up, and
 # patience for a machine that has other work.
@@ -228,6 +231,27 @@ def test_each_provider_between_nodes_gives_the_tokens_of_one_rank(
     command = (COMMAND, "generate", "--hostfile", HOSTFILE)
     report = generated(deployed, command, "--num_accelerators", "2", "--dtype", dtype, COREBOUND_COMM=provider)
     assert report["outputs"] == alone(dtype)
+    assert {rank["comm"] for rank in report["ranks"]} == {provider}
+
+
+@pytest.fixture(scope="module")
+def oneccl(deployed: Deployed) -> None:
+    """Gives every node oneCCL."""
+    everywhere(deployed, lambda node: install_oneccl(deployed, node))
+
+
+@needs_ccl
+@pytest.mark.usefixtures("oneccl")
+@pytest.mark.parametrize("provider", CCL_PROVIDERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_oneccl_between_nodes_gives_the_tokens_of_one_rank(
+    deployed: Deployed, alone: Callable[[str], Any], provider: str, dtype: str
+) -> None:
+    command = (COMMAND, "generate", "--hostfile", HOSTFILE)
+    environ = {"COREBOUND_COMM": provider, **CCL_PROVIDERS[provider]}
+    report = generated(deployed, command, "--num_accelerators", "2", "--dtype", dtype, **environ)
+    assert report["outputs"] == alone(dtype)
+    assert [rank["host"] for rank in report["ranks"]] == ["node1", "node1", "node2", "node2"]
     assert {rank["comm"] for rank in report["ranks"]} == {provider}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -10,6 +11,7 @@ import operator
 import os
 import resource
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from corebound import comm, native_ccl
-from corebound.comm import ccl_group, host_link, select, shm_handshake, shm_ops
+from corebound.comm import ccl_open, host_link, select, shm_handshake, shm_ops
 from corebound.comm.base import Collectives
 from corebound.comm.hierarchical import HierarchicalCollectives
 from corebound.comm.peer_watch import PeerWatch
@@ -406,12 +408,18 @@ def open_alone(timeout_s: float) -> None:
     lib = native_ccl.library()
     address = ctypes.create_string_buffer(lib.corebound_ccl_address_bytes())
     assert lib.corebound_ccl_serve(address) == 0
-    ccl_group._open(lib, address.raw, 0, 2, timeout_s)
+    store = dist.HashStore()
+    names = ["rank 0 (host here)", "rank 1 (host away)"]
+    with contextlib.closing(alone := socket.create_server(("127.0.0.1", 0))):
+        away = socket.create_connection(alone.getsockname())
+        watch = PeerWatch.__new__(PeerWatch)
+        watch._sockets = {1: away}
+        ccl_open.join(lib, address.raw, 0, names, timeout_s, watch, store)
 
 
 def meet_alone(timeout_s: float) -> None:
     """Make the connections of a group of two whose other member never comes."""
-    PeerWatch(dist.HashStore(), 0, 2, timeout_s)
+    PeerWatch(dist.HashStore(), 0, ["rank 0 (host here)", "rank 1 (host away)"], timeout_s)
 
 
 def check_level_sums(name: str, dtype: str, sizes: list[int], num_slices: int) -> list[str]:

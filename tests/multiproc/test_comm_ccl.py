@@ -106,7 +106,13 @@ def test_a_late_rank_is_a_timeout_that_names_the_group_and_the_late_one_learns_o
 
 def test_a_member_that_never_comes_is_a_timeout_and_the_process_ends_in_peace() -> None:
     with start_ranks(1, LOCAL_WORLD_SIZE="1") as job:
-        for task, words in ((tasks.meet_alone, "no word from members [1]"), (tasks.open_alone, "not all 2 members")):
+        for task, words in (
+            (tasks.meet_alone, "no word from rank 1 (host away) within 1 s"),
+            (
+                tasks.open_alone,
+                "not all 2 members joined the communicator within 1 s; no sign of life from rank 1 (host",
+            ),
+        ):
             job.start(task, 1.0)
             (outcome,) = job.finish(timeout_s=30)
             assert outcome.error_type == "CommTimeoutError", outcome

@@ -24,15 +24,7 @@ def _level(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return require_choice("level", value, LEVELS, where="--pod-security")
 
 
-@click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
-@click.option(
-    "--definition",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The operator's manifest or CustomResourceDefinition; by default what MPI_OPERATOR_MANIFEST names.",
-)
-@click.option(
+level_option = click.option(
     "--pod-security",
     "level",
     default="restricted",
@@ -41,6 +33,17 @@ def _level(ctx: click.Context, param: click.Parameter, value: str) -> str:
     metavar=f"{{{','.join(LEVELS)}}}",
     help="Level of the Pod Security Standards that the namespace enforces.",
 )
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.option(
+    "--definition",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The operator's manifest or CustomResourceDefinition; by default what MPI_OPERATOR_MANIFEST names.",
+)
+@level_option
 @click.option("--kubernetes-version", default="", metavar="1.N", help="Release to check against; the newest known.")
 @click.option(
     "--model", type=click.Path(path_type=Path), metavar="DIR", help="Copy of the job's model, to compare its size."

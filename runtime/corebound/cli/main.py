@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "k8s": ("corebound.cli.k8s", "Render, check, apply and follow jobs on Kubernetes."),
     "plan": ("corebound.cli.plan", "Show what a launch would do, without doing it."),
     "run": ("corebound.cli.run", "Run a script on core-bound ranks."),
+    "serve": ("corebound.cli.serve", "Answer completion requests over HTTP, on core-bound ranks."),
     "topology": ("corebound.cli.topology", "Show CPUs, sockets, NUMA nodes, caches and instruction sets."),
 }
 

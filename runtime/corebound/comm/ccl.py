@@ -61,7 +61,9 @@ class CclCollectives:
         if reason:
             raise reason
         store = PrefixStore(f"corebound/ccl/{gloo.broadcast_object(secrets.token_hex(8))}", _get_default_store())
-        self._group = CclGroup(store, self.rank, self.size, timeout_s)
+        cards = shm_handshake.exchange(gloo, {})
+        names = [f"rank {rank} (host {card['host']})" for rank, card in zip(self.ranks, cards, strict=True)]
+        self._group = CclGroup(store, self.rank, names, timeout_s)
 
     def all_reduce(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
         """Replace `tensor` by the sum over all members, in place, and return it.

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import math
-import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.distributed.distributed_c10d import Store
 
 from corebound import native_ccl
-from corebound.comm import shm_ops
-from corebound.comm.base import as_timedelta, check_timeout
-from corebound.comm.peer_watch import PeerWatch, own_address
+from corebound.comm import ccl_open, shm_ops
+from corebound.comm.base import as_timedelta
+from corebound.comm.peer_watch import PeerWatch, interface_of, own_address
 from corebound.config import env
 from corebound.errors import CommError, CommTimeoutError
 
@@ -36,20 +35,21 @@ class CclError(CommError):
 
 
 class CclGroup:
-    """The communicator of `size` members, of which this is number `place`. Every member makes one with its own store.
+    """The communicator of the members that `names` names, of which this is number `place`; each has its own store.
 
-    Raises: CommError when a member does not come within the timeout. Every operation: CclError; the group is then
-    broken.
+    Raises: PeerLostError or CommTimeoutError naming a member that ends, is cut off or does not come while it is made.
+    Every operation: CclError; the group is then broken.
     """
 
-    def __init__(self, store: Store, place: int, size: int, timeout_s: float) -> None:
+    def __init__(self, store: Store, place: int, names: Sequence[str], timeout_s: float) -> None:
         _choose_interface()
+        size = len(names)
         self._lib = native_ccl.library()
         self._handle = 0
-        self._watch = PeerWatch(store, place, size, timeout_s)
+        self._watch = PeerWatch(store, place, names, timeout_s)
         try:
-            address = _exchange_address(self._lib, store, place, timeout_s)
-            self._handle = _open(self._lib, address, place, size, timeout_s)
+            address = _exchange_address(self._lib, store, place, names, timeout_s)
+            self._handle = ccl_open.join(self._lib, address, place, names, timeout_s, self._watch, store)
             sockets = (ctypes.c_int * size)(*self._watch.descriptors)
             self._lib.corebound_ccl_watch(self._handle, sockets)
             _OPEN.add(self)
@@ -111,13 +111,15 @@ def _close_all() -> None:
 
 
 def _choose_interface() -> None:
-    """Let oneCCL use the loopback where ranks meet there; on a network the launcher names the interface."""
-    if own_address().startswith("127."):
-        env.set_default("CCL_KVS_IFACE", "lo")
-        env.set_default("FI_TCP_IFACE", "lo")
+    """Let oneCCL use the interface that leads to where ranks meet. It would take the first, which may lead nowhere."""
+    address = own_address()
+    interface = "lo" if address.startswith("127.") else interface_of(address)
+    if interface is not None:
+        for name in ("CCL_KVS_IFACE", "FI_TCP_IFACE"):
+            env.set_default(name, interface)
 
 
-def _exchange_address(lib: ctypes.CDLL, store: Store, place: int, timeout_s: float) -> bytes:
+def _exchange_address(lib: ctypes.CDLL, store: Store, place: int, names: Sequence[str], timeout_s: float) -> bytes:
     """Return the address of oneCCL's key-value store, which member 0 makes."""
     if place == 0:
         buffer = ctypes.create_string_buffer(lib.corebound_ccl_address_bytes())
@@ -129,27 +131,7 @@ def _exchange_address(lib: ctypes.CDLL, store: Store, place: int, timeout_s: flo
         store.wait(["address"], as_timedelta(timeout_s))
         address = bytes.fromhex(store.get("address").decode())
     except RuntimeError as error:
-        raise CommTimeoutError(f"oneCCL: no address from member 0 within {timeout_s:g} s") from error
+        raise CommTimeoutError(f"oneCCL: no address from {names[0]} within {timeout_s:g} s") from error
     if len(address) != lib.corebound_ccl_address_bytes():
-        raise CommError(f"oneCCL: member 0 gave an address of {len(address)} bytes, of another version")
+        raise CommError(f"oneCCL: {names[0]} gave an address of {len(address)} bytes, of another version")
     return address
-
-
-def _open(lib: ctypes.CDLL, address: bytes, place: int, size: int, timeout_s: float) -> int:
-    """Return the handle of a new communicator."""
-    handle = ctypes.c_int64(0)
-    failure: list[str] = []
-
-    def join() -> None:
-        if lib.corebound_ccl_open(address, int(place == 0), place, size, ctypes.byref(handle)):
-            failure.append(lib.corebound_ccl_error().decode())
-
-    # oneCCL waits for members without a limit, so a thread does that.
-    thread = threading.Thread(target=join, daemon=True, name="corebound-ccl-open")
-    thread.start()
-    thread.join(None if math.isinf(timeout_s) else check_timeout(timeout_s))
-    if thread.is_alive():
-        raise CommTimeoutError(f"oneCCL: not all {size} members joined the communicator within {timeout_s:g} s")
-    if failure:
-        raise CommError(f"oneCCL: making a communicator: {failure[0]}")
-    return handle.value

@@ -54,14 +54,17 @@ def connect(
     if local:
         shm_ops.library().corebound_comm_let_sleep(local.handle)
     local_rank = hosts[host].index(gloo.rank)
-    link, chosen = None, Carrier("none", "one host", None)
-    if len(hosts) > 1:
-        link_store = PrefixStore(f"slice{local_rank}", store) if local_rank < min(map(len, hosts)) else None
-        chosen = carrier.connect(gloo, link_store, host, len(hosts), timeout_s, host_link)
-        if chosen.transport:
-            link = HostLink(chosen.transport, host, len(hosts), alike=alike)
     names = host_names(hosts, [card["host"] for card in cards])
     name_of = {gloo.ranks[place]: name for name, members in zip(names, hosts, strict=True) for place in members}
+    link, chosen = None, Carrier("none", "one host", None)
+    if len(hosts) > 1:
+        has_link = local_rank < min(map(len, hosts))
+        peers = [gloo.ranks[members[local_rank]] for members in hosts] if has_link else []
+        link_store = PrefixStore(f"slice{local_rank}", store) if has_link else None
+        peer_names = [f"rank {rank} (host {name_of[rank]})" for rank in peers]
+        chosen = carrier.connect(gloo, link_store, host, peer_names, timeout_s, host_link)
+        if chosen.transport:
+            link = HostLink(chosen.transport, host, len(hosts), alike=alike)
     board = FaultBoard(PrefixStore("faults", store), name_of)
     levels = Levels(
         hosts=hosts, names=names, local=local, link=link, board=board, carrier=chosen.name, reason=chosen.reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -109,8 +110,8 @@ class CclTransport:
 
     name = "ccl"
 
-    def __init__(self, store: Store, host: int, num_hosts: int, timeout_s: float) -> None:
-        self._group = CclGroup(store, host, num_hosts, timeout_s)
+    def __init__(self, store: Store, host: int, names: Sequence[str], timeout_s: float) -> None:
+        self._group = CclGroup(store, host, names, timeout_s)
         self._queue: deque[_Exchange] = deque()
 
     def start(self, sends: Messages, receives: Messages, label: str) -> _Exchange:

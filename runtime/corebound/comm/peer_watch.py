@@ -6,12 +6,15 @@ oneCCL notices no death. The kernel closes a dead process's sockets at once, and
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hmac
 import json
 import secrets
+import select
 import socket
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch.distributed.distributed_c10d import Store
 
@@ -19,6 +22,11 @@ from corebound.comm.base import as_timedelta
 from corebound.config import env
 from corebound.errors import CommError, CommTimeoutError
 
+# Connections to machines that answer none of the kernel's questions for so long end, while that is wanted.
+CUT_OFF_S = 15
+_PROBE_EVERY_S = 3
+_SIOCGIFADDR = 0x8915
+_IFREQ = struct.Struct("16s2x2x4s16x")
 _TOKEN_BYTES = 16
 _PLACE_BYTES = 4
 # A stranger that connects and says nothing must not hold up the members.
@@ -30,10 +38,13 @@ _LONGEST_S = 30 * 86400.0
 class PeerWatch:
     """One connection to each other member; `descriptors` has -1 at the own place. Every member makes one.
 
+    `names` says what to call each member.
+
     Raises: CommError when a member cannot be reached within the timeout.
     """
 
-    def __init__(self, store: Store, place: int, size: int, timeout_s: float) -> None:
+    def __init__(self, store: Store, place: int, names: Sequence[str], timeout_s: float) -> None:
+        size = len(names)
         self._sockets: dict[int, socket.socket] = {}
         deadline = time.monotonic() + timeout_s
         try:
@@ -48,14 +59,36 @@ class PeerWatch:
                     self._sockets[other] = connection
         except TimeoutError as error:
             self.close()
-            missing = [other for other in range(size) if other != place and other not in self._sockets]
+            missing = [names[other] for other in range(size) if other != place and other not in self._sockets]
             raise CommTimeoutError(
-                f"connecting the members of a group: no word from members {missing} within {timeout_s:g} s"
+                f"connecting the members of a group: no word from {', '.join(missing)} within {timeout_s:g} s"
             ) from error
         except (OSError, RuntimeError, ValueError) as error:
             self.close()
             raise CommError(f"connecting the members of a group: {error}") from error
         self.descriptors = [self._sockets[other].fileno() if other != place else -1 for other in range(size)]
+
+    def ended(self) -> int | None:
+        """Return the place of a member whose connection has ended, None while all live."""
+        poll = select.poll()
+        places = {connection.fileno(): place for place, connection in self._sockets.items()}
+        for descriptor in places:
+            # Nothing is ever sent over these, so whatever happens is the end.
+            poll.register(descriptor, select.POLLIN | select.POLLRDHUP)
+        return next((places[descriptor] for descriptor, _ in poll.poll(0)), None)
+
+    @contextlib.contextmanager
+    def noticing_cuts(self) -> Iterator[None]:
+        """Let connections also end to members whose machines have not answered for CUT_OFF_S."""
+        for connection in self._sockets.values():
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_EVERY_S)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_EVERY_S)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, CUT_OFF_S // _PROBE_EVERY_S - 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        yield
+        # Operations have timeouts of their own, and a network may come back.
+        for connection in self._sockets.values():
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
 
     def close(self) -> None:
         """End all connections, which the other members notice at once."""
@@ -75,6 +108,19 @@ def own_address() -> str:
     with socket.socket(family, kind) as probe:
         probe.connect(target)  # sends nothing
         return str(probe.getsockname()[0])
+
+
+def interface_of(address: str) -> str | None:
+    """Return the network interface that has this IPv4 address as its first, None when there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, _IFREQ.pack(name.encode(), b""))
+            except OSError:
+                continue  # it has no IPv4 address
+            if socket.inet_ntoa(_IFREQ.unpack(answer)[1]) == address:
+                return name
+    return None
 
 
 @contextlib.contextmanager

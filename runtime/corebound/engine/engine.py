@@ -90,14 +90,14 @@ class Engine:
         self._scheduler.add(sequence)
         self._active[sequence] = _Active(sequence, stream, seed)
 
-    def check(self, request: Request) -> int:
-        """Return the most tokens that prompt and continuation together can come to.
+    def check(self, request: Request, where: str = "") -> int:
+        """Return the most tokens that prompt and continuation together can come to; errors name `where`.
 
         Raises: RequestError when the request could never run: no prompt, unknown token ids, longer than the model's
         context or than the whole KV cache.
         """
         prompt, params = request.prompt_token_ids, request.params
-        where = f"prompt {request.id}"
+        where = where or f"prompt {request.id}"
         if not prompt:
             raise RequestError(f"{where} is empty: at least one token is needed")
         self.check_token_ids(where, prompt)

@@ -18,7 +18,7 @@ from corebound.models.batch import StepBatch
 # The first message of a step: two words of header, then the step itself if it fits, else a second message. 4 KiB
 # carry a decode step of dozens of sequences.
 _INLINE_WORDS = 1024
-_STEP, _STOP = 1, 2
+_STEP, _STOP, _CHECK = 1, 2, 3
 
 
 class Decoder(Protocol):
@@ -32,7 +32,7 @@ class Decoder(Protocol):
 
 
 class Executor:
-    """One rank's model, cache and place in the group. Rank 0 calls `run` and `stop`, the others `follow`."""
+    """One rank's model, cache and place in the group. Rank 0 calls `run`, `check` and `stop`, the others `follow`."""
 
     def __init__(self, decoder: Decoder, kv_cache: KVCache, collectives: Collectives, block_size: int) -> None:
         self._decoder = decoder
@@ -72,6 +72,18 @@ class Executor:
         if self._collectives.size > 1:
             self._message_words[0] = _STOP
             self._collectives.broadcast(self._message)
+
+    def check(self, timeout_s: float) -> None:
+        """Return when every rank has answered.
+
+        Raises: CommError when one is gone, or does not answer in time.
+        """
+        if self._collectives.size > 1:
+            self._is_in_step = True
+            self._message_words[0] = _CHECK
+            self._collectives.broadcast(self._message)
+            self._collectives.barrier(timeout_s)
+            self._is_in_step = False
 
     def follow(self) -> None:
         """Compute the steps that rank 0 sends until it stops."""
@@ -121,6 +133,10 @@ class Executor:
         # Between requests rank 0 is silent for as long as nobody asks; if it dies, the broadcast ends with an error.
         self._collectives.broadcast(self._message, timeout_s=math.inf)
         kind, length = self._message_words[:2].tolist()
+        while kind == _CHECK:
+            self._collectives.barrier()
+            self._collectives.broadcast(self._message, timeout_s=math.inf)
+            kind, length = self._message_words[:2].tolist()
         if kind == _STOP:
             return None
         assert kind == _STEP, f"unknown message {kind}"

@@ -16,11 +16,13 @@ from corebound.comm.base import Collectives
 from corebound.engine import kv_cache as kv
 from corebound.engine.engine import Engine
 from corebound.engine.executor import Executor
+from corebound.engine.inbox import Inbox, Ticket
 from corebound.engine.place import local_size, place_of_this_rank
 from corebound.engine.progress import Progress
 from corebound.engine.prompts import Prompts, prompt_list, require_params, require_text, token_tuple
 from corebound.engine.request import Request, RequestOutput, SamplingParams, require_dtype
 from corebound.engine.scheduler import Scheduler
+from corebound.engine.service import Service
 from corebound.engine.text import HuggingFaceTokenizer, NoTokenizer
 from corebound.errors import CommError, CoreboundError, RequestError
 from corebound.logs import get_logger
@@ -107,18 +109,19 @@ class LLM:
         Raises: RequestError for prompts that cannot run, on every rank; nothing was generated then, and the next call
         works. Any other error (from `on_text`, say) leaves the LLM unusable on every rank.
         """
-        if self._is_closed:
-            raise RequestError("generate() on an LLM that is closed")
-        if self._is_broken:
-            raise RequestError("generate() on an LLM whose last call failed", hint="close it and make another one")
-        try:
-            answer = self._lead(prompts, params, on_text) if self.is_first else self._follow()
-        except BaseException as error:
-            self._break(error)
-            raise
+        answer = self._together("generate", lambda: self._answer(prompts, params, on_text))
         if "error" in answer:
             raise RequestError(answer["error"], hint=answer["hint"])
         return [RequestOutput.from_message(message) for message in answer["outputs"]]
+
+    def serve(self, inbox: Inbox, *, heartbeat_s: float = 5.0, answer_limit_s: float = 30.0) -> None:
+        """Answer the requests of `inbox` until it drains; on several ranks all call this, and rank 0's inbox counts.
+
+        Requests join those that run. When none does, every `heartbeat_s` all ranks must answer within `answer_limit_s`.
+
+        Raises: CommError when a rank is gone; any error leaves the LLM unusable on every rank.
+        """
+        self._together("serve", lambda: self._serve(inbox, heartbeat_s, answer_limit_s))
 
     def ranks(self) -> list[dict[str, Any]]:
         """Return where every rank runs and with what: CPUs, memory nodes, ISA, collectives, peak memory.
@@ -143,10 +146,22 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _lead(self, prompts: Prompts, params: SamplingParams | None, on_text: OnText | None) -> dict[str, Any]:
-        """Generate, and send the other ranks the answer: the outputs, a request's error, or what went wrong here."""
+    def _together(self, call: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return rank 0's answer to a call that all ranks make."""
+        if self._is_closed:
+            raise RequestError(f"{call}() on an LLM that is closed")
+        if self._is_broken:
+            raise RequestError(f"{call}() on an LLM whose last call failed", hint="close it and make another one")
         try:
-            answer = self._answer(prompts, params, on_text)
+            return self._lead(work) if self.is_first else self._follow()
+        except BaseException as error:
+            self._break(error)
+            raise
+
+    def _lead(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do the work, and send the other ranks the answer: its result, or what went wrong here."""
+        try:
+            answer = work()
         except BaseException as error:
             # Between two steps the others wait for word of rank 0; in a step they wait for its part of a sum.
             if not self._executor.is_in_step:
@@ -172,11 +187,21 @@ class LLM:
             return {"error": error.message, "hint": error.hint}
         return {"outputs": [output.to_message() for output in self._run(requests, on_text)]}
 
+    def _serve(self, inbox: Inbox, heartbeat_s: float, answer_limit_s: float) -> dict[str, Any]:
+        def check() -> None:
+            self._executor.check(answer_limit_s)
+
+        Service(self._engine, self._request_of, inbox, check, heartbeat_s).run()
+        return {}
+
+    def _request_of(self, number: int, ticket: Ticket) -> Request:
+        return self._request(number, "prompt", ticket.prompt, ticket.params)
+
     def _follow(self) -> dict[str, Any]:
         self._executor.follow()
         answer: dict[str, Any] = self.collectives.broadcast_object(None)
         if "failure" in answer:
-            raise CoreboundError(f"generate: rank 0 failed: {answer['failure']}", hint="the log of rank 0 says more")
+            raise CoreboundError(f"rank 0 failed: {answer['failure']}", hint="the log of rank 0 says more")
         return answer
 
     def _break(self, error: BaseException) -> None:
@@ -186,7 +211,7 @@ class LLM:
             # They would wait for this rank until their time limit; a member that left ends the wait. The rank that has
             # the cause speaks first.
             if not isinstance(error, CommError):
-                _LOGGER.error("generate: leaving the group after %s: %s", type(error).__name__, error)
+                _LOGGER.error("leaving the group after %s: %s", type(error).__name__, error)
             self.collectives.close()
 
     def _start_engine(self, num_blocks: int, max_num_sequences: int, max_step_tokens: int) -> None:
@@ -237,17 +262,21 @@ class LLM:
         if ignored:
             _LOGGER.warning("%s: no effect, because temperature is 0 (greedy)", ", ".join(ignored))
         requests: list[Request] = []
-        for prompt in prompt_list(prompts):
-            where = f"prompt {len(requests)}"
-            if isinstance(prompt, str):
-                text, token_ids = prompt, tuple(self._tokenizer.encode(require_text(where, prompt)))
-            else:
-                token_ids = token_tuple(where, prompt)
-                self._engine.check_token_ids(where, token_ids)
-                text = self._tokenizer.decode(token_ids)
-            requests.append(Request(id=len(requests), prompt=text, prompt_token_ids=token_ids, params=params))
-            self._engine.check(requests[-1])
+        for number, prompt in enumerate(prompt_list(prompts)):
+            requests.append(self._request(number, f"prompt {number}", prompt, params))
         return requests
+
+    def _request(self, number: int, where: str, prompt: Any, params: SamplingParams) -> Request:
+        """Return one request, checked; errors name `where`."""
+        if isinstance(prompt, str):
+            text, token_ids = prompt, tuple(self._tokenizer.encode(require_text(where, prompt)))
+        else:
+            token_ids = token_tuple(where, prompt)
+            self._engine.check_token_ids(where, token_ids)
+            text = self._tokenizer.decode(token_ids)
+        request = Request(id=number, prompt=text, prompt_token_ids=token_ids, params=params)
+        self._engine.check(request, where)
+        return request
 
     def _run(self, requests: list[Request], on_text: OnText | None) -> list[RequestOutput]:
         for request in requests:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -11,14 +10,11 @@ from typing import Any
 
 from corebound.comm import Collectives
 from corebound.comm.rank_process import leave, run_rank
-from corebound.config.env import rank_environment
+from corebound.engine.job import read_job, require_same_model
 from corebound.engine.llm import LLM
 from corebound.engine.metrics import summary
 from corebound.engine.output import write_output
 from corebound.engine.request import RequestOutput, SamplingParams
-from corebound.errors import ConfigError, ModelLoadError
-from corebound.models import resolve_model, verify_manifest
-from corebound.models.manifest import MAX_VERIFIED_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,27 +42,9 @@ def main() -> int:
 
 
 def _run(collectives: Collectives) -> None:
-    job = Job(**collectives.broadcast_object(_read_job() if collectives.rank == 0 else None))
-    _require_same_model(job)
+    job = Job(**collectives.broadcast_object(read_job() if collectives.rank == 0 else None))
+    require_same_model(job.model, job.model_listing, job.verified_on)
     _generate(job, collectives)
-
-
-def _require_same_model(job: Job) -> None:
-    """Verify, on the first rank of each other host, that the model there is the launcher's.
-
-    The rank that finds another one ends at once, which ends the launch: the others' loading is not waited for.
-    Raises: ModelLoadError naming host, file, what was expected and what was found.
-    """
-    host, place = socket.gethostname(), rank_environment()
-    if host == job.verified_on or place is None or place.local_rank != 0:
-        return
-    listing = {name: (str(digest), int(num_bytes)) for name, (digest, num_bytes) in job.model_listing.items()}
-    try:
-        verify_manifest(resolve_model(job.model), listing=listing, max_bytes=MAX_VERIFIED_BYTES)
-    except ModelLoadError as error:
-        raise ModelLoadError(
-            f"{host}: {error.message}", hint=f"every host needs the model of {job.verified_on}, under the same path"
-        ) from error
 
 
 def _generate(job: Job, collectives: Collectives) -> None:
@@ -86,17 +64,6 @@ def _generate(job: Job, collectives: Collectives) -> None:
         report = {"ready_s": ready_s, **summary(outputs, time.perf_counter() - started_s), "ranks": llm.ranks()}
         if llm.is_first:
             _print(outputs, report, job, streams)
-
-
-def _read_job() -> dict[str, Any]:
-    text = sys.stdin.read()
-    try:
-        job = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"rank 0: standard input: expected a job as JSON: {error}") from error
-    if not isinstance(job, dict):
-        raise ConfigError("rank 0: standard input: expected a job as a JSON object")
-    return job
 
 
 def _write_text(_: int, text: str) -> None:

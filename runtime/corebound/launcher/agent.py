@@ -37,7 +37,9 @@ from corebound.launcher.shim import set_death_signal
 from corebound.launcher.signals import SignalPipe, awaitable_children
 from corebound.launcher.spec import LOCALHOST
 from corebound.launcher.supervise import WATCHED, Supervisor
-from corebound.topology import read_topology
+from corebound.topology import Topology, read_topology
+from corebound.topology.pod import read_pod
+from corebound.topology.tree import Tree
 
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "FI_TCP_IFACE", "CCL_KVS_IFACE")
 # What MPI and Slurm say about the agent would mislead its ranks: they are not the processes that were started.
@@ -173,6 +175,7 @@ def run_part(
                 supervisor.watch(process)
                 pids[rank.rank] = process.pid
             events.started(pids)
+            _tell_of_pod(part, host, arrangement, topology, events)
             _warn_of_other_jobs(part, host, arrangement, events)
         except CoreboundError as error:
             supervisor.fail(
@@ -181,6 +184,23 @@ def run_part(
         return supervisor.run()
     finally:
         remove_segments(part.job_id)
+
+
+def _tell_of_pod(part: AgentPart, host: str, arrangement: Arrangement, topology: Topology, events: EventWriter) -> None:
+    """Say in one line which CPUs a pod has and which of them ranks got; warn when they are not the pod's alone."""
+    pod = read_pod(Tree(), topology, env.snapshot())
+    if pod is None:
+        return
+    ranks = f"{len(part.ranks)} rank{'' if len(part.ranks) == 1 else 's'}"
+    what = f"{host}: {ranks} not bound; the pod has"
+    if arrangement.bound:
+        own = sorted({cpu for rank in part.ranks for cpu in arrangement.bindings[rank.slot].cpus})
+        what = f"{host}: bound {ranks} to CPUs {render_core_list(own)}; the pod has"
+    text = f"{what} {pod.describe(topology)}"
+    if pod.own_cpus:
+        events.note(text)
+    else:
+        events.warning(f"{text}; `corebound doctor` in the pod says what would give it its own")
 
 
 def _warn_of_other_jobs(part: AgentPart, host: str, arrangement: Arrangement, events: EventWriter) -> None:

@@ -77,6 +77,11 @@ class EventWriter:
         """Every rank of this node runs its command, where it was to run."""
         self._send({"event": "running"})
 
+    def note(self, text: str) -> None:
+        """Something worth knowing that is as it should be."""
+        if not self._send({"event": "note", "text": text}):
+            _log.info("%s", text)
+
     def warning(self, text: str) -> None:
         """Something that the user should know and that does not stop the launch."""
         if not self._send({"event": "warning", "text": text}):

@@ -140,6 +140,8 @@ class Follower:
             self._running.add(link.host)
             if len(self._running) == len(self._links):
                 notify.ready(len(self.outcome.pids), len(self._links))
+        elif kind == "note":
+            _log.info("%s", event["text"])
         elif kind == "warning":
             _log.warning("%s", event["text"])
         elif kind == "failed" and link.host not in self._hellos:

@@ -149,6 +149,8 @@ def _on_event(event: dict[str, Any], outcome: LaunchOutcome) -> None:
         _log.debug("ranks started: %s", ", ".join(f"{rank} is pid {pid}" for rank, pid in outcome.pids.items()))
     elif kind == "running":
         notify.ready(len(outcome.pids), num_hosts=1)
+    elif kind == "note":
+        _log.info("%s", event["text"])
     elif kind == "warning":
         _log.warning("%s", event["text"])
     elif kind == "failed":

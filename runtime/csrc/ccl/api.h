@@ -14,8 +14,9 @@ COREBOUND_API const char *corebound_ccl_error(void);
 COREBOUND_API const char *corebound_ccl_version(void);
 
 // Reads oneCCL's settings from the environment, once a process; from then on they are fixed. oneCCL tells on standard
-// output which of them are not its defaults: that goes to standard error if `tells` is 1, else nowhere.
-COREBOUND_API int corebound_ccl_init(int tells);
+// output which of them are not its defaults: that goes to standard error if `tells` is 1, else nowhere. `host_name` is
+// what it takes for the name of this host: other for each two hosts whose processes may have the same numbers.
+COREBOUND_API int corebound_ccl_init(int tells, const char *host_name);
 // Makes a key-value store in this process and writes the address by which other members find it.
 COREBOUND_API size_t corebound_ccl_address_bytes(void);
 COREBOUND_API int corebound_ccl_serve(uint8_t *address);

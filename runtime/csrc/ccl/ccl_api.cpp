@@ -10,6 +10,7 @@
 
 #include <oneapi/ccl.hpp>
 
+#include "ccl/host_name.h"
 #include "ccl/stdout_elsewhere.h"
 #include "ccl/wait.h"
 #include "comm/status.h"
@@ -149,8 +150,9 @@ const char *corebound_ccl_version() {
 
 size_t corebound_ccl_address_bytes() { return ccl::kvs::address_max_size; }
 
-int corebound_ccl_init(int tells) {
+int corebound_ccl_init(int tells, const char *host_name) {
   tells_settings = tells != 0;
+  corebound::ccl_binding::set_host_name(host_name);
   try {
     StdoutElsewhere elsewhere(tells_settings);
     ccl::init();

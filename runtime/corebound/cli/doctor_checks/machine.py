@@ -7,6 +7,7 @@ from collections import Counter
 from corebound.cli.doctor_checks.base import Check, Facts
 from corebound.cli.tables import count, format_bytes
 from corebound.topology import format_cpu_list
+from corebound.topology.pod import Pod, read_pod, shared_memory_kind
 
 GIB = 1 << 30
 _MIN_MEMORY_BYTES = 2 * GIB
@@ -143,6 +144,14 @@ def shared_memory(facts: Facts) -> Check:
         return Check("shm", "warn", f"{_SHM} is not mounted: collectives fall back to gloo, which is slower", hint)
     usable = memory.shm_total_bytes if memory.shm_free_bytes is None else memory.shm_free_bytes
     detail = f"{_SHM} has {format_bytes(memory.shm_total_bytes)}, {format_bytes(usable)} usable"
+    kind = shared_memory_kind(facts.tree)
+    if kind == "disk":
+        return Check("shm", "warn", f"{detail}; it is on a disk: every sum of ranks writes to it", hint)
+    if read_pod(facts.tree, facts.topology, facts.environ) is not None and kind is not None:
+        given = "what the container runtime gives by default" if kind == "default" else "a volume in memory"
+        detail += f"; {given}"
+        if kind == "volume" and memory.limit_bytes is not None:
+            detail += f", part of the limit of {format_bytes(memory.limit_bytes)}"
     if usable < _MIN_SHM_BYTES:
         return Check(
             "shm", "warn", f"{detail}; many ranks need up to {format_bytes(_MIN_SHM_BYTES)}, else gloo is used", hint
@@ -194,21 +203,42 @@ def clocksource(facts: Facts) -> Check:
     )
 
 
-def container(facts: Facts) -> Check:
-    """In a pod, CPUs are pinned: a shared CPU set changes while ranks run."""
-    found = facts.topology
-    in_pod = "KUBERNETES_SERVICE_HOST" in facts.environ or "kubepods" in (facts.tree.text("proc/self/cgroup") or "")
-    in_container = in_pod or any((facts.tree.root / name).exists() for name in (".dockerenv", "run/.containerenv"))
-    if not in_container:
-        return Check("container", "pass", "no container seen")
-    place = "a Kubernetes pod" if in_pod else "a container"
-    pinned = len(found.allowed_cpus) < len(found.online_cpus)
-    if pinned or not in_pod:
+def container(facts: Facts) -> list[Check]:
+    """In a pod, CPUs are pinned and aligned: a shared CPU set changes while ranks run."""
+    pod = read_pod(facts.tree, facts.topology, facts.environ)
+    if pod is None:
+        found = facts.topology
+        if not any((facts.tree.root / name).exists() for name in (".dockerenv", "run/.containerenv")):
+            return [Check("container", "pass", "no container seen")]
+        pinned = len(found.allowed_cpus) < len(found.online_cpus)
         reach = f"pinned to {count(len(found.allowed_cpus), 'CPU')}" if pinned else "with every CPU of the machine"
-        return Check("container", "pass", f"{place}, {reach}")
+        return [Check("container", "pass", f"a container, {reach}")]
+    kind = f"a {pod.quality} Kubernetes pod" if pod.quality else "a Kubernetes pod; its quality of service is hidden"
+    return [Check("container", "pass", kind), _cpu_manager(facts, pod), _topology_manager(facts)]
+
+
+def _cpu_manager(facts: Facts, pod: Pod) -> Check:
+    """Whether the kubelet's CPU manager gave the pod CPUs that no other pod has."""
+    cpus = pod.describe(facts.topology)
+    if pod.own_cpus:
+        return Check("cpu-manager", "pass", f"static, as far as can be seen: {cpus}; {pod.reason}")
+    return Check("cpu-manager", "warn", f"none: {cpus}; the set may change while ranks run", _KUBERNETES_PIN)
+
+
+def _topology_manager(facts: Facts) -> Check:
+    """Whether the pod's CPUs lie on one NUMA node, or fill those that they lie on."""
+    cores = Counter(core.node for core in facts.topology.physical_cores())
+    whole = Counter(core.node for core in facts.topology.all_cores())
+    nodes = format_cpu_list(sorted(cores))
+    if len(whole) < 2:
+        return Check("topology-manager", "pass", "one NUMA node: nothing to align")
+    if len(cores) == 1:
+        return Check("topology-manager", "pass", f"all CPUs lie on NUMA node {nodes}")
+    if sum(cores.values()) > max(whole.values()):
+        return Check("topology-manager", "pass", f"more cores than a NUMA node has: they lie on nodes {nodes}")
     return Check(
-        "container",
+        "topology-manager",
         "warn",
-        f"{place} on all {len(found.online_cpus)} CPUs: the CPU manager pins none, and the set may shrink under a rank",
-        _KUBERNETES_PIN,
+        f"{sum(cores.values())} cores, which one NUMA node could give, lie on nodes {nodes}",
+        "kubelet `topologyManagerPolicy: single-numa-node` with `cpuManagerPolicy: static`, or a pod a whole node",
     )

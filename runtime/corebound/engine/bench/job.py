@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from corebound.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +43,6 @@ class BenchReport:
     def write(self, path: str) -> None:
         """Write the report where the job asked for it."""
         Path(path).write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
-
-
-def read_job() -> dict[str, Any]:
-    """Return the fields of the job on standard input."""
-    try:
-        fields = json.loads(sys.stdin.read())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"standard input: expected a job as JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ConfigError("standard input: expected a job as a JSON object")
-    return fields
 
 
 def read_report(path: Path) -> BenchReport:

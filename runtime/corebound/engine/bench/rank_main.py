@@ -8,7 +8,8 @@ import torch
 
 from corebound.comm import Collectives
 from corebound.comm.rank_process import leave, run_rank
-from corebound.engine.bench.job import BenchJob, BenchReport, read_job
+from corebound.engine.bench.job import BenchJob, BenchReport
+from corebound.engine.job import read_job
 from corebound.engine.llm import LLM
 from corebound.engine.metrics import summary
 from corebound.engine.request import SamplingParams

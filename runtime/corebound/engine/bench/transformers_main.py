@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from corebound.engine.bench.job import BenchJob, BenchReport, read_job
+from corebound.engine.bench.job import BenchJob, BenchReport
+from corebound.engine.job import read_job
 
 
 class _Clock:

@@ -1,0 +1,1 @@
+"""A model behind HTTP: completions in the form of OpenAI's API, health, readiness."""

@@ -1,0 +1,251 @@
+"""The HTTP side, in threads of rank 0: /health, /ready, /v1/models, /v1/completions."""
+
+from __future__ import annotations
+
+import json
+import queue
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from corebound.engine.inbox import Inbox, State, Ticket, UnavailableError
+from corebound.engine.request import RequestOutput
+from corebound.errors import CoreboundError, HostError, RequestError
+from corebound.logs import get_logger
+from corebound.server.completions import Answer, CompletionRequest, parse_completion
+
+_LOGGER = get_logger(__name__)
+MAX_BODY_BYTES = 4 << 20
+MAX_CONNECTIONS = 512
+# A client that sends or takes nothing for so long has left.
+_CLIENT_TIMEOUT_S = 60.0
+_RETRY_AFTER_S = 5
+
+# The index of a prompt within its request, and its news.
+_Inward = queue.SimpleQueue[tuple[int, str | RequestOutput | CoreboundError]]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers the requests of one connection."""
+
+    server: HttpServer
+    protocol_version = "HTTP/1.1"
+    timeout = _CLIENT_TIMEOUT_S
+
+    def do_GET(self) -> None:
+        """Answer what is asked of the service itself."""
+        routes = {"/health": self._health, "/ready": self._ready, "/v1/models": self._models}
+        self._route(routes, "GET")
+
+    def do_POST(self) -> None:
+        """Answer what is asked of the model."""
+        self._route({"/v1/completions": self._complete}, "POST")
+
+    def version_string(self) -> str:
+        """Return what the header Server says."""
+        return "corebound"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log at level debug: prompts are in no line, only method, path and status."""
+        _LOGGER.debug("%s %s", self.address_string(), format % args)
+
+    def _route(self, routes: dict[str, Any], method: str) -> None:
+        path = self.path.partition("?")[0]
+        known = {"/health", "/ready", "/v1/models", "/v1/completions"}
+        try:
+            if path in routes:
+                with self.server.answering():
+                    routes[path]()
+            elif path in known:
+                self._fail(HTTPStatus.METHOD_NOT_ALLOWED, f"{path}: {method} is not the method for this path")
+            else:
+                self._fail(HTTPStatus.NOT_FOUND, f"{path}: there are {', '.join(sorted(known))}")
+        except (ConnectionError, TimeoutError) as error:
+            # The client has left; what it asked for is computed to its end and goes nowhere.
+            _LOGGER.debug("%s: client left: %s", path, error)
+            self.close_connection = True
+
+    def _health(self) -> None:
+        inbox = self.server.inbox
+        silent_s = inbox.silent_s
+        answers = inbox.state is not State.FAILED and silent_s < self.server.silence_limit_s
+        alive = inbox.state is State.LOADING or answers
+        status = HTTPStatus.OK if alive else HTTPStatus.SERVICE_UNAVAILABLE
+        self._answer(status, {"state": inbox.state, "alive": alive, "seconds_since_ranks_answered": round(silent_s, 1)})
+
+    def _ready(self) -> None:
+        inbox = self.server.inbox
+        ready = inbox.state is State.READY
+        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+        self._answer(status, {"state": inbox.state, "ready": ready, "waiting": inbox.num_waiting})
+
+    def _models(self) -> None:
+        entry = {"id": self.server.model, "object": "model", "owned_by": "corebound"}
+        self._answer(HTTPStatus.OK, {"object": "list", "data": [entry]})
+
+    def _complete(self) -> None:
+        body = self._body()
+        if body is None:
+            return
+        inward: _Inward = queue.SimpleQueue()
+        try:
+            request = parse_completion(json.loads(body), self.server.model)
+            for index, prompt in enumerate(request.prompts):
+                tell = partial(_put, inward, index)
+                self.server.inbox.submit(Ticket(prompt=prompt, params=request.params, tell=tell))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            self._fail(HTTPStatus.BAD_REQUEST, f"body: expected JSON: {error}")
+        except RequestError as error:
+            self._fail(HTTPStatus.BAD_REQUEST, error.message, error.hint)
+        except UnavailableError as error:
+            self._fail(HTTPStatus.SERVICE_UNAVAILABLE, error.message, error.hint)
+        else:
+            answer = Answer(f"cmpl-{secrets.token_hex(12)}", self.server.model)
+            (self._stream if request.stream else self._wait)(request, inward, answer)
+
+    def _wait(self, request: CompletionRequest, inward: _Inward, answer: Answer) -> None:
+        outputs: dict[int, RequestOutput] = {}
+        while len(outputs) < len(request.prompts):
+            index, news = inward.get()
+            if isinstance(news, CoreboundError):
+                self._fail(_status_of(news), news.message, news.hint)
+                return
+            if isinstance(news, RequestOutput):
+                outputs[index] = news
+        self._answer(HTTPStatus.OK, answer.whole([outputs[index] for index in range(len(outputs))]))
+
+    def _stream(self, request: CompletionRequest, inward: _Inward, answer: Answer) -> None:
+        index, news = inward.get()
+        if isinstance(news, CoreboundError):
+            # Nothing was sent yet, so the status can still tell.
+            self._fail(_status_of(news), news.message, news.hint)
+            return
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Cache-Control", "no-store")
+        # The end of the connection ends the stream.
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        num_open = len(request.prompts)
+        while True:
+            if isinstance(news, CoreboundError):
+                self._event({"error": _error(news.message, news.hint, _status_of(news))})
+                return
+            if isinstance(news, RequestOutput):
+                self._event(answer.piece(index, "", news.finish_reason))
+                num_open -= 1
+                if num_open == 0:
+                    self.wfile.write(b"data: [DONE]\n\n")
+                    return
+            else:
+                self._event(answer.piece(index, news))
+            index, news = inward.get()
+
+    def _event(self, content: dict[str, Any]) -> None:
+        self.wfile.write(f"data: {json.dumps(content)}\n\n".encode())
+        self.wfile.flush()
+
+    def _body(self) -> bytes | None:
+        """Return the body, None when it was refused."""
+        text = self.headers.get("Content-Length", "")
+        if not text.isascii() or not text.isdigit():
+            self._fail(HTTPStatus.LENGTH_REQUIRED, "Content-Length: expected the number of bytes of the body")
+            return None
+        if int(text) > MAX_BODY_BYTES:
+            found = f"body: expected at most {MAX_BODY_BYTES} bytes, found {text:.20}"
+            self._fail(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, found)
+            return None
+        return self.rfile.read(int(text))
+
+    def _fail(self, status: HTTPStatus, message: str, hint: str | None = None) -> None:
+        # What is left of the body would be read as the next request.
+        self.close_connection = True
+        self._answer(status, {"error": _error(message, hint, status)})
+
+    def _answer(self, status: HTTPStatus, content: dict[str, Any]) -> None:
+        data = json.dumps(content).encode() + b"\n"
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        if status is HTTPStatus.SERVICE_UNAVAILABLE:
+            self.send_header("Retry-After", str(_RETRY_AFTER_S))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+class HttpServer(ThreadingHTTPServer):
+    """The server: a thread for each connection, and no more than so many of them."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, host: str, port: int, inbox: Inbox, model: str, silence_limit_s: float = 60.0) -> None:
+        self.inbox = inbox
+        self.model = model
+        self.silence_limit_s = silence_limit_s
+        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._idle = threading.Condition()
+        self._num_answering = 0
+        try:
+            super().__init__((host, port), Handler)
+        except OSError as error:
+            raise HostError(
+                f"cannot listen on {host} port {port}: {error.strerror}", hint="choose another with --port"
+            ) from error
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread of its own, or close it when there are too many."""
+        if not self._slots.acquire(blocking=False):
+            _LOGGER.warning("a connection was refused: %d are open", MAX_CONNECTIONS)
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one connection to its end."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Count a request as being answered."""
+        with self._idle:
+            self._num_answering += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._num_answering -= 1
+                self._idle.notify_all()
+
+    def wait_for_answers(self, timeout_s: float = 5.0) -> None:
+        """Return when every answer has been sent, at the latest after `timeout_s`: a client may take none."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._num_answering == 0, timeout_s)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what went wrong in a connection; the others go on."""
+        _LOGGER.exception("connection of %s", client_address)
+
+
+def _put(inward: _Inward, index: int, news: str | RequestOutput | CoreboundError) -> None:
+    inward.put((index, news))
+
+
+def _status_of(error: CoreboundError) -> HTTPStatus:
+    return HTTPStatus.BAD_REQUEST if isinstance(error, RequestError) else HTTPStatus.SERVICE_UNAVAILABLE
+
+
+def _error(message: str, hint: str | None, status: HTTPStatus) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "unavailable"
+    return {"message": message, "hint": hint, "type": kind, "code": status.value}

@@ -1,0 +1,81 @@
+"""What each rank of `corebound serve` runs: `python -m corebound.server.rank_main`, the job as JSON on rank 0."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from corebound.comm import Collectives
+from corebound.comm.rank_process import leave, run_rank
+from corebound.engine.inbox import Inbox
+from corebound.engine.job import read_job, require_same_model
+from corebound.engine.llm import LLM
+from corebound.engine.request import SamplingParams
+from corebound.server.http import HttpServer
+
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the command line asks of the ranks; the fields of the model are those of `corebound generate`'s job."""
+
+    model: str
+    model_listing: dict[str, list[Any]]
+    verified_on: str
+    served_model_name: str
+    dtype: str
+    kv_cache_gib: float | None
+    host: str
+    port: int
+    show_progress: bool
+
+
+def main() -> int:
+    """Load the model and serve it until told to stop; return the exit code."""
+    return run_rank(_run)
+
+
+def _run(collectives: Collectives) -> None:
+    job = Job(**collectives.broadcast_object(read_job() if collectives.rank == 0 else None))
+    inbox = Inbox()
+    # Rank 0 finishes what it has begun; the others follow it to the end.
+    for number in _STOPS:
+        signal.signal(number, (lambda *_: inbox.drain()) if collectives.rank == 0 else signal.SIG_IGN)
+    with _listening(job, inbox) if collectives.rank == 0 else nullcontext():
+        require_same_model(job.model, job.model_listing, job.verified_on)
+        with LLM(
+            job.model,
+            dtype=job.dtype,
+            kv_cache_gib=job.kv_cache_gib,
+            show_progress=job.show_progress,
+            collectives=collectives,
+        ) as llm:
+            # The first request should not be the one that finds out that something does not work.
+            llm.generate([[0]], SamplingParams(max_new_tokens=2, ignore_eos=True))
+            if llm.is_first:
+                inbox.open()
+                sys.stderr.write(f"ready: {job.served_model_name} on http://{job.host}:{job.port}/v1/completions\n")
+            llm.serve(inbox)
+
+
+@contextmanager
+def _listening(job: Job, inbox: Inbox) -> Iterator[None]:
+    """Answer HTTP from before the model is loaded, so that a probe sees a process that lives."""
+    with HttpServer(job.host, job.port, inbox, job.served_model_name) as server:
+        thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.wait_for_answers()
+
+
+if __name__ == "__main__":
+    leave(main())

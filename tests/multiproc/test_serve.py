@@ -1,0 +1,129 @@
+"""`corebound serve` on real ranks: right answers, draining, and its end when a rank is lost."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import corebound
+from multiproc.launches import Launch, eventually
+
+pytestmark = [pytest.mark.native, pytest.mark.multiproc, pytest.mark.timeout(300)]
+START_S = 120.0
+
+
+class Served:
+    """A running server of the demo model on two ranks."""
+
+    def __init__(self, cwd: Path) -> None:
+        with closing(socket.create_server(("127.0.0.1", 0))) as free:
+            self.port = free.getsockname()[1]
+        words = ["serve", "--model", "demo", "--num-accelerators", "2", "--dtype", "float32", "--port", str(self.port)]
+        self.launch = Launch(sys.executable, "-m", "corebound", *words, cwd=cwd)
+
+    def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with closing(connection):
+            connection.request(method, path, None if body is None else json.dumps(body))
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+
+    def is_ready(self) -> bool:
+        assert self.launch.process.poll() is None, self.launch.process.communicate()
+        try:
+            return self.request("GET", "/ready")[0] == 200
+        except OSError:
+            return False
+
+    def complete(self, prompt: Any, **fields: Any) -> dict[str, Any]:
+        status, text = self.request("POST", "/v1/completions", {"prompt": prompt, "temperature": 0, **fields})
+        answer: dict[str, Any] = json.loads(text)
+        assert status == 200, answer
+        return answer
+
+    def ranks(self) -> list[int]:
+        """Returns the process ids of the ranks, rank 0 first."""
+        found = [pid for pid, command in self.launch.processes().items() if "server.rank_main" in command]
+        return sorted(found, key=lambda pid: b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+
+
+@contextmanager
+def served(cwd: Path) -> Iterator[Served]:
+    server = Served(cwd)
+    try:
+        assert eventually(server.is_ready, START_S)
+        yield server
+    finally:
+        server.launch.kill_all()
+        if server.launch.process.poll() is None:
+            server.launch.process.kill()
+        server.launch.process.communicate()
+
+
+def test_it_answers_as_generate_does_streams_and_finishes_what_runs_when_it_is_stopped(tmp_path: Path) -> None:
+    prompts = ["The old ship", "A young woman", "In the morning"]
+    params = corebound.SamplingParams(max_new_tokens=12)
+    expected = [output.text for output in corebound.LLM("demo", dtype="float32").generate(prompts, params)]
+    with served(tmp_path) as server:
+        answer = server.complete(prompts, max_tokens=12)
+        assert [choice["text"] for choice in answer["choices"]] == expected
+        together: dict[int, str] = {}
+        threads = [
+            threading.Thread(
+                target=lambda number=number: together.update(
+                    {number: server.complete(prompts[number % 3], max_tokens=12)["choices"][0]["text"]}
+                )
+            )
+            for number in range(9)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert together == {number: expected[number % 3] for number in range(9)}
+        streamed = server.request(
+            "POST", "/v1/completions", {"prompt": prompts[0], "temperature": 0, "max_tokens": 12, "stream": True}
+        )[1]
+        events = [json.loads(line[6:]) for line in streamed.split("\n\n") if line.startswith("data: {")]
+        assert "".join(event["choices"][0]["text"] for event in events) == expected[0]
+        assert streamed.endswith("data: [DONE]\n\n")
+        status, said = server.request("POST", "/v1/completions", {"prompt": ""})
+        assert status == 400
+        assert "prompt is empty" in said
+
+        late: dict[str, Any] = {}
+        long = threading.Thread(target=lambda: late.update(server.complete([1, 2, 3], max_tokens=400, ignore_eos=True)))
+        long.start()
+        assert not eventually(lambda: bool(late), 0.3)
+        server.launch.process.send_signal(signal.SIGTERM)
+        long.join(60)
+        assert late["usage"]["completion_tokens"] == 400
+        assert server.launch.end() == 0
+        server.launch.assert_nothing_left()
+
+
+def test_a_killed_rank_ends_it_and_is_named(tmp_path: Path) -> None:
+    with served(tmp_path) as server:
+        os.kill(server.ranks()[1], signal.SIGKILL)
+        assert server.launch.end() == 137
+        assert "rank 1" in server.launch.stderr
+        server.launch.assert_nothing_left()
+
+
+def test_a_rank_that_stands_still_ends_it_though_nobody_asks(tmp_path: Path) -> None:
+    with served(tmp_path) as server:
+        os.kill(server.ranks()[1], signal.SIGSTOP)
+        assert server.launch.end(timeout_s=120) == 5
+        assert "rank" in server.launch.stderr
+        server.launch.assert_nothing_left(timeout_s=20)

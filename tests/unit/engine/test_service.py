@@ -1,0 +1,134 @@
+"""The loop that answers requests as they come, on an engine with a model of a few lines."""
+
+import queue
+import threading
+
+import pytest
+
+from corebound.engine.engine import Engine
+from corebound.engine.inbox import Inbox, State, Ticket, UnavailableError
+from corebound.engine.request import Request, RequestOutput, SamplingParams
+from corebound.engine.service import Service
+from corebound.errors import CommError, CoreboundError
+from unit.engine.engine_fakes import FakeRunner, LetterTokenizer, continuation, make_scheduler
+
+
+def request_of(number, ticket):
+    return Request(id=number, prompt="", prompt_token_ids=tuple(ticket.prompt), params=ticket.params)
+
+
+class Running:
+    """A service in a thread, and what its requests hear."""
+
+    def __init__(self, check=lambda: None, heartbeat_s=0.01, runner=None, **options):
+        self.inbox = Inbox(**options)
+        engine = Engine(runner or FakeRunner(4), make_scheduler(), LetterTokenizer())
+        service = Service(engine, request_of, self.inbox, check, heartbeat_s)
+        self.error = None
+        self.thread = threading.Thread(target=self._run, args=(service,))
+        self.inbox.open()
+
+    def _run(self, service):
+        try:
+            service.run()
+        except Exception as error:
+            self.error = error
+
+    def ask(self, prompt, count=4):
+        news = queue.SimpleQueue()
+        self.inbox.submit(Ticket(prompt=tuple(prompt), params=SamplingParams(max_new_tokens=count), tell=news.put))
+        return news
+
+
+def last(news):
+    """Return the last word of a request."""
+    while isinstance(said := news.get(timeout=20), str):
+        pass
+    return said
+
+
+def test_requests_that_come_at_any_time_get_their_own_answers():
+    running = Running()
+    running.thread.start()
+    asked = {}
+    for number in range(1, 9):
+        asked[number] = running.ask([number, 2 * number], count=number)
+    for number, news in asked.items():
+        output = last(news)
+        assert isinstance(output, RequestOutput)
+        assert list(output.token_ids) == continuation([number, 2 * number], number)
+    running.inbox.drain()
+    running.thread.join(20)
+    assert running.error is None
+
+
+def test_a_drain_answers_what_is_here_and_refuses_what_comes():
+    running = Running()
+    asked = [running.ask([number]) for number in (1, 2, 3)]
+    running.inbox.drain()
+    with pytest.raises(UnavailableError, match="draining"):
+        running.ask([4])
+    running.thread.start()
+    running.thread.join(20)
+    assert not running.thread.is_alive()
+    assert all(isinstance(last(news), RequestOutput) for news in asked)
+
+
+def test_nothing_is_taken_before_it_is_open_or_when_too_many_wait():
+    with pytest.raises(UnavailableError, match="loading"):
+        Inbox().submit(Ticket(prompt=(1,), params=SamplingParams(), tell=print))
+    running = Running(max_waiting=2)
+    running.ask([1])
+    running.ask([2])
+    with pytest.raises(UnavailableError, match="2 requests wait already"):
+        running.ask([3])
+
+
+def test_a_request_that_cannot_run_hears_why_and_the_others_go_on():
+    running = Running()
+    running.thread.start()
+    bad, good = running.ask([1000]), running.ask([1])
+    assert "token id 1000" in last(bad).message
+    assert isinstance(last(good), RequestOutput)
+    running.inbox.drain()
+    running.thread.join(20)
+    assert running.error is None
+
+
+def test_a_rank_that_is_gone_is_found_though_nobody_asks_and_ends_the_service():
+    beats = iter(range(3))
+
+    def check():
+        if next(beats, None) is None:
+            raise CommError("rank 1 on node2 is gone")
+
+    running = Running(check)
+    running.thread.start()
+    running.thread.join(20)
+    assert isinstance(running.error, CommError)
+    assert running.inbox.state is State.FAILED
+    with pytest.raises(UnavailableError, match="failed"):
+        running.ask([1])
+
+
+def test_after_an_error_every_request_hears_of_it():
+    class Broken(FakeRunner):
+        def run(self, inputs, copies):
+            raise CommError("rank 1 on node2 is gone")
+
+    running = Running(runner=Broken(4))
+    asked = [running.ask([number]) for number in (1, 2)]
+    running.thread.start()
+    for news in asked:
+        said = last(news)
+        assert isinstance(said, CoreboundError)
+        assert "rank 1 on node2 is gone" in said.message
+    running.thread.join(20)
+
+
+def test_silence_is_counted_from_the_last_beat():
+    inbox = Inbox()
+    first = inbox.silent_s
+    inbox.beat()
+    assert inbox.silent_s <= first + 1
+    assert 0 <= inbox.silent_s < 10
