@@ -8,3 +8,9 @@ site=$("$root/bin/python" -c 'import site; print(site.getsitepackages()[0])')
 
 /build/bin/pip --python "$root/bin/python" install --quiet --no-compile --no-deps --requirement /wheelhouse/oneccl.txt
 bash /source/build_ccl.sh "$root" "/product$site/corebound/lib" /source/csrc
+
+# Its licence goes with the part of it that is in the binding, and its version for the list of what is inside.
+doc=/product$root/share/doc/oneccl-devel
+mkdir -p "$doc"
+cp "$site"/oneccl_devel-*.dist-info/LICENSE.txt "$doc/license.txt"
+sed -n 's/^Version: //p' "$site"/oneccl_devel-*.dist-info/METADATA > "$doc/version"
