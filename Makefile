@@ -108,7 +108,7 @@ lab-down: ## Stop them and leave nothing but the built image (PURGE=1 removes th
 .PHONY: images
 images: ## Build the container images with podman or docker (FLAVOUR=ipex, ENGINE=, BASE_IMAGE=, SAVE=file, PUSH=registry)
 	@$(SETUP) deploy
-	@PYTHONPATH=tests:runtime/packaging $(PYTHON) images/build.py $(if $(ENGINE),--engine "$(ENGINE)") $(if $(FLAVOUR),--flavour $(FLAVOUR)) \
+	@PYTHONPATH=tests $(PYTHON) images/build.py $(if $(ENGINE),--engine "$(ENGINE)") $(if $(FLAVOUR),--flavour $(FLAVOUR)) \
 	  $(if $(ALLOW_CUDA_TORCH),--allow-cuda) $(if $(NO_CACHE),--no-cache) $(if $(SAVE),--save $(SAVE)) $(if $(PUSH),--push $(PUSH)) \
 	  $(if $(APT_SOURCES),--apt-sources $(APT_SOURCES))
 

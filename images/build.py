@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import time
 import tomllib
@@ -20,7 +21,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from build_ipex_wheel import flavour_project
 from engine import Engine, fail, find_engine, run, run_quietly, say
 from wheels import FLAVOURS, ROOT, project, wheelhouse
 
@@ -71,19 +71,22 @@ def context(flavour: str) -> Iterator[Path]:
             shutil.copyfile(source, target)
             target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
         if flavour == "ipex":
-            pins = project()
-            path = folder / "runtime/pyproject.toml"
-            wanted = flavour_project(
-                path.read_text(encoding="utf-8"),
-                pins["tool"]["corebound-ipex"]["torch"],
-                pins["dependency-groups"]["ipex"],
-            )
-            path.write_text(wanted, encoding="utf-8")
+            ask_for_ipex(folder / "runtime/pyproject.toml")
         for path in sorted(folder.rglob("*"), reverse=True):
             if path.is_dir():
                 path.chmod(0o755)
             os.utime(path, (0, 0))
         yield folder
+
+
+def ask_for_ipex(path: Path) -> None:
+    """Rewrite the metadata of the package to the version and the requirements of the IPEX flavour."""
+    sys.path.append(str(ROOT / "runtime/packaging"))
+    from build_ipex_wheel import flavour_project
+
+    pins = project()
+    torch, packages = pins["tool"]["corebound-ipex"]["torch"], pins["dependency-groups"]["ipex"]
+    path.write_text(flavour_project(path.read_text(encoding="utf-8"), torch, packages), encoding="utf-8")
 
 
 def find_base(engine: Engine, asked: str, sources: Path | None) -> tuple[str, Path | None]:

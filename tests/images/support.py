@@ -42,8 +42,7 @@ class Images:
 def build(podman: Podman, *options: str) -> Images:
     """Builds base and runtime in podman's store."""
     command = [sys.executable, str(ROOT / "images/build.py"), "--engine", " ".join(podman.words), *options]
-    path = f"{ROOT / 'tests'}{os.pathsep}{ROOT / 'runtime/packaging'}"
-    environ = {**os.environ, "CONTAINERS_CONF": str(podman.layout.containers_conf), "PYTHONPATH": path}
+    environ = {**os.environ, "CONTAINERS_CONF": str(podman.layout.containers_conf), "PYTHONPATH": str(ROOT / "tests")}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     base, runtime = (line.split()[0] for line in done.stdout.splitlines()[:2])

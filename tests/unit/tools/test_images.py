@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -18,8 +19,7 @@ ARGUMENTS = {"SOURCE_DATE_EPOCH": "1700000000", "BASE": "localhost/corebound/bas
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     # A script finds those beside it because it is started from there.
-    for folder in ("runtime/packaging", "images"):
-        monkeypatch.syspath_prepend(ROOT / folder)
+    monkeypatch.syspath_prepend(ROOT / "images")
     for name in ("engine", "wheels", "build_ipex_wheel", "build_wheel"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
@@ -171,3 +171,12 @@ def test_equal_files_of_a_folder_become_links_to_the_longest_name(tmp_path: Path
     assert (tmp_path / "a.so").readlink() == (tmp_path / "a.so.1").readlink() == Path("a.so.1.2")
     assert not (tmp_path / "a.so.1.2").is_symlink() and not (tmp_path / "b.so").is_symlink()
     assert (tmp_path / "a.so").read_text(encoding="utf-8") == "1"
+
+
+def test_the_flavours_wheel_asks_for_its_own_torch_and_the_extension(build: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_bytes((ROOT / "runtime/pyproject.toml").read_bytes())
+    build.ask_for_ipex(path)
+    found = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    assert found["version"] == f"{build.version()}+ipex"
+    assert {"torch==2.8.*", "intel-extension-for-pytorch==2.8.0"} <= set(found["dependencies"])
