@@ -130,14 +130,19 @@ def test_a_worker_without_the_jobs_key_says_what_to_set(images: Images) -> None:
 
 
 def test_two_builds_of_one_commit_hold_the_same_files(images: Images, tmp_path: Path) -> None:
-    def digests() -> dict[str, str]:
+    def digests() -> dict[str, tuple[object, ...]]:
         return {
-            member.name: f"{member.mode:o} {member.uid}:{member.gid} {hashlib.sha256(content).hexdigest()}"
+            member.name: (member.mode, member.uid, member.gid, member.linkname, hashlib.sha256(content).digest())
             for member, content in members(images.podman, images.runtime, tmp_path)
         }
 
-    first = digests()
+    def revision() -> str:
+        return str(images.inspect(images.runtime)["Labels"]["org.opencontainers.image.revision"])
+
+    first, of_commit = digests(), revision()
     build(images.podman, "--no-cache")
     second = digests()
+    assert revision() == of_commit, "the checkout changed between the two builds"
+    assert len(first) > 10_000
     different = {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)}
     assert {name for name in different if not MAY_DIFFER.search(name)} == set()
