@@ -20,7 +20,7 @@ CONTROL     = $(SETUP) $(if $(BUNDLE),--bundle build/bundle )control
 PLAYBOOK    = INVENTORY=$(INVENTORY) CONFIRM=$(CONFIRM) VENV=$(VENV) playbooks/scripts/run_playbook
 LAB         = PYTHONPATH=tests $(PYTHON) -m lab
 SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook \
-              images/runtime/files/corebound-launcher images/runtime/files/corebound-worker
+              images/runtime/files/corebound-launcher images/runtime/files/corebound-worker images/runtime/files/corebound-server
 CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp')
 CONTAINERS  = $(shell git ls-files 'images/*Containerfile*')
 
@@ -87,8 +87,10 @@ bundle: ## Write one archive that deploy BUNDLE=file installs from (BUNDLE_WITH=
 ##@ Kubernetes
 
 .PHONY: manifests
-manifests: setup ## Make k8s/mpijob-bloom.yaml, and the copy that overlays build on, from inventories/k8s/mpijob-bloom.yml
-	@$(BIN)/corebound k8s render inventories/k8s/mpijob-bloom.yml --output k8s/mpijob-bloom.yaml
+manifests: setup ## Make the manifests in k8s/, and the copy that overlays build on, from the values in inventories/k8s/
+	@for name in mpijob-bloom server server-leader-worker-set; do \
+	  $(BIN)/corebound k8s render "inventories/k8s/$$name.yml" --output "k8s/$$name.yaml" || exit; \
+	done
 	@cp k8s/mpijob-bloom.yaml k8s/base/mpijob-bloom.yaml
 
 ##@ Lab

@@ -132,7 +132,9 @@ def take_down(podman: Podman) -> None:
     """Removes nodes and network, also those of a lab whose processes were killed."""
     access.close_connections(podman.layout)
     remove_nodes(podman, podman.containers("--all"))
-    podman("network", "rm", "--force", NETWORK, check=False)
+    # Also one that an older checkout made under another name: two cannot have the same addresses.
+    for network in podman("network", "ls", "--filter", f"label={LABEL}", "--format", "{{.Name}}").stdout.split():
+        podman("network", "rm", "--force", network, check=False)
     machine.remove_bridge()
     # Addresses of nodes that died without giving theirs back.
     for database in podman.layout.store.rglob("ipam.db"):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
 from cluster.ansible_runs import ROOT, run_playbook
 from lab import cluster, machine
 from lab.deployed import Deployed
+from lab.generations import CUT_OFF_S, SHORT, tokens_across
+from lab.jobs import eventually, left_behind
 from lab.layout import INVENTORY, Layout, Node, layout
 from lab.podman import Podman
 
@@ -57,12 +62,13 @@ def podman(place: Layout) -> Podman:
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     """Returns two nodes with Corebound on them, deployed once for all tests that launch across nodes.
 
-    A test that hurts a node heals it again before it ends.
+    A test that hurts a node heals it again before it ends. COREBOUND_LAB_KEEP=1 leaves the nodes up, and deploys to
+    those that an earlier run has left.
     """
-    reason = machine.why_not()
+    reason, keep = machine.why_not(), bool(os.environ.get("COREBOUND_LAB_KEEP"))
     if reason:
         pytest.skip(reason)
-    if INVENTORY.exists():
+    if INVENTORY.exists() and not keep:
         pytest.fail("a lab is up, and these tests would take it down; `make lab-down` first")
     subprocess.run([sys.executable, str(ROOT / "runtime/packaging/build_wheel.py")], check=True, timeout=900)
     try:
@@ -73,6 +79,27 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         }
         done = run_playbook("site.yml", INVENTORY.parent, timeout_s=DEPLOY_TIMEOUT_S, **variables)
         assert done.returncode == 0, done.stdout + done.stderr
-        yield Deployed(layout(), Podman(layout()), members, INVENTORY.parent, variables)
+        lab = Deployed(layout(), Podman(layout()), members, INVENTORY.parent, variables)
+        # Later smoke runs write another report into its place.
+        yield replace(lab, first_report=lab.report())
     finally:
-        cluster.down(layout(), purge=False)
+        if not keep:
+            cluster.down(layout(), purge=False)
+
+
+@pytest.fixture(scope="session")
+def expected(deployed: Deployed) -> list[int]:
+    """Returns the tokens that one rank alone says."""
+    done = deployed.run("node1", *SHORT, "--num_accelerators", "1")
+    assert done.returncode == 0, done.stderr
+    tokens: list[int] = json.loads(done.stdout)["outputs"][0]["token_ids"]
+    return tokens
+
+
+@pytest.fixture
+def nothing_is_left_and_the_next_launch_works(deployed: Deployed, expected: list[int]) -> Iterator[None]:
+    """Lets a test begin on nodes without jobs; after it there is none again, and a launch says what it should."""
+    assert eventually(lambda: left_behind(deployed) == {}, CUT_OFF_S), left_behind(deployed)
+    yield
+    assert eventually(lambda: left_behind(deployed) == {}, CUT_OFF_S), left_behind(deployed)
+    assert tokens_across(deployed) == expected

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,20 @@ MODEL = f"{PREFIX}/models/demo"
 
 @dataclass(frozen=True)
 class Deployed:
-    """The deployed nodes, and how to reach them."""
+    """The deployed nodes, how to reach them, and what the smoke run at the end of the deployment reported."""
 
     place: Layout
     podman: Podman
     nodes: list[Node]
     inventory: Path
     variables: Mapping[str, Any]
+    first_report: dict[str, Any] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        """Returns the report of the last smoke run."""
+        path = Path(self.variables["corebound_reports_dir"], "smoke.json")
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
 
     def words(self, name: str, *command: str, user: str = JOB_USER, **environ: str) -> list[str]:
         """Returns the command line that runs a command on a node, as a user with that user's own environment."""

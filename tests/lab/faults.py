@@ -43,10 +43,6 @@ def killed(lab: Deployed, node: Node) -> Iterator[None]:
     finally:
         lab.podman("start", node.name)
         wait_for([node])
-        # It comes back with another network card, which the others would notice only after a while.
-        for other in lab.nodes:
-            if other != node:
-                lab.podman.execute(other.name, "ip", "neighbour", "flush", "to", node.address)
 
 
 @contextmanager

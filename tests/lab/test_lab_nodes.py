@@ -6,14 +6,16 @@ import json
 import os
 import signal
 import subprocess
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from lab import cluster, machine
 from lab.conftest import Grow
-from lab.layout import GATEWAY, INVENTORY, LabError, Layout, node, nodes
+from lab.layout import GATEWAY, INVENTORY, SUBNET, LabError, Layout, node, nodes
 from lab.podman import Podman
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -25,18 +27,32 @@ def ssh(place: Layout, name: str, *words: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
 
 
-def traces(place: Layout) -> dict[str, object]:
-    """Returns what a lab could leave on this machine: routes, links, rules, mounts, processes and a setting."""
+def traces(place: Layout, links: set[int], namespaces: set[str]) -> dict[str, list[str]]:
+    """Returns what this lab has on the machine, of these links and namespaces too; other labs come and go meanwhile."""
     mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
-    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    return {
-        "routes": machine.run("ip", "route").stdout,
-        "links": sorted(line.split()[1] for line in machine.run("ip", "-o", "link").stdout.splitlines()),
-        "rules": machine.firewall_chains(),
+    commands = [path.read_bytes().decode() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    rules = [machine.run("iptables", "-t", table, "-S").stdout.splitlines() for table in ("filter", "nat")]
+    found = {
+        "routes": [line for line in machine.run("ip", "route").stdout.splitlines() if SUBNET in line],
+        "links": [str(index) for index in links & set(all_links())],
+        "rules": [line for line in chain.from_iterable(rules) if SUBNET in line],
         "mounts": [line for line in mounts if str(place.home) in line],
-        "processes": [command for command in commands if str(place.home).encode() in command],
-        "namespaces": sorted(path.name for path in Path("/run/netns").glob("netns-*")),
+        "processes": [command for command in commands if str(place.home) in command],
+        "namespaces": [name for name in namespaces if Path("/run/netns", name).exists()],
     }
+    return {kind: lines for kind, lines in found.items() if lines}
+
+
+def all_links() -> dict[int, dict[str, Any]]:
+    """Returns the links of this machine by their index, which no other link is given later."""
+    return {link["ifindex"]: link for link in json.loads(machine.run("ip", "-json", "address", "show").stdout)}
+
+
+def links_of_the_lab() -> set[int]:
+    """Returns the indices of the lab's bridge and of what is plugged into it."""
+    links = all_links()
+    [bridge] = [link["ifname"] for link in links.values() if GATEWAY in str(link["addr_info"])]
+    return {index for index, link in links.items() if bridge in (link["ifname"], link.get("master"))}
 
 
 def main_processes(podman: Podman, name: str) -> list[int]:
@@ -45,19 +61,23 @@ def main_processes(podman: Podman, name: str) -> list[int]:
     return [state["Pid"], state["ConmonPid"]]
 
 
-def test_nothing_is_left_when_it_is_down(place: Layout, grow: Grow) -> None:
-    before = traces(place)
+def test_nothing_is_left_when_it_is_down(place: Layout, grow: Grow, podman: Podman) -> None:
     grow(2)
-    assert traces(place) != before
+    keys = podman("inspect", "--format", "{{.NetworkSettings.SandboxKey}}", "node1", "node2").stdout.split()
+    links, namespaces = links_of_the_lab(), {Path(key).name for key in keys}
+    assert (len(links), len(namespaces)) == (3, 2)
+    kinds = {"routes", "links", "rules", "mounts", "processes", "namespaces"}
+    assert set(traces(place, links, namespaces)) == kinds
     cluster.down(place, purge=False)
-    assert traces(place) == before
+    assert traces(place, links, namespaces) == {}
     assert not INVENTORY.exists()
 
 
 def test_three_nodes_start_within_ten_seconds_and_stay_the_next_time(place: Layout, grow: Grow, podman: Podman) -> None:
     cluster.down(place, purge=False)
     members, seconds = cluster.up(place, 3, base_image="")
-    assert seconds < 10
+    # 10 s where nothing else runs; else as much more as each processor has others waiting for it.
+    assert seconds < 10 * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
     for member in members:
         assert ssh(place, member.name, "hostname").stdout.strip() == member.name
         assert ssh(place, member.name, "cat", "/sys/class/net/eth0/address").stdout.strip() == member.hardware_address

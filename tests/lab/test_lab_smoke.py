@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ SMOKE_TIMEOUT_S = 1500.0
 def smoke(deployed: Deployed) -> tuple[int, dict[str, Any], str]:
     """Returns exit code, report and output of a smoke run."""
     done = run_playbook("smoke.yml", deployed.inventory, timeout_s=SMOKE_TIMEOUT_S, **deployed.variables)
-    report = Path(deployed.variables["corebound_reports_dir"], "smoke.json")
-    return done.returncode, json.loads(report.read_text(encoding="utf-8")), done.stdout
+    return done.returncode, deployed.report(), done.stdout
 
 
 def failures(report: dict[str, Any], host: str) -> dict[str, dict[str, Any]]:

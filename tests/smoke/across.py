@@ -10,10 +10,10 @@ from smoke.binding import PlannedRank, found_ranks, judge_binding, planned_ranks
 from smoke.checks import Check, Group, Status, failed, judged, parse_success
 from smoke.node import Answer
 from smoke.tokens import judge_tokens, reference, tokens_of
-from smoke.visit import REFERENCE_DTYPE, Visit, generate_words
+from smoke.visit import PATIENT, REFERENCE_DTYPE, Visit, generate_words
 
 MESSAGES = ("64KiB", "1MiB")
-ROUNDS = "3"
+ROUNDS = "2"
 
 
 @dataclass
@@ -196,7 +196,7 @@ def _generate(across: Across, dtype: str) -> Answer:
     target = across.first.target
     log = ["--enable_each_rank_log", across.first.log_dir(f"together-{dtype}")]
     words = generate_words(target, dtype, target.prompts[:1], *across.flags(), *log)
-    return across.first.node.run_as_job_user(words)
+    return across.first.node.run_as_job_user([*PATIENT, *words])
 
 
 def judge_references(visits: Sequence[Visit]) -> list[Check]:

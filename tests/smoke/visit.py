@@ -14,9 +14,13 @@ from smoke.tokens import tokens_of
 
 MEASURES = ("ready_s", "first_token_ms", "next_token_ms", "tokens_per_s")
 SHARED_MEMORY_BYTES = "64KiB"
-# The node may have other work: this is not the moment to take half of its memory.
-MEMORY_GIB = "2"
+SHARED_MEMORY_ROUNDS = "2"
+# The node may have other work: this is not the moment to take half of its memory. No core has that much of a cache.
+MAX_MEMORY_GIB, MEMORY_GIB_PER_CORE = 2.0, 0.25
 REFERENCE_DTYPE = "float32"
+# Where only tokens count, threads that wait for each other need not hold their cores: where something else runs on
+# them too, as in the lab, each of thousands of waits would cost a turn of the scheduler.
+PATIENT = ("env", "OMP_WAIT_POLICY=passive")
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Visit:
     hostname: str = ""
     launch: dict[str, Any] | None = None
     bindings: list[dict[str, Any]] = field(default_factory=list)
+    num_cores: int = 0
     num_ranks: int = 0
     memory_gb_per_s: float | None = None
     shared_memory: dict[str, Any] | None = None
@@ -98,8 +103,8 @@ def _read_hostfile(this: Visit, num_nodes: int) -> list[Check]:
     target = this.target
     answer = this.node.run(plan_words(target, "--hostfile", target.hostfile))
     this.launch = parse_success(answer)
-    num_cores = verdict.num_physical_cores(this.node.run([target.command, "topology", "--json"]))
-    this.num_ranks = verdict.choose_num_ranks(target.num_ranks, num_cores, target.address, answer)
+    this.num_cores = verdict.num_physical_cores(this.node.run([target.command, "topology", "--json"]))
+    this.num_ranks = verdict.choose_num_ranks(target.num_ranks, this.num_cores, target.address, answer)
     return verdict.judge_hostfile(target.host, answer, num_nodes)
 
 
@@ -129,13 +134,14 @@ def _generate(this: Visit) -> list[Check]:
 def _reference(this: Visit) -> list[Check]:
     flags = ["--num_accelerators", "1", "--enable_each_rank_log", this.log_dir("reference")]
     words = generate_words(this.target, REFERENCE_DTYPE, this.target.prompts[:1], *flags)
-    this.reference_answer = this.node.run(words)
+    this.reference_answer = this.node.run([*PATIENT, *words])
     return []
 
 
 def _memory(this: Visit) -> list[Check]:
     words = [this.target.command, "bench", "memory", "--json", "--whole-machine"]
-    answer = this.node.run([*words, "--max-gib", MEMORY_GIB, "--repetitions", "3"])
+    max_gib = min(MAX_MEMORY_GIB, MEMORY_GIB_PER_CORE * max(1, this.num_cores))
+    answer = this.node.run([*words, "--max-gib", f"{max_gib:g}", "--repetitions", "3"])
     checks, this.memory_gb_per_s = verdict.judge_memory(this.target.host, answer, this.target.min_memory_gb_per_s)
     return checks
 
@@ -145,7 +151,7 @@ def _shared_memory(this: Visit) -> list[Check]:
         name, detail = "ranks of the node sum in shared memory", "not run: one rank"
         return [Check(host=this.target.host, group="all-reduce", name=name, status="skip", detail=detail)]
     words = [this.target.command, "bench", "allreduce", "--json", "--num-ranks", str(this.num_ranks)]
-    answer = this.node.run([*words, "--bytes", SHARED_MEMORY_BYTES, "--rounds", "5"])
+    answer = this.node.run([*words, "--bytes", SHARED_MEMORY_BYTES, "--rounds", SHARED_MEMORY_ROUNDS])
     checks, this.shared_memory = verdict.judge_shared_memory(this.target.host, answer)
     return checks
 

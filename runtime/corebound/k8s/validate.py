@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from corebound.k8s import leader_worker_set
 from corebound.k8s.definition import API_VERSION, Definition, read_definition
 from corebound.k8s.documents import Document
 from corebound.k8s.extra import available
@@ -57,10 +58,13 @@ class Validator:
             yield from check(self.definition.schema, data)
             if data.get("apiVersion") == API_VERSION:
                 yield from operator_rules(data)
+        elif document.kind == leader_worker_set.KIND:
+            yield from check(leader_worker_set.SCHEMA, data)
         elif self.schemas is not None:
             yield from self.schemas.check(data)
         for pod in pods_of(data):
-            if is_job and self.schemas is not None:
+            # Those of Kubernetes' own kinds were checked with the whole object.
+            if document.kind in ("MPIJob", leader_worker_set.KIND) and self.schemas is not None:
                 yield from self._template(pod)
             yield from security_rules(pod, self.level)
             yield from resource_rules(pod, pinned=pod.role not in _UNPINNED)
@@ -69,7 +73,7 @@ class Validator:
             yield from plan_rules(data, self.model_bytes)
 
     def _template(self, pod: Pod) -> Iterator[Finding]:
-        """Check a pod template of an MPIJob as the pod that becomes of it."""
+        """Check a pod template of a foreign kind as the pod that becomes of it."""
         assert self.schemas is not None
         whole = {"apiVersion": "v1", "kind": "Pod", "metadata": dict(pod.metadata), "spec": dict(pod.spec)}
         yield from self.schemas.check(whole, pod.path)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from corebound.config.suggest import require_choice
 from corebound.errors import ConfigError
+from corebound.k8s.findings import mapping
 from corebound.k8s.mapping import from_mapping
 from corebound.k8s.quantity import MIB, mebibytes, num_bytes, parse_quantity
 
 SOURCES = ("image", "claim", "host_path", "archive")
 IMPLEMENTATIONS = ("Intel", "OpenMPI", "MPICH")
+CONTROLLERS = ("StatefulSet", "LeaderWorkerSet")
 CLEAN_PODS = ("None", "Running", "All")
 MODEL_MOUNT = "/models"
 # A name that a DNS label may begin with; the operator makes `<name>-worker-<index>` of it, which must be one too.
@@ -80,6 +82,7 @@ class Values:
 
     name: str
     image: str
+    kind: str = "job"
     namespace: str = ""
     version: str = ""
     prompts: tuple[str, ...] = ("The old ship",)
@@ -108,8 +111,40 @@ def planned_shm_bytes(num_ranks: int) -> int:
     return SHM_BASE_BYTES + num_ranks * SHM_RANK_BYTES
 
 
-def read_values(path: Path) -> Values:
-    """Return the values of a YAML file.
+@dataclass(frozen=True, kw_only=True)
+class ServerValues:
+    """All that a server's manifest depends on: pods that hold one model together, the first of which answers HTTP."""
+
+    name: str
+    image: str
+    kind: str = "server"
+    controller: str = "StatefulSet"
+    namespace: str = ""
+    version: str = ""
+    port: int = 8000
+    drain_s: int = 30
+    wait_for_pods_s: int = 300
+    key_secret: str = "corebound-server-ssh"  # noqa: S105  a name
+    tmp_space: str = "1Gi"
+    model: Model = field(default_factory=Model)
+    pods: Workers = field(default_factory=Workers)
+
+    @property
+    def shm_bytes(self) -> int:
+        """Size of /dev/shm of each pod."""
+        return num_bytes(self.pods.shm, "pods.shm") if self.pods.shm else planned_shm_bytes(self.pods.ranks)
+
+    @property
+    def shm(self) -> str:
+        """The same as a quantity."""
+        return self.pods.shm or mebibytes(self.shm_bytes)
+
+
+_KINDS: dict[str, type[Values | ServerValues]] = {"job": Values, "server": ServerValues}
+
+
+def read_values(path: Path) -> Values | ServerValues:
+    """Return the values of a YAML file: of a server where its `kind` is server, else of a job.
 
     Raises: ConfigError for a file that cannot be read, an unknown key (naming the nearest), a wrong type, or values
     that contradict each other.
@@ -120,27 +155,62 @@ def read_values(path: Path) -> Values:
     documents = read_documents(path)
     if len(documents) != 1:
         raise ConfigError(f"{path}: expected one YAML document, found {len(documents)}")
-    values = from_mapping(Values, documents[0].data, str(path))
+    data = documents[0].data
+    kind = require_choice("kind", str(mapping(data).get("kind", "job")), tuple(_KINDS), where=str(path))
+    values = from_mapping(_KINDS[kind], data, str(path))
     check_values(values, str(path))
     return values
 
 
-def check_values(values: Values, where: str) -> None:
+def check_values(values: Values | ServerValues, where: str) -> None:
     """Raise ConfigError, naming the field, for values that no cluster could use."""
-    last_worker = f"{values.name}-worker-{values.workers.replicas - 1}"
-    if DNS_LABEL.fullmatch(values.name) is None or len(last_worker) > MAX_LABEL:
-        longest = MAX_LABEL - len(last_worker) + len(values.name)
-        raise ConfigError(
-            f"{where}: name: expected at most {longest} of a-z, 0-9 and -, a letter first, found {values.name!r}"
-        )
-    if _IMAGE.fullmatch(values.image) is None:
-        raise ConfigError(f"{where}: image: expected NAME:TAG or NAME@sha256:64 hex digits, found {values.image!r}")
+    if isinstance(values, ServerValues):
+        _check_server(values, where)
+        return
+    _check_name(values, f"-worker-{values.workers.replicas - 1}", where)
     if not values.prompts:
         raise ConfigError(f"{where}: prompts: expected at least one")
     require_choice("MPI implementation", values.launcher.mpi, IMPLEMENTATIONS, where=f"{where}: launcher.mpi")
     require_choice("policy", values.job.clean_pods, CLEAN_PODS, where=f"{where}: job.clean_pods")
     _check_model(values.model, where)
     _check_sizes(values, where)
+
+
+def _check_server(values: ServerValues, where: str) -> None:
+    # A LeaderWorkerSet counts groups as well.
+    _check_name(values, f"-0-{values.pods.replicas - 1}", where)
+    require_choice("controller", values.controller, CONTROLLERS, where=f"{where}: controller")
+    _check_model(values.model, where)
+    if not 1024 <= values.port <= 65535:
+        raise ConfigError(f"{where}: port: expected 1024 to 65535, found {values.port}")
+    for name, number in {"drain_s": values.drain_s, "wait_for_pods_s": values.wait_for_pods_s}.items():
+        if number < 1:
+            raise ConfigError(f"{where}: {name}: expected 1 or more, found {number}")
+    _check_pods(values.pods, "pods", values.shm_bytes, where)
+    for name, text in {"tmp_space": values.tmp_space, "model.archive_space": values.model.archive_space}.items():
+        num_bytes(text, f"{where}: {name}")
+
+
+def _check_name(values: Values | ServerValues, longest_end: str, where: str) -> None:
+    longest = MAX_LABEL - len(longest_end)
+    if DNS_LABEL.fullmatch(values.name) is None or len(values.name) > longest:
+        raise ConfigError(
+            f"{where}: name: expected at most {longest} of a-z, 0-9 and -, a letter first, found {values.name!r}"
+        )
+    if _IMAGE.fullmatch(values.image) is None:
+        raise ConfigError(f"{where}: image: expected NAME:TAG or NAME@sha256:64 hex digits, found {values.image!r}")
+
+
+def _check_pods(pods: Workers, key: str, shm_bytes: int, where: str) -> None:
+    for name in ("replicas", "ranks", "cpus"):
+        if getattr(pods, name) < 1:
+            raise ConfigError(f"{where}: {key}.{name}: expected 1 or more, found {getattr(pods, name)}")
+    if pods.ranks > pods.cpus:
+        raise ConfigError(f"{where}: {key}.ranks: {pods.ranks} ranks need a CPU each, found {key}.cpus: {pods.cpus}")
+    if num_bytes(pods.memory, f"{where}: {key}.memory") <= shm_bytes:
+        raise ConfigError(
+            f"{where}: {key}.memory: {pods.memory} does not even hold /dev/shm ({mebibytes(shm_bytes)}), which counts"
+        )
 
 
 def _check_model(model: Model, where: str) -> None:
@@ -159,9 +229,6 @@ def _check_model(model: Model, where: str) -> None:
 
 def _check_sizes(values: Values, where: str) -> None:
     counts = {
-        "workers.replicas": values.workers.replicas,
-        "workers.ranks": values.workers.ranks,
-        "workers.cpus": values.workers.cpus,
         "max_new_tokens": values.max_new_tokens,
         "launcher.wait_for_workers_s": values.launcher.wait_for_workers_s,
         "job.deadline_s": values.job.deadline_s,
@@ -172,11 +239,6 @@ def _check_sizes(values: Values, where: str) -> None:
     for name, number in {"job.retries": values.job.retries, "job.keep_s": values.job.keep_s}.items():
         if number < 0:
             raise ConfigError(f"{where}: {name}: expected 0 or more, found {number}")
-    if values.workers.ranks > values.workers.cpus:
-        raise ConfigError(
-            f"{where}: workers.ranks: {values.workers.ranks} ranks need a CPU each, found workers.cpus: "
-            f"{values.workers.cpus}"
-        )
     if (parse_quantity(values.launcher.cpu) or 0) <= 0:
         raise ConfigError(f"{where}: launcher.cpu: expected a quantity such as 500m, found {values.launcher.cpu!r}")
     for name, text in {
@@ -185,7 +247,4 @@ def _check_sizes(values: Values, where: str) -> None:
         "model.archive_space": values.model.archive_space,
     }.items():
         num_bytes(text, f"{where}: {name}")
-    if num_bytes(values.workers.memory, f"{where}: workers.memory") <= values.shm_bytes:
-        raise ConfigError(
-            f"{where}: workers.memory: {values.workers.memory} does not even hold /dev/shm ({values.shm}), which counts"
-        )
+    _check_pods(values.workers, "workers", values.shm_bytes, where)

@@ -19,6 +19,7 @@ from corebound.launcher.outcome import LaunchOutcome
 from corebound.launcher.part import AgentPart
 from corebound.launcher.queuewriter import QueueWriter
 from corebound.launcher.signals import SignalPipe, describe_status
+from corebound.launcher.streams import readable
 from corebound.logs import get_logger
 
 GREET_S = 30.0
@@ -170,7 +171,8 @@ class Follower:
     def _check(self) -> None:
         now_s = time.monotonic()
         for link in self._links:
-            if not link.ended and now_s - link.heard_at_s >= LOST_S:
+            # Where words wait it was not the agent that was silent, but this process that did not get to run.
+            if not link.ended and now_s - link.heard_at_s >= LOST_S and not readable(link.fileno()):
                 link.close(kill=True)
                 self._fail(self._lost(link, f"is lost: nothing was heard of it for {LOST_S:g} s"))
         if self._stop_at_s is not None and now_s >= self._stop_at_s and not self._stopped:

@@ -98,3 +98,10 @@ class Pump:
                     view = view[os.write(self._sink, view) :]
         except OSError:
             self._sink = None  # nobody reads any more; the tail and the log still matter
+
+
+def readable(fd: int) -> bool:
+    """Return whether something waits to be read from a descriptor, the end of what comes included."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))

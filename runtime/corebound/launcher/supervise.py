@@ -21,6 +21,7 @@ from corebound.launcher.events import EventWriter, Failure, failure_of_exit
 from corebound.launcher.processes import descendants, send
 from corebound.launcher.ranks import RankProcess
 from corebound.launcher.signals import SignalPipe
+from corebound.launcher.streams import readable
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WATCHED = (signal.SIGCHLD, *FORWARDED)
@@ -105,7 +106,8 @@ class Supervisor:
 
     def _check_launcher(self) -> None:
         lost_at_s = self._lost_at_s()
-        if lost_at_s is not None and time.monotonic() >= lost_at_s:
+        # Where words wait it was not the launcher that was silent, but this process that did not get to run.
+        if lost_at_s is not None and time.monotonic() >= lost_at_s and not readable(_CONTROL_FD):
             self._events.warning(f"{self._host}: nothing heard of the launcher for {self._lost_s:g} s")
             self._launcher_gone()
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from corebound.launcher import supervise
 from corebound.launcher.binding import Binding
 from corebound.launcher.events import Failure
 from corebound.launcher.signals import SignalPipe
@@ -73,6 +75,25 @@ def test_a_refused_memory_policy_gives_one_warning_a_node() -> None:
     assert len(heard.warnings) == 1
     assert "memory policy refused (Operation not permitted)" in heard.warnings[0] and "SYS_NICE" in heard.warnings[0]
     assert heard.failures == []
+
+
+@pytest.mark.parametrize(("words", "num_warnings"), [(b"{}\n", 0), (b"", 1)])
+def test_an_agent_that_did_not_get_to_run_does_not_take_the_launcher_for_lost(
+    monkeypatch: pytest.MonkeyPatch, words: bytes, num_warnings: int
+) -> None:
+    read_fd, write_fd = os.pipe()
+    monkeypatch.setattr(supervise, "_CONTROL_FD", read_fd)
+    heard: Any = Heard()
+    try:
+        with SignalPipe(()) as signals:
+            supervisor = Supervisor(host="h", grace_s=1.0, events=heard, signals=signals, lost_s=0.0)
+            supervisor.stop = lambda number: None  # type: ignore[method-assign]
+            os.write(write_fd, words)
+            supervisor._check_launcher()
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
+    assert len(heard.warnings) == num_warnings
 
 
 def test_where_memory_has_one_node_a_refused_policy_is_not_worth_a_word() -> None:

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import os
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from corebound.launcher.follow import Follower
+from corebound.launcher.frames import LOST_S
+from corebound.launcher.signals import SignalPipe
+
+
+@pytest.mark.parametrize(("words", "lost"), [(b"waiting", False), (b"", True)])
+def test_an_agent_whose_words_wait_is_not_lost_however_late_they_are_read(words: bytes, lost: bool) -> None:
+    read_fd, write_fd = os.pipe()
+    link: Any = SimpleNamespace(
+        host="node2",
+        ended=False,
+        done=None,
+        agent_pid=7,
+        heard_at_s=time.monotonic() - 2 * LOST_S,
+        fileno=lambda: read_fd,
+        close=lambda kill=False: setattr(link, "ended", True),
+        last_words=lambda: (),
+        stop=lambda number: None,
+    )
+    try:
+        with SignalPipe(()) as signals:
+            follower = Follower([link], signals, lambda words: None)
+            os.write(write_fd, words)
+            follower._check()
+            follower.close()
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
+    failure = follower.outcome.failure
+    assert (failure is not None and "node2" in failure.host) == lost
