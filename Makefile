@@ -117,10 +117,11 @@ k8s-down: setup ## Stop it and leave nothing but the built programs and the node
 ##@ Containers
 
 .PHONY: images
-images: ## Build the container images with podman or docker (ENGINE=, BASE_IMAGE=, SAVE=file, PUSH=registry)
+images: ## Build the container images with podman or docker (FLAVOUR=ipex, ENGINE=, BASE_IMAGE=, SAVE=file, PUSH=registry)
 	@$(SETUP) deploy
-	@PYTHONPATH=tests $(PYTHON) images/build.py $(if $(ENGINE),--engine "$(ENGINE)") $(if $(SAVE),--save $(SAVE)) \
-	  $(if $(PUSH),--push $(PUSH)) $(if $(APT_SOURCES),--apt-sources $(APT_SOURCES))
+	@PYTHONPATH=tests $(PYTHON) images/build.py $(if $(ENGINE),--engine "$(ENGINE)") $(if $(FLAVOUR),--flavour $(FLAVOUR)) \
+	  $(if $(ALLOW_CUDA_TORCH),--allow-cuda) $(if $(NO_CACHE),--no-cache) $(if $(SAVE),--save $(SAVE)) $(if $(PUSH),--push $(PUSH)) \
+	  $(if $(APT_SOURCES),--apt-sources $(APT_SOURCES))
 
 ##@ Checks
 
@@ -147,7 +148,7 @@ test-topology: setup ## Run the tests that boot machines with several sockets an
 	@$(PYTHON) -m pytest -m topology $(or $(TESTS),tests/topology)
 
 .PHONY: test-images
-test-images: native ## Build the images and look into them; root only
+test-images: native ## Build the images, look into them and run them, two on a network too; root only
 	@$(PYTHON) -m pytest -m images $(TESTS)
 
 .PHONY: bench
@@ -179,5 +180,5 @@ format: setup ## Rewrite Python and C++ sources in the project's format
 typecheck: setup ## Check types, strictly
 	@$(BIN)/mypy
 	@MYPYPATH=runtime/packaging $(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py playbooks/roles/*/action_plugins/*.py .ci/*.py
-	@MYPYPATH=tests $(BIN)/mypy --config-file pyproject.toml images/build.py images/runtime/files/sbom.py
+	@MYPYPATH=tests:images:runtime/packaging $(BIN)/mypy --config-file pyproject.toml images/*.py images/runtime/files/*.py
 	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab --package topology --package k8s

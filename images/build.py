@@ -2,7 +2,7 @@
 
 Everything that the build needs of this machine comes as an argument, a build secret or a build context: the base image,
 Debian's package sources, and a folder of wheels that pip of this checkout downloads. Nothing of it stays in a layer.
-Standard output is one line for each image: its name and its digest.
+Standard output is one line for each image: its name, its digest and its size.
 """
 
 from __future__ import annotations
@@ -12,47 +12,31 @@ import hashlib
 import json
 import os
 import platform
-import shlex
 import shutil
-import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from engine import Engine, fail, find_engine, run, run_quietly, say
+from wheels import FLAVOURS, ROOT, project, wheelhouse
 
 from lab.image import own_sources
 
-ROOT = Path(__file__).resolve().parents[1]
 VERSIONS = ROOT / "images/versions.env"
 CACHE = ROOT / "build/images"
+# The time of every file and layer. Were it that of the commit, a commit would build every layer anew.
+SOURCE_DATE_EPOCH = "1577836800"
 # What the Containerfiles copy; the build sees nothing else.
-CONTEXT = ("pyproject.toml", "runtime", "images")
-WHEEL_GROUPS = ("build", "runtime", "intel_mpi")
-
-
-def say(text: str) -> None:
-    """Print one line of progress."""
-    print(f"images: {text}", file=sys.stderr, flush=True)
-
-
-def fail(text: str, hint: str = "") -> None:
-    """End with an error of the user's or the machine's."""
-    sys.exit(f"error: {text}" + (f"\n\nhint: {hint}" if hint else ""))
-
-
-def run(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Return what a command came to; end with its own words when it fails."""
-    words = [str(word) for word in command]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, text=True, check=False, **options)
-    if done.returncode != 0:
-        sys.stderr.write((done.stdout or "") + (done.stderr or ""))
-        fail(f"{shlex.join(words[:4])} ...: exit code {done.returncode}")
-    return done
+CONTEXT = ("runtime", "images")
+# What debian:bookworm-slim leaves out too. Licences stay.
+SLIM = (
+    *("exclude=/usr/share/doc/*", "include=/usr/share/doc/*/copyright", "exclude=/usr/share/man/*"),
+    *("exclude=/usr/share/locale/*", "exclude=/usr/share/info/*", "exclude=/usr/share/lintian/*"),
+)
 
 
 def read_versions(path: Path) -> dict[str, str]:
@@ -60,12 +44,6 @@ def read_versions(path: Path) -> dict[str, str]:
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
     return {name: os.environ.get(name) or value for name, value in pairs}
-
-
-def project() -> dict[str, Any]:
-    """Return pyproject.toml of the repository."""
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        return tomllib.load(file)
 
 
 def version() -> str:
@@ -79,31 +57,8 @@ def git(*words: str) -> str:
     return run(["git", "-C", ROOT, *words], capture_output=True).stdout.strip()
 
 
-def wheelhouse() -> Path:
-    """Return the folder with every wheel of the images, downloaded when the pins are others than last time."""
-    pins = project()
-    groups = {name: pins["dependency-groups"][name] for name in WHEEL_GROUPS}
-    torch = f"torch=={pins['tool']['corebound']['torch']}"
-    wanted = [f"pip=={pins['tool']['corebound']['pip']}", torch, *(line for lines in groups.values() for line in lines)]
-    digest = hashlib.sha256(json.dumps([sys.version, wanted]).encode()).hexdigest()[:12]
-    folder = CACHE / f"wheelhouse-{digest}"
-    if (folder / "torch.txt").is_file():
-        return folder
-    say("downloading the wheels (about 600 MB)")
-    folder.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--only-binary=:all:"]
-    run([*pip, "--dest", folder, *wanted], capture_output=True)
-    cuda = sorted(path.name for path in folder.glob("*.whl") if path.name.startswith(("nvidia", "cuda", "triton")))
-    if cuda:
-        shutil.rmtree(folder)
-        hint = "point pip at torch's CPU wheels, as `make setup` explains"
-        fail(f"pip chose a CUDA build of {torch}: it came with {', '.join(cuda[:3])}", hint)
-    (folder / "torch.txt").write_text(f"{torch}\n", encoding="utf-8")
-    return folder
-
-
 @contextmanager
-def context() -> Iterator[Path]:
+def context(flavour: str) -> Iterator[Path]:
     """Yield a folder with the tracked files that the Containerfiles copy, all with one owner, mode and time."""
     names = git("ls-files", "--", *CONTEXT).splitlines()
     with tempfile.TemporaryDirectory(prefix="corebound-images-") as text:
@@ -115,6 +70,8 @@ def context() -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
             target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+        if flavour == "ipex":
+            ask_for_ipex(folder / "runtime/pyproject.toml")
         for path in sorted(folder.rglob("*"), reverse=True):
             if path.is_dir():
                 path.chmod(0o755)
@@ -122,57 +79,14 @@ def context() -> Iterator[Path]:
         yield folder
 
 
-class Engine:
-    """podman or docker, with what a build of ours needs."""
+def ask_for_ipex(path: Path) -> None:
+    """Rewrite the metadata of the package to the version and the requirements of the IPEX flavour."""
+    sys.path.append(str(ROOT / "runtime/packaging"))
+    from build_ipex_wheel import flavour_project
 
-    def __init__(self, words: Sequence[str], cache: bool) -> None:
-        self.words = list(words)
-        self.name = Path(self.words[0]).name
-        self._cache = cache
-
-    def build(self, folder: Path, file: str, tag: str, arguments: dict[str, str], **more: Sequence[str]) -> None:
-        """Build one Containerfile, whose output passes through on standard error."""
-        command = [*self.words, "build", "--file", str(folder / file), "--tag", tag]
-        command += [f"--build-arg={name}={value}" for name, value in arguments.items()]
-        for option, values in more.items():
-            command += [f"--{option.replace('_', '-')}={value}" for value in values]
-        if self.name == "podman":
-            # Docker's format holds the health check, and one time for all files makes equal contents equal bytes.
-            command += ["--format=docker", f"--timestamp={arguments['SOURCE_DATE_EPOCH']}"]
-            command += ["--layers" if self._cache else "--no-cache"]
-            # The build needs Debian's package sources only; this needs neither a bridge nor cgroups.
-            command += ["--isolation=chroot"]
-        elif not self._cache:
-            command += ["--no-cache"]
-        code = subprocess.run(
-            [*command, str(folder)], stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False
-        ).returncode
-        if code != 0:
-            fail(f"{self.name} could not build {file}; its own words are above")
-
-    def digest(self, tag: str) -> str:
-        """Return the digest by which the image can be named."""
-        form = "{{.Digest}}" if self.name == "podman" else "{{.Id}}"
-        return run([*self.words, "image", "inspect", "--format", form, tag], capture_output=True).stdout.strip()
-
-    def num_bytes(self, tag: str) -> int:
-        """Return the size of the image, uncompressed."""
-        shown = run([*self.words, "image", "inspect", "--format", "{{.Size}}", tag], capture_output=True)
-        return int(shown.stdout)
-
-
-def find_engine(asked: str, cache: bool) -> Engine:
-    """Return the engine that was asked for, or the first of podman and docker that is there."""
-    if asked:
-        return Engine(shlex.split(asked), cache)
-    for name in ("podman", "docker"):
-        if shutil.which(name):
-            return Engine([name], cache)
-    fail(
-        "neither podman nor docker is on the path",
-        "install one of them, or name one: make images ENGINE=/opt/bin/podman",
-    )
-    raise AssertionError
+    pins = project()
+    torch, packages = pins["tool"]["corebound-ipex"]["torch"], pins["dependency-groups"]["ipex"]
+    path.write_text(flavour_project(path.read_text(encoding="utf-8"), torch, packages), encoding="utf-8")
 
 
 def find_base(engine: Engine, asked: str, sources: Path | None) -> tuple[str, Path | None]:
@@ -180,7 +94,7 @@ def find_base(engine: Engine, asked: str, sources: Path | None) -> tuple[str, Pa
 
     Where no registry serves the image, it is made of Debian's packages from this machine's own sources.
     """
-    if run_quietly([*engine.words, "image", "exists" if engine.name == "podman" else "inspect", asked]):
+    if engine.has(asked):
         return asked, sources
     say(f"pulling {asked}")
     if run_quietly([*engine.words, "pull", "--quiet", asked]):
@@ -192,86 +106,65 @@ def find_base(engine: Engine, asked: str, sources: Path | None) -> tuple[str, Pa
     CACHE.mkdir(parents=True, exist_ok=True)
     listed = CACHE / "sources.list"
     listed.write_text("".join(f"{line}\n" for line in own), encoding="utf-8")
-    name = f"localhost/corebound/debian:{hashlib.sha256(listed.read_bytes()).hexdigest()[:12]}"
-    if not run_quietly([*engine.words, "image", "inspect", name]):
+    words = bootstrap_command(own[0].split()[2])
+    recipe = json.dumps([own, words])
+    name = f"localhost/corebound/debian:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    if not engine.has(name):
         tar = CACHE / "debian.tar"
-        # The addresses of the sources must not stay in the image.
-        forget = 'rm -rf "$1/etc/apt/sources.list" "$1"/etc/apt/sources.list.d/* "$1"/var/log/*'
-        words = ["mmdebstrap", "--quiet", "--variant=minbase", f"--customize-hook={forget}", own[0].split()[2]]
         run([*words, tar, *own], capture_output=True, env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
         run([*engine.words, "import", tar, name], capture_output=True)
         tar.unlink()
     return name, sources or listed
 
 
-def run_quietly(command: Sequence[str]) -> bool:
-    """Return whether a command worked; its words are of no use to anybody."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=False)
-    return done.returncode == 0
+def bootstrap_command(release: str) -> list[str]:
+    """Return how the smallest Debian that can install packages is made; archive and sources are to follow."""
+    # The addresses of the sources must not stay in the image.
+    forget = 'rm -rf "$1/etc/apt/sources.list" "$1"/etc/apt/sources.list.d/* "$1"/var/log/* "$1"/var/cache/*/*'
+    words = ["mmdebstrap", "--quiet", "--variant=minbase", f"--customize-hook={forget}"]
+    # Else the package usrmerge does at its installation what the hook does before it, and brings all of Perl along.
+    words += ["--include=usr-is-merged", "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"]
+    return [*words, *(f"--dpkgopt=path-{rule}" for rule in SLIM), release]
 
 
 def build_all(engine: Engine, options: argparse.Namespace) -> list[str]:
     """Build base and runtime and return the tag of each."""
-    versions = read_versions(VERSIONS)
+    versions, flavour = read_versions(VERSIONS), FLAVOURS[options.flavour]
     base_image, sources = find_base(engine, versions["BASE_IMAGE"], options.apt_sources)
-    wheels = wheelhouse()
-    tags = [f"{versions['IMAGE_PREFIX']}/{name}:{version()}" for name in ("base", "runtime")]
+    base_digest = engine.digest(base_image)
+    wheels = wheelhouse(CACHE, options.flavour, allow_cuda=options.allow_cuda)
+    tags = [f"{versions['IMAGE_PREFIX']}/{name}:{version()}" for name in ("base", flavour.image)]
     created = int(git("log", "-1", "--format=%ct"))
     dirty = "-dirty" if git("status", "--porcelain", "--", *CONTEXT) else ""
-    arguments = {"SOURCE_DATE_EPOCH": str(created)}
     secrets = [f"id=apt_sources,src={sources}"] if sources else []
-    with context() as folder:
-        say(f"{tags[0]} from {base_image}")
-        own = {"BASE_IMAGE": base_image, "JOB_UID": versions["JOB_UID"]}
-        engine.build(folder, "images/base/Containerfile", tags[0], arguments | own, secret=secrets)
+    common = {"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH}
+    base = {"BASE_IMAGE": base_image, "BASE_DIGEST": base_digest, "JOB_UID": versions["JOB_UID"]}
+    runtime = {
+        "BASE": tags[0],
+        "FLAVOUR": options.flavour,
+        "TORCH_ABI": flavour.torch_abi,
+        "WHEELHOUSE": wheels.name,
+        "VERSION": version(),
+        "REVISION": git("rev-parse", "HEAD") + dirty,
+        "CREATED": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created)),
+        "SSH_PORT": versions["SSH_PORT"],
+    }
+    with context(options.flavour) as folder:
+        say(f"{tags[0]} from {base_image}, {base_digest}")
+        engine.build(folder, "images/base/Containerfile", tags[0], common | base, secret=secrets)
         say(f"{tags[1]}: compiling and installing")
-        own = {
-            "BASE": tags[0],
-            "VERSION": version(),
-            "REVISION": git("rev-parse", "HEAD") + dirty,
-            "CREATED": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created)),
-            "SSH_PORT": versions["SSH_PORT"],
-        }
         contexts = [f"wheelhouse={wheels}"]
-        engine.build(
-            folder, "images/runtime/Containerfile", tags[1], arguments | own, secret=secrets, build_context=contexts
-        )
+        file = "images/runtime/Containerfile"
+        engine.build(folder, file, tags[1], common | runtime, secret=secrets, build_context=contexts)
     return tags
-
-
-def save(engine: Engine, tag: str, path: Path) -> None:
-    """Write an image into an archive that `podman load`, `docker load` and `ctr images import` read."""
-    say(f"saving {tag} to {path}")
-    path.unlink(missing_ok=True)
-    form = ["--format=docker-archive"] if engine.name == "podman" else []
-    run([*engine.words, "save", *form, "--output", path, tag], capture_output=True)
-    with tarfile.open(path) as archive:
-        assert archive.getmember("manifest.json").size > 0
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    Path(f"{path}.sha256").write_text(f"{digest}  {path.name}\n", encoding="utf-8")
-
-
-def push(engine: Engine, tag: str, registry: str) -> str:
-    """Push an image and return the name with the digest by which a manifest should name it."""
-    target = f"{registry.rstrip('/')}/{tag.rpartition('/')[2]}"
-    say(f"pushing {target}")
-    run([*engine.words, "tag", tag, target], capture_output=True)
-    with tempfile.NamedTemporaryFile() as file:
-        if engine.name == "podman":
-            run([*engine.words, "push", "--digestfile", file.name, target], capture_output=True)
-            digest = Path(file.name).read_text(encoding="utf-8").strip()
-        else:
-            run([*engine.words, "push", target], capture_output=True)
-            form = "{{index .RepoDigests 0}}"
-            shown = run([*engine.words, "image", "inspect", "--format", form, target], capture_output=True).stdout
-            digest = shown.strip().rpartition("@")[2]
-    return f"{target.rpartition(':')[0]}@{digest}"
 
 
 def main() -> None:
     """Build, and save or push when asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engine", default="", help="podman or docker, with options of its own if need be")
+    parser.add_argument("--flavour", choices=FLAVOURS, default="native", help="what the runtime image holds")
+    parser.add_argument("--allow-cuda", action="store_true", help="accept a CUDA build of torch")
     parser.add_argument(
         "--apt-sources", type=Path, help="a sources.list to build with, in place of the base image's own"
     )
@@ -285,9 +178,9 @@ def main() -> None:
     for tag in tags:
         print(f"{tag} {engine.digest(tag)} {engine.num_bytes(tag) / 1e6:.0f} MB")
     if options.save:
-        save(engine, tags[-1], options.save)
+        engine.save(tags[-1], options.save)
     if options.push:
-        print(push(engine, tags[-1], options.push))
+        print(engine.push(tags[-1], options.push))
     say(f"done in {time.monotonic() - started:.0f} s")
 
 

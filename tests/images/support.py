@@ -16,6 +16,8 @@ from lab.layout import ROOT, Layout
 from lab.podman import Podman
 
 BUILD_TIMEOUT_S = 3600
+# What a pod that meets Pod Security `restricted`, with a read-only root, may do.
+HARDENED = ("--read-only", "--tmpfs=/tmp", "--shm-size=256m", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,7 @@ class Images:
 
     def run(self, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         """Returns what a command in the runtime image came to, as a restricted pod runs it."""
-        hardened = ["--read-only", "--tmpfs=/tmp", "--shm-size=256m", "--cap-drop=ALL", "--network=none"]
-        hardened += ["--security-opt=no-new-privileges"]
-        words = ["run", "--rm", *hardened, *options, self.runtime, *command]
+        words = ["run", "--rm", "--network=none", *HARDENED, *options, self.runtime, *command]
         return self.podman(*words, timeout_s=300, check=False)
 
     def inspect(self, tag: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -29,7 +30,13 @@ def python_packages() -> list[tuple[str, str, str, str]]:
         name = metadata["Name"]
         licence = metadata["License-Expression"] or "NOASSERTION"
         found.append((name, distribution.version, f"pkg:pypi/{name.lower()}@{distribution.version}", licence))
-    return found
+    return found + linked_packages(Path(sys.prefix) / "share/doc")
+
+
+def linked_packages(doc: Path) -> list[tuple[str, str, str, str]]:
+    """Return the packages that are inside a library of ours and not installed: those with a file `version` in `doc`."""
+    versions = {path.parent.name: path.read_text(encoding="utf-8").strip() for path in doc.glob("*/version")}
+    return [(name, version, f"pkg:pypi/{name}@{version}", "NOASSERTION") for name, version in versions.items()]
 
 
 def package(name: str, version: str, url: str, licence: str = "NOASSERTION") -> dict[str, Any]:
