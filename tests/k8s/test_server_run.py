@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -19,6 +21,8 @@ from k8s.processes import wait_until
 pytestmark = [pytest.mark.k8s, pytest.mark.slow, pytest.mark.timeout(900)]
 MANIFEST = ROOT / "k8s/server.yaml"
 NUM_TOKENS = 32
+# Several seconds of work, less than a server has to finish in when it is stopped.
+LONG = 2000
 # A pod that goes drains for up to 45 s; then all start again.
 RESTART_TIMEOUT_S = 240.0
 
@@ -60,10 +64,10 @@ def restarts(run: Run) -> int:
     return int(pods(run)[0]["status"]["containerStatuses"][0]["restartCount"])
 
 
-def answer(run: Run) -> str | None:
+def answer(run: Run, num_tokens: int = NUM_TOKENS, **fields: object) -> str | None:
     """Returns what the server generates, None while it does not answer."""
     address = pods(run)[0]["status"].get("podIP")
-    body = {"model": "demo", "prompt": "The old ship", "max_tokens": NUM_TOKENS, "temperature": 0}
+    body = {"model": "demo", "prompt": "The old ship", "max_tokens": num_tokens, "temperature": 0, **fields}
     request = urllib.request.Request(
         f"http://{address}:8000/v1/completions",
         data=json.dumps(body).encode(),
@@ -100,10 +104,18 @@ def test_a_server_of_two_pods_answers_as_one_rank_does(server: Run) -> None:
     assert {pod["spec"]["nodeName"] for pod in pods(server)} == {"node1", "node2"}
 
 
-def test_a_server_whose_pod_is_deleted_comes_back_as_a_whole(server: Run) -> None:
+def test_a_server_whose_pod_is_deleted_finishes_what_runs_and_comes_back_as_a_whole(server: Run) -> None:
     before = restarts(server)
+    answers: list[str | None] = []
+    asking = threading.Thread(target=lambda: answers.append(answer(server, LONG, ignore_eos=True)))
 
+    asking.start()
+    time.sleep(1.0)  # the request is under way
+    assert not answers
     server.access.kubectl("delete", "pod", "corebound-1", "--namespace", server.namespace)
+    asking.join(60)
+
+    assert answers and answers[0] is not None
 
     wait_until(lambda: restarts(server) > before, "the first pod starts again", RESTART_TIMEOUT_S)
     wait(server, RESTART_TIMEOUT_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -15,6 +15,7 @@ from corebound.errors import CoreboundError
 # What a request hears: its text piece by piece, then the whole output; or why it has ended without one.
 News = str | RequestOutput | CoreboundError
 Tell = Callable[[News], None]
+_SLICE_S = 0.5
 
 
 class State(StrEnum):
@@ -40,7 +41,10 @@ class Ticket:
 
 
 class Inbox:
-    """Where requests wait for the engine, at most `max_waiting` of them, and what the service is doing."""
+    """Where requests wait for the engine, at most `max_waiting` of them, and what the service is doing.
+
+    `was_opened` is whether requests were ever taken: before that, silence is only loading.
+    """
 
     def __init__(self, max_waiting: int = 256) -> None:
         # A condition's own lock is reentrant, so a signal handler may call `drain` at any moment.
@@ -48,6 +52,7 @@ class Inbox:
         self._waiting: deque[Ticket] = deque()
         self._max_waiting = max_waiting
         self._state = State.LOADING
+        self.was_opened = False
         self._beat_at_s = time.monotonic()
 
     @property
@@ -65,17 +70,17 @@ class Inbox:
         """Seconds since the engine has last shown that all its ranks answer."""
         return time.monotonic() - self._beat_at_s
 
-    def submit(self, ticket: Ticket) -> None:
-        """Hand in a request.
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        """Hand in requests, all or none.
 
         Raises: UnavailableError.
         """
         with self._changed:
             if self._state is not State.READY:
                 raise UnavailableError(f"no requests are taken: the service is {self._state}")
-            if len(self._waiting) >= self._max_waiting:
+            if len(self._waiting) + len(tickets) > self._max_waiting:
                 raise UnavailableError(f"{len(self._waiting)} requests wait already", hint="try again later")
-            self._waiting.append(ticket)
+            self._waiting.extend(tickets)
             self._changed.notify()
 
     def drain(self) -> None:
@@ -89,6 +94,8 @@ class Inbox:
         """Take requests from now on, unless the service is ending already."""
         with self._changed:
             if self._state is State.LOADING:
+                self.beat()
+                self.was_opened = True
                 self._state = State.READY
 
     def fail(self, error: CoreboundError) -> None:
@@ -99,13 +106,17 @@ class Inbox:
         for ticket in left:
             ticket.tell(error)
 
-    def take(self, timeout_s: float) -> list[Ticket]:
-        """Return what waits, at the latest after `timeout_s`, or at once when the service drains."""
+    def take(self, most: int, timeout_s: float) -> list[Ticket]:
+        """Return the first `most` that wait, at the latest after `timeout_s`, or soon when the service drains."""
+        end_s = time.monotonic() + timeout_s
         with self._changed:
-            if not self._waiting and timeout_s > 0 and self._state is not State.DRAINING:
-                self._changed.wait(timeout_s)
-            taken, self._waiting = list(self._waiting), deque()
-            return taken
+            while not self._waiting and self._state is not State.DRAINING:
+                left_s = end_s - time.monotonic()
+                if left_s <= 0:
+                    break
+                # A signal handler that drains between the test and the wait would not be heard.
+                self._changed.wait(min(left_s, _SLICE_S))
+            return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
 
     def beat(self) -> None:
         """Note that all ranks have just answered."""

@@ -24,7 +24,7 @@ from corebound.engine.request import Request, RequestOutput, SamplingParams, req
 from corebound.engine.scheduler import Scheduler
 from corebound.engine.service import Service
 from corebound.engine.text import HuggingFaceTokenizer, NoTokenizer
-from corebound.errors import CommError, CoreboundError, RequestError
+from corebound.errors import CommError, RequestError
 from corebound.logs import get_logger
 from corebound.topology import read_topology
 
@@ -34,6 +34,8 @@ OnText = Callable[[int, str], None]
 
 # A model without position limit (alibi) still needs a bound on how much cache is useful.
 _UNLIMITED_CONTEXT = 4096
+# More characters than one token stands for on average, in any language.
+_MOST_CHARACTERS = 64
 
 
 class LLM:
@@ -77,7 +79,7 @@ class LLM:
             dtype=self._decoder.dtype,
         )
         self._executor = Executor(self._decoder, cache, self.collectives, kv.BLOCK_SIZE)
-        self._num_requests = 0
+        self._max_num_sequences = max_num_sequences
         self._is_closed = False
         self._is_broken = False
         if self.is_first:
@@ -191,17 +193,24 @@ class LLM:
         def check() -> None:
             self._executor.check(answer_limit_s)
 
-        Service(self._engine, self._request_of, inbox, check, heartbeat_s).run()
+        # Twice as many as run together: the engine can start the next one in the step after one has ended.
+        most = 2 * self._max_num_sequences
+        Service(self._engine, self._request_of, inbox, check, heartbeat_s=heartbeat_s, max_running=most).run()
         return {}
 
     def _request_of(self, number: int, ticket: Ticket) -> Request:
+        context, length = self.description.max_positions or _UNLIMITED_CONTEXT, len(ticket.prompt)
+        # A prompt that is far too long is not even read: reading holds up those that run.
+        if length > context * (_MOST_CHARACTERS if isinstance(ticket.prompt, str) else 1):
+            unit = "characters" if isinstance(ticket.prompt, str) else "tokens"
+            raise RequestError(f"prompt has {length} {unit}: the model's context is {context} tokens")
         return self._request(number, "prompt", ticket.prompt, ticket.params)
 
     def _follow(self) -> dict[str, Any]:
         self._executor.follow()
         answer: dict[str, Any] = self.collectives.broadcast_object(None)
         if "failure" in answer:
-            raise CoreboundError(f"rank 0 failed: {answer['failure']}", hint="the log of rank 0 says more")
+            raise CommError(f"rank 0 failed: {answer['failure']}", hint="the log of rank 0 says more")
         return answer
 
     def _break(self, error: BaseException) -> None:

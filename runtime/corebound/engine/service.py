@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 
 from corebound.engine.engine import Engine
 from corebound.engine.inbox import Inbox, State, Tell, Ticket
 from corebound.engine.request import Request
 from corebound.errors import CoreboundError, RequestError
+from corebound.logs import get_logger
+
+_LOGGER = get_logger(__name__)
+# Reading a prompt takes time in which those that run stand still.
+_STARTS_PER_TURN = 4
 
 # Turns a ticket into a request of that number; raises RequestError for one that cannot run.
 MakeRequest = Callable[[int, Ticket], Request]
@@ -18,13 +24,22 @@ class Service:
     """Answers the requests of an inbox until it drains. `check`, called when nobody asks, fails if a rank is gone."""
 
     def __init__(
-        self, engine: Engine, make_request: MakeRequest, inbox: Inbox, check: Callable[[], None], heartbeat_s: float
+        self,
+        engine: Engine,
+        make_request: MakeRequest,
+        inbox: Inbox,
+        check: Callable[[], None],
+        *,
+        heartbeat_s: float,
+        max_running: int,
     ) -> None:
         self._engine = engine
         self._make_request = make_request
         self._inbox = inbox
         self._check = check
         self._heartbeat_s = heartbeat_s
+        self._check_at_s = time.monotonic() + heartbeat_s
+        self._max_running = max_running
         self._tells: dict[int, Tell] = {}
         self._numbers = itertools.count()
 
@@ -35,7 +50,7 @@ class Service:
         """
         try:
             while self._turn():
-                self._inbox.beat()
+                pass
         except BaseException as error:
             reason = error.message if isinstance(error, CoreboundError) else f"{type(error).__name__}: {error}"
             failure = CoreboundError(f"the service has failed: {reason}", hint="the log of rank 0 says more")
@@ -46,25 +61,41 @@ class Service:
 
     def _turn(self) -> bool:
         """Take what waits and run one step, or see that all ranks are there; return whether to go on."""
-        tickets = self._inbox.take(0.0 if self._engine.has_work else self._heartbeat_s)
-        for ticket in tickets:
+        # What the engine has no room for waits in the inbox, whose length is limited.
+        room = self._max_running - len(self._tells)
+        for ticket in self._inbox.take(min(room, _STARTS_PER_TURN), 0.0 if self._engine.has_work else self._wait_s()):
             self._start(ticket)
         if self._engine.has_work:
             self._step()
+            self._answered()
         elif self._inbox.state is State.DRAINING and not self._inbox.num_waiting:
             return False
-        elif not tickets:
+        elif self._wait_s() == 0:
             self._check()
+            self._answered()
         return True
+
+    def _wait_s(self) -> float:
+        """Return in how many seconds all ranks have to be asked whether they are there."""
+        return max(0.0, self._check_at_s - time.monotonic())
+
+    def _answered(self) -> None:
+        self._check_at_s = time.monotonic() + self._heartbeat_s
+        self._inbox.beat()
 
     def _start(self, ticket: Ticket) -> None:
         number = next(self._numbers)
+        self._tells[number] = ticket.tell
         try:
             self._engine.submit(self._make_request(number, ticket))
         except RequestError as error:
+            del self._tells[number]
             ticket.tell(error)
-        else:
-            self._tells[number] = ticket.tell
+        except Exception as error:
+            # A tokenizer may fail on a text of its own; nothing has been sent to other ranks yet.
+            _LOGGER.exception("a request could not be read")
+            del self._tells[number]
+            ticket.tell(RequestError(f"prompt: cannot be read: {type(error).__name__}: {error}"))
 
     def _step(self) -> None:
         for update in self._engine.step():

@@ -177,8 +177,8 @@ def check_values(values: Values | ServerValues, where: str) -> None:
 
 
 def _check_server(values: ServerValues, where: str) -> None:
-    # A LeaderWorkerSet counts groups as well.
-    _check_name(values, f"-0-{values.pods.replicas - 1}", where)
+    # Pods carry a label of the set's name and a hash of ten characters; the inner set of a LeaderWorkerSet is NAME-0.
+    _check_name(values, "-0123456789" if values.controller == "StatefulSet" else "-0-0123456789", where)
     require_choice("controller", values.controller, CONTROLLERS, where=f"{where}: controller")
     _check_model(values.model, where)
     if not 1024 <= values.port <= 65535:

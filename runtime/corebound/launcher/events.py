@@ -87,6 +87,10 @@ class EventWriter:
         if not self._send({"event": "warning", "text": text}):
             _log.warning("%s", text)
 
+    def stopping(self, number: int) -> None:
+        """A signal on this host is what brings the launch down."""
+        self._send({"event": "stopping", "signal": int(number)})
+
     def failed(self, failure: Failure) -> None:
         """The first failure."""
         if not self._send({"event": "failed", **asdict(failure)}):

@@ -145,6 +145,10 @@ class Follower:
             _log.info("%s", event["text"])
         elif kind == "warning":
             _log.warning("%s", event["text"])
+        elif kind == "stopping" and not self._stopped:
+            reason = f"is being stopped on its own host by {signal.Signals(event['signal']).name}"
+            exit_code = 128 + event["signal"]
+            self._fail(Failure(host=link.host, pid=link.agent_pid, exit_code=exit_code, reason=reason))
         elif kind == "failed" and link.host not in self._hellos:
             self._refusals[link.host] = failure_from_event(event)
         elif kind == "failed":

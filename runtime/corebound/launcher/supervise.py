@@ -14,6 +14,7 @@ import selectors
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from corebound.errors import EXIT_COMM, EXIT_LAUNCH
 from corebound.launcher.corelist import render_core_list
@@ -28,7 +29,7 @@ WATCHED = (signal.SIGCHLD, *FORWARDED)
 _CONTROL_FD = 0
 # A rank that lost its peer may be gone before that peer has ended: so long the peer's own failure may still come.
 _CAUSE_WAIT_S = 1.0
-# The end of the launcher, or a signal to all processes of a service, comes in by several ways: all of them are one.
+# A signal to all processes of a service comes several times: all of them are one.
 _SAME_STOP_S = 0.5
 _KILL_REPEAT_S = 0.1
 _KILL_LIMIT_S = 5.0
@@ -60,7 +61,8 @@ class Supervisor:
         self._suspect: Failure | None = None
         self._suspect_until_s: float | None = None
         self._interrupt: signal.Signals | None = None
-        self._stopped_at_s: float | None = None
+        # When the first word to stop came, by each of the ways that it can come.
+        self._stopped_at_s: dict[str, float] = {}
         self._kill_at_s: float | None = None
         self._give_up_at_s: float | None = None
         # Where there is one node only, a refused policy changes nothing.
@@ -114,7 +116,7 @@ class Supervisor:
     def _launcher_gone(self) -> None:
         self._lost_s = None
         self._selector.unregister(_CONTROL_FD)
-        self._interrupted(signal.SIGTERM)
+        self._interrupted(signal.SIGTERM, "control")
 
     def fail(self, failure: Failure) -> None:
         """Record the first failure and stop everything."""
@@ -144,25 +146,17 @@ class Supervisor:
     def _require_status(self, rank: RankProcess) -> None:
         """Take a rank for failed whose end we missed: nobody knows that it went well."""
         if rank.exit_code is None:
-            self._record(
-                Failure(
-                    host=self._host,
-                    rank=rank.part.rank,
-                    pid=rank.pid,
-                    exit_code=EXIT_LAUNCH,
-                    reason="ended without a status",
-                    tail=tuple(rank.stderr.tail()),
-                )
-            )
+            ended = self._not_started(rank, "ended without a status")
+            self._record(replace(ended, tail=tuple(rank.stderr.tail())))
 
-    def stop(self, number: signal.Signals) -> None:
-        """Ask all processes of the job to stop; a second call kills them unless it comes at once after the first."""
+    def stop(self, number: signal.Signals, way: str = "own") -> None:
+        """Ask all processes of the job to stop; who asks a second time, by the same `way`, wants them killed."""
         now_s = time.monotonic()
-        if self._stopped_at_s is not None:
-            if now_s - self._stopped_at_s > _SAME_STOP_S:
+        first_s = self._stopped_at_s.setdefault(way, now_s)
+        if self.stopping:
+            if now_s - first_s > _SAME_STOP_S:
                 self._kill_at_s = now_s
             return
-        self._stopped_at_s = now_s
         self._kill_at_s = now_s + self._grace_s
         self._give_up_at_s = self._kill_at_s + _KILL_LIMIT_S
         for rank in self._ranks:
@@ -257,7 +251,10 @@ class Supervisor:
     def _on_signal(self) -> None:
         for number in self._signals.read():
             if number in FORWARDED:
-                self._interrupted(number)
+                if not self.stopping:
+                    # Ranks of other hosts should not have to find out by the end of ours.
+                    self._events.stopping(number)
+                self._interrupted(number, "signal")
 
     def _on_control(self) -> None:
         try:
@@ -276,13 +273,13 @@ class Supervisor:
         *lines, self._control = self._control.split(b"\n")
         for word in map(json.loads, lines):
             if "signal" in word:  # an empty word is a sign of life
-                self._interrupted(signal.Signals(word["signal"]))
+                self._interrupted(signal.Signals(word["signal"]), "control")
 
-    def _interrupted(self, number: signal.Signals) -> None:
+    def _interrupted(self, number: signal.Signals, way: str) -> None:
         self._blame_suspect()
         if self._failure is None and self._interrupt is None:
             self._interrupt = number
-        self.stop(number)
+        self.stop(number, way)
 
 
 def _session(pid: int) -> int:

@@ -12,6 +12,10 @@ from corebound.engine.request import RequestOutput, SamplingParams
 from corebound.errors import RequestError
 
 MAX_PROMPTS = 64
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+# Requests of all clients run together: what one of them asks for must not slow down or end the others.
+_RANGES = {"temperature": (0, 2), "top_k": (1, 1024), "repetition_penalty": (0.01, 100)}
 _OURS = {"max_tokens": "max_new_tokens"}
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop", "ignore_eos")
 # Accepted with the one value that this server can do, so that clients which always send them work.
@@ -48,7 +52,7 @@ def parse_completion(body: Any, model: str) -> CompletionRequest:
         raise RequestError(f"body: expected a JSON object, found {type(body).__name__}")
     for key in body:
         if key not in _FIELDS:
-            unknown = unknown_name("field", key, _FIELDS)
+            unknown = unknown_name("field", str(key)[:60], _FIELDS)
             raise RequestError(unknown.message, hint=unknown.hint)
     for key, allowed in _ONLY.items():
         if key in body and body[key] not in allowed:
@@ -61,9 +65,17 @@ def parse_completion(body: Any, model: str) -> CompletionRequest:
     given = {_OURS.get(key, key): body[key] for key in _SAMPLING if body.get(key) is not None}
     for key in ("temperature", "top_p", "repetition_penalty"):
         if isinstance(given.get(key), int) and not isinstance(given[key], bool):
-            given[key] = float(given[key])
+            given[key] = float(min(given[key], 1 << 62))
     if not isinstance(given.get("stop", ""), str | list):
         raise RequestError(f"stop: expected a text or a list of texts, found {given['stop']!r:.60}")
+    for key, (least, most) in _RANGES.items():
+        if isinstance(given.get(key), int | float) and not least <= given[key] <= most:
+            raise RequestError(f"{key}: expected {least} to {most}, found {given[key]!r:.60}")
+    stops = given.get("stop", ())
+    if len(stops) > MAX_STOPS and not isinstance(stops, str):
+        raise RequestError(f"stop: expected at most {MAX_STOPS} texts, found {len(stops)}")
+    if any(isinstance(stop, str) and len(stop) > MAX_STOP_CHARACTERS for stop in (stops, *stops)):
+        raise RequestError(f"stop: expected at most {MAX_STOP_CHARACTERS} characters in each text")
     return CompletionRequest(
         prompts=_prompts(body.get("prompt")), params=SamplingParams.from_json(_DEFAULTS | given), stream=stream
     )

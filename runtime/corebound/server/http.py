@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import secrets
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +22,10 @@ from corebound.logs import get_logger
 from corebound.server.completions import Answer, CompletionRequest, parse_completion
 
 _LOGGER = get_logger(__name__)
-MAX_BODY_BYTES = 4 << 20
-MAX_CONNECTIONS = 512
+MAX_BODY_BYTES = 2 << 20
+# Completions that may be under way; probes are answered beyond them, up to the number of connections.
+MAX_COMPLETIONS = 512
+MAX_CONNECTIONS = 2048
 # A client that sends or takes nothing for so long has left.
 _CLIENT_TIMEOUT_S = 60.0
 _RETRY_AFTER_S = 5
@@ -58,6 +62,9 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         known = {"/health", "/ready", "/v1/models", "/v1/completions"}
         try:
+            if method == "GET" and (self.headers.get("Content-Length") or self.headers.get("Transfer-Encoding")):
+                # The body is not read, and must not be taken for the next request.
+                self.close_connection = True
             if path in routes:
                 with self.server.answering():
                     routes[path]()
@@ -69,12 +76,16 @@ class Handler(BaseHTTPRequestHandler):
             # The client has left; what it asked for is computed to its end and goes nowhere.
             _LOGGER.debug("%s: client left: %s", path, error)
             self.close_connection = True
+        except Exception:
+            # One request must not end the connection without a word; the others go on.
+            _LOGGER.exception("%s %s", method, path)
+            self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, f"{path}: unexpected error", "the log of rank 0 says more")
 
     def _health(self) -> None:
         inbox = self.server.inbox
         silent_s = inbox.silent_s
         answers = inbox.state is not State.FAILED and silent_s < self.server.silence_limit_s
-        alive = inbox.state is State.LOADING or answers
+        alive = not inbox.was_opened or answers
         status = HTTPStatus.OK if alive else HTTPStatus.SERVICE_UNAVAILABLE
         self._answer(status, {"state": inbox.state, "alive": alive, "seconds_since_ranks_answered": round(silent_s, 1)})
 
@@ -89,19 +100,31 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(HTTPStatus.OK, {"object": "list", "data": [entry]})
 
     def _complete(self) -> None:
-        body = self._body()
-        if body is None:
+        if not self.server.completions.acquire(blocking=False):
+            self._fail(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_COMPLETIONS} requests are under way", "try again later")
             return
+        try:
+            body = self._body()
+            if body is not None:
+                self._answer_completion(body)
+        finally:
+            self.server.completions.release()
+
+    def _answer_completion(self, body: bytes) -> None:
         inward: _Inward = queue.SimpleQueue()
         try:
             request = parse_completion(json.loads(body), self.server.model)
-            for index, prompt in enumerate(request.prompts):
-                tell = partial(_put, inward, index)
-                self.server.inbox.submit(Ticket(prompt=prompt, params=request.params, tell=tell))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            self._fail(HTTPStatus.BAD_REQUEST, f"body: expected JSON: {error}")
+            self.server.inbox.submit(
+                [
+                    Ticket(prompt=prompt, params=request.params, tell=partial(_put, inward, index))
+                    for index, prompt in enumerate(request.prompts)
+                ]
+            )
         except RequestError as error:
             self._fail(HTTPStatus.BAD_REQUEST, error.message, error.hint)
+        # Not only what json calls an error of its own: numbers of thousands of digits, nesting without end.
+        except (ValueError, OverflowError, RecursionError) as error:
+            self._fail(HTTPStatus.BAD_REQUEST, f"body: expected JSON: {error}")
         except UnavailableError as error:
             self._fail(HTTPStatus.SERVICE_UNAVAILABLE, error.message, error.hint)
         else:
@@ -153,8 +176,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes | None:
         """Return the body, None when it was refused."""
-        text = self.headers.get("Content-Length", "")
-        if not text.isascii() or not text.isdigit():
+        lengths = self.headers.get_all("Content-Length", [])
+        text = lengths[0] if len(set(lengths)) == 1 and not self.headers.get("Transfer-Encoding") else ""
+        if not text.isascii() or not text.isdigit() or len(text) > 12:
             self._fail(HTTPStatus.LENGTH_REQUIRED, "Content-Length: expected the number of bytes of the body")
             return None
         if int(text) > MAX_BODY_BYTES:
@@ -191,6 +215,7 @@ class HttpServer(ThreadingHTTPServer):
         self.inbox = inbox
         self.model = model
         self.silence_limit_s = silence_limit_s
+        self.completions = threading.BoundedSemaphore(MAX_COMPLETIONS)
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._idle = threading.Condition()
         self._num_answering = 0
@@ -207,7 +232,11 @@ class HttpServer(ThreadingHTTPServer):
             _LOGGER.warning("a connection was refused: %d are open", MAX_CONNECTIONS)
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:
+            self._slots.release()  # there is no thread that would
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one connection to its end."""
@@ -228,14 +257,15 @@ class HttpServer(ThreadingHTTPServer):
                 self._num_answering -= 1
                 self._idle.notify_all()
 
-    def wait_for_answers(self, timeout_s: float = 5.0) -> None:
+    def wait_for_answers(self, timeout_s: float) -> None:
         """Return when every answer has been sent, at the latest after `timeout_s`: a client may take none."""
         with self._idle:
             self._idle.wait_for(lambda: self._num_answering == 0, timeout_s)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what went wrong in a connection; the others go on."""
-        _LOGGER.exception("connection of %s", client_address)
+        is_gone = isinstance(sys.exception(), ConnectionError | TimeoutError)
+        _LOGGER.log(logging.DEBUG if is_gone else logging.ERROR, "connection of %s", client_address, exc_info=True)
 
 
 def _put(inward: _Inward, index: int, news: str | RequestOutput | CoreboundError) -> None:

@@ -20,10 +20,10 @@ def request_of(number, ticket):
 class Running:
     """A service in a thread, and what its requests hear."""
 
-    def __init__(self, check=lambda: None, heartbeat_s=0.01, runner=None, **options):
+    def __init__(self, check=lambda: None, heartbeat_s=0.01, runner=None, make_request=request_of, **options):
         self.inbox = Inbox(**options)
         engine = Engine(runner or FakeRunner(4), make_scheduler(), LetterTokenizer())
-        service = Service(engine, request_of, self.inbox, check, heartbeat_s)
+        service = Service(engine, make_request, self.inbox, check, heartbeat_s=heartbeat_s, max_running=4)
         self.error = None
         self.thread = threading.Thread(target=self._run, args=(service,))
         self.inbox.open()
@@ -36,7 +36,7 @@ class Running:
 
     def ask(self, prompt, count=4):
         news = queue.SimpleQueue()
-        self.inbox.submit(Ticket(prompt=tuple(prompt), params=SamplingParams(max_new_tokens=count), tell=news.put))
+        self.inbox.submit([Ticket(prompt=tuple(prompt), params=SamplingParams(max_new_tokens=count), tell=news.put)])
         return news
 
 
@@ -76,7 +76,7 @@ def test_a_drain_answers_what_is_here_and_refuses_what_comes():
 
 def test_nothing_is_taken_before_it_is_open_or_when_too_many_wait():
     with pytest.raises(UnavailableError, match="loading"):
-        Inbox().submit(Ticket(prompt=(1,), params=SamplingParams(), tell=print))
+        Inbox().submit([Ticket(prompt=(1,), params=SamplingParams(), tell=print)])
     running = Running(max_waiting=2)
     running.ask([1])
     running.ask([2])
@@ -93,6 +93,47 @@ def test_a_request_that_cannot_run_hears_why_and_the_others_go_on():
     running.inbox.drain()
     running.thread.join(20)
     assert running.error is None
+
+
+def test_a_request_that_cannot_even_be_read_ends_alone():
+    def clumsy(number, ticket):
+        if ticket.prompt == (13,):
+            raise IndexError("piece id is out of range")
+        return request_of(number, ticket)
+
+    running = Running(make_request=clumsy)
+    running.thread.start()
+    bad, good = running.ask([13]), running.ask([1])
+    assert "IndexError: piece id is out of range" in last(bad).message
+    assert isinstance(last(good), RequestOutput)
+    running.inbox.drain()
+    running.thread.join(20)
+    assert running.error is None
+
+
+def test_what_the_engine_has_no_room_for_waits_where_it_is_counted():
+    running = Running(max_waiting=6)
+    asked = [running.ask([number], count=8) for number in range(1, 7)]
+    running.thread.start()
+    assert isinstance(last(asked[0]), RequestOutput)
+    assert all(isinstance(last(news), RequestOutput) for news in asked[1:])
+    running.inbox.drain()
+    running.thread.join(20)
+
+
+def test_ranks_are_asked_though_refused_requests_keep_coming():
+    checks = queue.SimpleQueue()
+
+    def check():
+        checks.put(1)
+
+    running = Running(check, heartbeat_s=0.05)
+    running.thread.start()
+    for _ in range(40):
+        last(running.ask([1000]))
+    checks.get(timeout=20)
+    running.inbox.drain()
+    running.thread.join(20)
 
 
 def test_a_rank_that_is_gone_is_found_though_nobody_asks_and_ends_the_service():

@@ -67,7 +67,7 @@ def test_a_leader_worker_set_is_checked_by_its_schema(change, said):
         ("kind: server\nname: a\nimage: b:1\ncontroller: Deployment\n", "unknown controller in {path}"),
         ("kind: server\nname: a\nimage: b:1\npods: {ranks: 2}\n", "{path}: pods.ranks: 2 ranks need a CPU each"),
         ("kind: server\nname: a\nimage: b:1\npods: {memory: 200Mi}\n", "{path}: pods.memory: 200Mi does not even hold"),
-        (f"kind: server\nname: {'a' * 60}\nimage: b:1\n", "{path}: name: expected at most 59"),
+        (f"kind: server\nname: {'a' * 60}\nimage: b:1\n", "{path}: name: expected at most 52"),
     ],
 )
 def test_values_that_no_cluster_could_use_are_refused_with_their_field(tmp_path, text, said):

@@ -37,3 +37,29 @@ def test_an_agent_whose_words_wait_is_not_lost_however_late_they_are_read(words:
         os.close(write_fd)
     failure = follower.outcome.failure
     assert (failure is not None and "node2" in failure.host) == lost
+
+
+def test_a_launch_that_is_stopped_on_one_host_is_stopped_on_all_and_in_order() -> None:
+    told: list[tuple[str, int]] = []
+
+    def link(host: str) -> Any:
+        return SimpleNamespace(
+            host=host,
+            ended=False,
+            done=None,
+            agent_pid=7,
+            heard_at_s=time.monotonic(),
+            stop=lambda number: told.append((host, int(number))),
+        )
+
+    links = [link("node1"), link("node2")]
+    with SignalPipe(()) as signals:
+        follower = Follower(links, signals, lambda words: None)
+        follower._on_event(links[1], {"event": "stopping", "signal": 15})
+        follower._check()
+        follower._on_event(links[1], {"event": "done", "exit_code": 143})
+    assert told == [("node1", 15), ("node2", 15)]
+    failure = follower.outcome.failure
+    assert failure is not None
+    assert (failure.host, failure.exit_code) == ("node2", 143)
+    assert "is being stopped on its own host by SIGTERM" in failure.reason

@@ -58,7 +58,7 @@ def hear(*reports: dict[str, Any], several_memory_nodes: bool = True) -> Heard:
             several_memory_nodes=several_memory_nodes,  # type: ignore[arg-type]
         )
         supervisor._selector = SimpleNamespace(unregister=lambda fd: None)  # type: ignore[assignment]
-        supervisor.stop = lambda number: None  # type: ignore[method-assign]
+        supervisor.stop = lambda number, way="own": None  # type: ignore[method-assign]
         for rank, report in enumerate(reports):
             supervisor._on_status(reporting(rank, report, pid=10_000 + rank))
     return heard
@@ -87,7 +87,7 @@ def test_an_agent_that_did_not_get_to_run_does_not_take_the_launcher_for_lost(
     try:
         with SignalPipe(()) as signals:
             supervisor = Supervisor(host="h", grace_s=1.0, events=heard, signals=signals, lost_s=0.0)
-            supervisor.stop = lambda number: None  # type: ignore[method-assign]
+            supervisor.stop = lambda number, way="own": None  # type: ignore[method-assign]
             os.write(write_fd, words)
             supervisor._check_launcher()
     finally:

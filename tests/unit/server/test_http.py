@@ -27,7 +27,7 @@ class FakeEngine:
 
     def _work(self):
         while not self.stopped.is_set():
-            for ticket in self.inbox.take(0.02):
+            for ticket in self.inbox.take(8, 0.02):
                 if ticket.prompt == "bad":
                     ticket.tell(RequestError("prompt: cannot run"))
                     continue
@@ -138,6 +138,8 @@ def test_a_request_that_cannot_run_is_the_client_s_mistake(fake, stream):
         ("POST", "/v1/completions", b"\xff", 400, "expected JSON"),
         ("POST", "/v1/completions", b"[" * 100000, 400, "expected JSON"),
         ("POST", "/v1/completions", b"[]", 400, "expected a JSON object"),
+        ("POST", "/v1/completions", b'{"prompt": "a", "seed": ' + b"1" * 5000 + b"}", 400, "expected JSON"),
+        ("POST", "/v1/completions", b'{"prompt": "a", "temperature": 1' + b"0" * 400 + b"}", 400, "temperature"),
     ],
 )
 def test_a_wrong_request_is_told_what_is_wrong(fake, method, path, body, status, said):
@@ -150,6 +152,30 @@ def test_a_body_without_length_or_of_too_many_bytes_is_not_read(fake):
     assert fake.request("POST", "/v1/completions", None, {"Content-Length": str(MAX_BODY_BYTES + 1)})[0] == 413
     assert fake.request("POST", "/v1/completions", None, {"Content-Length": "-1"})[0] == 411
     assert fake.request("POST", "/v1/completions", iter([b"x"]), {"Transfer-Encoding": "chunked"})[0] == 411
+
+
+def test_what_could_be_taken_for_another_request_is_not(fake):
+    smuggled = b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"
+    heads = [
+        b"GET /ready HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(smuggled),
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 9\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ]
+    for head in heads:
+        with socket.create_connection(("127.0.0.1", fake.port), timeout=20) as client:
+            client.sendall(head + smuggled)
+            said = b""
+            while data := client.recv(4096):
+                said += data
+        assert said.count(b"HTTP/1.1 ") == 1
+
+
+def test_probes_are_answered_when_no_more_completions_are_taken(fake):
+    fake.inbox.open()
+    while fake.server.completions.acquire(blocking=False):
+        pass
+    assert fake.complete(prompt="a")[0] == 503
+    assert fake.request("GET", "/health")[0] == 200
 
 
 def test_a_client_that_leaves_disturbs_nobody(fake):
