@@ -83,7 +83,8 @@ def wheelhouse(cache: Path, name: str, *, allow_cuda: bool) -> Path:
     torch = wanted["runtime.txt"][0].partition("==")[2]
     wanted["runtime.txt"][0] = f"torch=={exact_torch(torch, allow_cuda=allow_cuda)}"
     part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    if part.exists():
+        shutil.rmtree(part)
     part.mkdir(parents=True)
     say(f"downloading the wheels of {name} (about {600 if name == 'native' else 900} MB with torch's CPU build)")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--only-binary=:all:"]

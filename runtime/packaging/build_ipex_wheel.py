@@ -61,12 +61,14 @@ def torch_to_build_with(version: str, *, allow_cuda: bool) -> Path:
 def flavour_sources(torch: str, requirements: list[str]) -> Path:
     """Return a copy of runtime/ with the flavour's metadata and without anything that was built."""
     source = BUILD / "source"
-    shutil.rmtree(source, ignore_errors=True)
+    if source.exists():
+        shutil.rmtree(source)
     ignored = shutil.ignore_patterns("__pycache__")
     runtime = ROOT / "runtime"
     shutil.copytree(runtime / "csrc", source / "csrc", ignore=ignored)
     shutil.copytree(runtime / "corebound", source / "corebound", ignore=ignored)
-    shutil.rmtree(source / "corebound/lib", ignore_errors=True)
+    if (source / "corebound/lib").exists():
+        shutil.rmtree(source / "corebound/lib")
     text = (runtime / "pyproject.toml").read_text(encoding="utf-8")
     (source / "pyproject.toml").write_text(flavour_project(text, torch, requirements), encoding="utf-8")
     return source

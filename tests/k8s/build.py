@@ -126,7 +126,8 @@ def fetch_packages(layout: Layout) -> None:
     environ = apt_environment(layout)
     run("apt-get", "-qq", "update", env=environ, timeout_s=600)
     folder = layout.home / "debs"
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     run("apt-get", "-qq", "download", *PACKAGES, env=environ, cwd=folder, timeout_s=1200)
     layout.packages.mkdir(parents=True, exist_ok=True)
@@ -140,11 +141,13 @@ def fetch_source(layout: Layout) -> None:
     environ = apt_environment(layout)
     run("apt-get", "-qq", "update", env=environ, timeout_s=600)
     folder = layout.home / "source"
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     run("apt-get", "-qq", "source", "--download-only", "kubernetes", env=environ, cwd=folder, timeout_s=1200)
     (archive,) = folder.glob("kubernetes_*.orig.tar.gz")
-    shutil.rmtree(source(layout), ignore_errors=True)
+    if source(layout).exists():
+        shutil.rmtree(source(layout))
     source(layout).parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive) as unpacked:
         unpacked.extractall(folder, filter="tar")

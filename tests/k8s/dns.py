@@ -65,7 +65,7 @@ class Addresses:
                 time.sleep(1)
 
 
-class Resolver(BaseResolver):  # type: ignore[misc]
+class Resolver(BaseResolver):  # type: ignore[misc]  # dnslib has no annotations
     """Answers from the table, for addresses of version 4."""
 
     def __init__(self, addresses: Addresses) -> None:

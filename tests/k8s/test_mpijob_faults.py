@@ -50,7 +50,7 @@ def launcher_failures(run: Run) -> int:
 
 def exit_code(pod: dict[str, object]) -> int:
     """Returns the exit code of a pod's container that has ended."""
-    (status,) = pod["status"]["containerStatuses"]  # type: ignore[index]
+    (status,) = pod["status"]["containerStatuses"]  # type: ignore[index]  # a pod that runs has it
     return int(status["state"]["terminated"]["exitCode"])
 
 

@@ -100,7 +100,8 @@ def collect(
 
     `everywhere`: a launch over all nodes has failed, whose reason may lie on any of them.
     """
-    shutil.rmtree(reports / FOLDER, ignore_errors=True)
+    if (reports / FOLDER).exists():
+        shutil.rmtree(reports / FOLDER)
     failing = {check.host for check in checks if not check.passed}
     asked = [target for target in targets if failing and (everywhere or target.host in failing)]
     with ThreadPoolExecutor(max_workers=max(1, len(asked))) as pool:

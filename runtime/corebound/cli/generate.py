@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -13,18 +12,14 @@ from typing import Any
 import click
 
 from corebound.cli.launch_options import launch_options, spec_from_options
+from corebound.cli.model_job import check_load, check_ranks, model_job
 from corebound.config import env
-from corebound.engine.request import DTYPES, LATER_DTYPES, SamplingParams, require_dtype
+from corebound.engine.request import DTYPES, LATER_DTYPES, SamplingParams
 from corebound.errors import EXIT_CONFIG, ConfigError
 from corebound.launcher import LaunchOutcome, run_launch
-from corebound.launcher.hosts import topology_reader
 from corebound.launcher.launch import report
-from corebound.launcher.plan import plan
-from corebound.launcher.spec import LaunchSpec
-from corebound.models import ModelDescription, describe, model_listing, resolve_model, verify_manifest
-from corebound.models.manifest import MAX_VERIFIED_BYTES
+from corebound.models import describe, resolve_model
 from corebound.models.resolve import DEMO
-from corebound.sharding import shard_plan
 from corebound.topology.native_report import native_active_isa
 
 RANK_COMMAND = (sys.executable, "-m", "corebound.engine.rank_main")
@@ -75,22 +70,15 @@ def generate(
     started_unix_s = time.time()
     names = SamplingParams.__dataclass_fields__.keys()
     params = SamplingParams(**{name: options.pop(name) for name in names if name in options})
-    require_dtype(dtype)
-    _check_cache(kv_cache_gib)
+    check_load(dtype, kv_cache_gib)
     texts = _prompts(prompts, prompt_file)
     model_dir = resolve_model(_named(model))
     description = describe(model_dir)
-    verify_manifest(model_dir, max_bytes=MAX_VERIFIED_BYTES)
     job = {
-        "model": str(model_dir),
-        "model_listing": model_listing(model_dir),
-        "verified_on": socket.gethostname(),
-        "dtype": dtype,
+        **model_job(model_dir, dtype, kv_cache_gib),
         "prompts": texts,
         "params": params.to_json(),
-        "kv_cache_gib": kv_cache_gib,
         "as_json": as_json,
-        "show_progress": sys.stderr.isatty(),
         "started_unix_s": started_unix_s,
     }
     if no_bind:
@@ -116,25 +104,11 @@ def _has_explained(outcome: LaunchOutcome) -> bool:
     return failure.exit_code == EXIT_CONFIG and bool(failure.tail)
 
 
-def check_ranks(description: ModelDescription, spec: LaunchSpec) -> None:
-    """Check that the model can be split over the ranks of the launch, before any of them starts.
-
-    Raises: ShardingError with the numbers of ranks that work; ConfigError for a launch that cannot be planned.
-    """
-    whole = plan(spec, topology_reader(), environ=env.snapshot())
-    shard_plan(description, len(whole.ranks))
-
-
 def _named(model: str | None) -> str:
     if model is None:
         click.echo("no --model given: using the bundled demo model", err=True)
         return DEMO
     return model
-
-
-def _check_cache(kv_cache_gib: float | None) -> None:
-    if kv_cache_gib is not None and not 0 < kv_cache_gib < float("inf"):
-        raise ConfigError(f"--kv-cache-gib: expected a size above 0, found {kv_cache_gib}")
 
 
 def _prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import Any
 
 import click
 
-from corebound.cli.generate import check_ranks
 from corebound.cli.launch_options import launch_options, spec_from_options
-from corebound.engine.request import DTYPES, LATER_DTYPES, require_dtype
+from corebound.cli.model_job import check_load, check_ranks, model_job
+from corebound.engine.request import DTYPES, LATER_DTYPES
 from corebound.errors import ConfigError
 from corebound.launcher import run_launch
 from corebound.launcher.launch import report
-from corebound.models import describe, model_listing, resolve_model, verify_manifest
-from corebound.models.manifest import MAX_VERIFIED_BYTES
+from corebound.models import describe, resolve_model
 
 RANK_COMMAND = (sys.executable, "-m", "corebound.server.rank_main")
 
@@ -71,24 +69,16 @@ def serve(
       curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\
         -d '{"model": "demo", "prompt": "The old ship", "max_tokens": 32, "temperature": 0}'
     """  # noqa: D301  click reads the \b
-    require_dtype(dtype)
-    if kv_cache_gib is not None and not 0 < kv_cache_gib < float("inf"):
-        raise ConfigError(f"--kv-cache-gib: expected a size above 0, found {kv_cache_gib}")
+    check_load(dtype, kv_cache_gib)
     if not 0 <= drain_s < float("inf"):
         raise ConfigError(f"--drain-s: expected seconds, 0 or more, found {drain_s}")
     model_dir = resolve_model(model)
     description = describe(model_dir)
-    verify_manifest(model_dir, max_bytes=MAX_VERIFIED_BYTES)
     job = {
-        "model": str(model_dir),
-        "model_listing": model_listing(model_dir),
-        "verified_on": socket.gethostname(),
+        **model_job(model_dir, dtype, kv_cache_gib),
         "served_model_name": served_model_name or Path(model).name or model,
-        "dtype": dtype,
-        "kv_cache_gib": kv_cache_gib,
         "host": host,
         "port": port,
-        "show_progress": sys.stderr.isatty(),
     }
     if no_bind:
         options["bind_cores_to_rank"] = False

@@ -10,29 +10,19 @@ from typing import Any
 
 from corebound.comm import Collectives
 from corebound.comm.rank_process import leave, run_rank
-from corebound.engine.job import read_job, require_same_model
-from corebound.engine.llm import LLM
+from corebound.engine.job import ModelJob, read_job
 from corebound.engine.metrics import summary
 from corebound.engine.output import write_output
 from corebound.engine.request import RequestOutput, SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What the command line asks of the ranks. `started_unix_s` is when the user pressed return.
+class Job(ModelJob):
+    """What the command line asks of the ranks. `started_unix_s` is when the user pressed return."""
 
-    The model was verified on the host `verified_on`; `model_listing` has the digest and the size of each file there.
-    """
-
-    model: str
-    model_listing: dict[str, list[Any]]
-    verified_on: str
-    dtype: str
     prompts: list[str]
     params: dict[str, Any]
-    kv_cache_gib: float | None
     as_json: bool
-    show_progress: bool
     started_unix_s: float
 
 
@@ -43,18 +33,12 @@ def main() -> int:
 
 def _run(collectives: Collectives) -> None:
     job = Job(**collectives.broadcast_object(read_job() if collectives.rank == 0 else None))
-    require_same_model(job.model, job.model_listing, job.verified_on)
+    job.require_same_model()
     _generate(job, collectives)
 
 
 def _generate(job: Job, collectives: Collectives) -> None:
-    with LLM(
-        job.model,
-        dtype=job.dtype,
-        kv_cache_gib=job.kv_cache_gib,
-        show_progress=job.show_progress,
-        collectives=collectives,
-    ) as llm:
+    with job.load(collectives) as llm:
         ready_s = time.time() - job.started_unix_s
         streams = len(job.prompts) == 1 and not job.as_json
         started_s = time.perf_counter()

@@ -27,7 +27,7 @@ def from_mapping(cls: type[_Class], data: object, where: str) -> _Class:
         if key not in hints:
             raise unknown_name("key", str(key), hints, where=where)
     filled = {key: _value(hints[key], value, f"{where}: {key}") for key, value in data.items()}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # every caller passes a dataclass
         has_default = not (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING)
         if field.name not in filled and not has_default:
             raise ConfigError(f"{where}: {field.name} is missing")
@@ -36,7 +36,7 @@ def from_mapping(cls: type[_Class], data: object, where: str) -> _Class:
 
 def _value(kind: Any, value: object, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        return from_mapping(kind, value, where)  # type: ignore[arg-type]
+        return from_mapping(kind, value, where)  # type: ignore[arg-type]  # a dataclass, by the line above
     if kind == _TEXTS:
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)

@@ -54,6 +54,11 @@ class Workers:
     memory: str = "2Gi"
     shm: str = ""
 
+    @property
+    def shm_size(self) -> str:
+        """Size of /dev/shm of each pod, as a quantity."""
+        return self.shm or mebibytes(planned_shm_bytes(self.ranks))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
@@ -93,18 +98,6 @@ class Values:
     launcher: Launcher = field(default_factory=Launcher)
     job: Job = field(default_factory=Job)
 
-    @property
-    def shm_bytes(self) -> int:
-        """Size of /dev/shm of each worker."""
-        if self.workers.shm:
-            return num_bytes(self.workers.shm, "workers.shm")
-        return planned_shm_bytes(self.workers.ranks)
-
-    @property
-    def shm(self) -> str:
-        """The same as a quantity."""
-        return self.workers.shm or mebibytes(self.shm_bytes)
-
 
 def planned_shm_bytes(num_ranks: int) -> int:
     """Return how large /dev/shm must be for the ranks of one pod."""
@@ -128,16 +121,6 @@ class ServerValues:
     tmp_space: str = "1Gi"
     model: Model = field(default_factory=Model)
     pods: Workers = field(default_factory=Workers)
-
-    @property
-    def shm_bytes(self) -> int:
-        """Size of /dev/shm of each pod."""
-        return num_bytes(self.pods.shm, "pods.shm") if self.pods.shm else planned_shm_bytes(self.pods.ranks)
-
-    @property
-    def shm(self) -> str:
-        """The same as a quantity."""
-        return self.pods.shm or mebibytes(self.shm_bytes)
 
 
 _KINDS: dict[str, type[Values | ServerValues]] = {"job": Values, "server": ServerValues}
@@ -186,7 +169,7 @@ def _check_server(values: ServerValues, where: str) -> None:
     for name, number in {"drain_s": values.drain_s, "wait_for_pods_s": values.wait_for_pods_s}.items():
         if number < 1:
             raise ConfigError(f"{where}: {name}: expected 1 or more, found {number}")
-    _check_pods(values.pods, "pods", values.shm_bytes, where)
+    _check_pods(values.pods, "pods", where)
     for name, text in {"tmp_space": values.tmp_space, "model.archive_space": values.model.archive_space}.items():
         num_bytes(text, f"{where}: {name}")
 
@@ -201,15 +184,15 @@ def _check_name(values: Values | ServerValues, longest_end: str, where: str) -> 
         raise ConfigError(f"{where}: image: expected NAME:TAG or NAME@sha256:64 hex digits, found {values.image!r}")
 
 
-def _check_pods(pods: Workers, key: str, shm_bytes: int, where: str) -> None:
+def _check_pods(pods: Workers, key: str, where: str) -> None:
     for name in ("replicas", "ranks", "cpus"):
         if getattr(pods, name) < 1:
             raise ConfigError(f"{where}: {key}.{name}: expected 1 or more, found {getattr(pods, name)}")
     if pods.ranks > pods.cpus:
         raise ConfigError(f"{where}: {key}.ranks: {pods.ranks} ranks need a CPU each, found {key}.cpus: {pods.cpus}")
-    if num_bytes(pods.memory, f"{where}: {key}.memory") <= shm_bytes:
+    if num_bytes(pods.memory, f"{where}: {key}.memory") <= num_bytes(pods.shm_size, f"{where}: {key}.shm"):
         raise ConfigError(
-            f"{where}: {key}.memory: {pods.memory} does not even hold /dev/shm ({mebibytes(shm_bytes)}), which counts"
+            f"{where}: {key}.memory: {pods.memory} does not even hold /dev/shm ({pods.shm_size}), which counts"
         )
 
 
@@ -247,4 +230,4 @@ def _check_sizes(values: Values, where: str) -> None:
         "model.archive_space": values.model.archive_space,
     }.items():
         num_bytes(text, f"{where}: {name}")
-    _check_pods(values.workers, "workers", values.shm_bytes, where)
+    _check_pods(values.workers, "workers", where)

@@ -223,7 +223,7 @@ class HttpServer(ThreadingHTTPServer):
             super().__init__((host, port), Handler)
         except OSError as error:
             raise HostError(
-                f"cannot listen on {host} port {port}: {error.strerror}", hint="choose another with --port"
+                f"cannot listen on {host} port {port}: {error.strerror}", hint="choose others with --port and --host"
             ) from error
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -8,13 +8,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from corebound.comm import Collectives
 from corebound.comm.rank_process import leave, run_rank
 from corebound.engine.inbox import Inbox
-from corebound.engine.job import read_job, require_same_model
-from corebound.engine.llm import LLM
+from corebound.engine.job import ModelJob, read_job
 from corebound.engine.request import SamplingParams
 from corebound.server.http import HttpServer
 
@@ -27,18 +25,12 @@ _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What the command line asks of the ranks; the fields of the model are those of `corebound generate`'s job."""
+class Job(ModelJob):
+    """What the command line asks of the ranks."""
 
-    model: str
-    model_listing: dict[str, list[Any]]
-    verified_on: str
     served_model_name: str
-    dtype: str
-    kv_cache_gib: float | None
     host: str
     port: int
-    show_progress: bool
 
 
 def main() -> int:
@@ -50,14 +42,8 @@ def _run(collectives: Collectives) -> None:
     job = Job(**collectives.broadcast_object(read_job() if collectives.rank == 0 else None))
     inbox = Inbox()
     with _listening(job, inbox) if collectives.rank == 0 else nullcontext():
-        require_same_model(job.model, job.model_listing, job.verified_on)
-        with LLM(
-            job.model,
-            dtype=job.dtype,
-            kv_cache_gib=job.kv_cache_gib,
-            show_progress=job.show_progress,
-            collectives=collectives,
-        ) as llm:
+        job.require_same_model()
+        with job.load(collectives) as llm:
             # The first request should not be the one that finds out that something does not work.
             llm.generate([[0]], SamplingParams(max_new_tokens=2, ignore_eos=True))
             # From here on rank 0 finishes what it has begun, and the others follow it to the end.

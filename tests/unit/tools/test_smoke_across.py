@@ -80,7 +80,7 @@ def test_two_nodes_are_proven_together_from_the_first_one_of_the_hostfile() -> N
         ("node2", "tokens", "pass"),
         ("node2", "tokens", "warn"),
     ]
-    assert visits[0].node.asked == []  # type: ignore[attr-defined]
+    assert visits[0].node.asked == []  # type: ignore[attr-defined]  # the fake of this file
 
 
 def test_a_lost_node_is_left_out_and_ranks_are_numbered_without_it() -> None:

@@ -85,7 +85,7 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(root: Path) -> None:
 def test_a_setting_that_the_machine_lacks_is_told_and_passed_over(root: Path) -> None:
     report = run(root, {"proc/sys/kernel/numa_balancing": "0"})
     assert (report["changed"], report["problems"]) == (False, [])
-    (note,) = report["notes"]  # type: ignore[misc]
+    (note,) = report["notes"]  # type: ignore[misc]  # a report has lists
     assert note == "/proc/sys/kernel/numa_balancing is not there: this kernel or machine has no such setting"
 
 

@@ -182,7 +182,7 @@ def test_an_unknown_backend_is_refused_with_the_nearest(small: nn.Module) -> Non
 
 def test_what_is_no_module_or_compiled_already_is_refused(small: nn.Module) -> None:
     with pytest.raises(ConfigError, match=r"expected a torch\.nn\.Module, found str"):
-        corebound.optimize("model")  # type: ignore[arg-type]
+        corebound.optimize("model")  # type: ignore[arg-type]  # the mistake that is tested
     with pytest.raises(ConfigError, match="compiled already"):
         corebound.optimize(torch.compile(small))
     with pytest.raises(ConfigError, match="compiled already"):
