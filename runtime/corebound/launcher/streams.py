@@ -14,6 +14,9 @@ from corebound.logs import get_logger
 
 _CHUNK_BYTES = 1 << 16
 _PARTIAL_LINE_MS = 100
+# What is longer than a chunk is no prompt and no progress bar but data: it is worth a wait to keep its line whole.
+_PARTIAL_DATA_MS = 2000
+_LONGEST_WHOLE_LINE_BYTES = 1 << 24
 _LINE_END = (b"\n", b"\r")
 TAIL_LINES = 20
 _TAIL_LINE_BYTES = 2000
@@ -47,23 +50,25 @@ class Pump:
         return list(self._tail)
 
     def _run(self) -> None:
-        pending = b""
+        pending = bytearray()
         poll = select.poll()
         poll.register(self._source_fd, select.POLLIN)
         while True:
-            if pending and not poll.poll(_PARTIAL_LINE_MS):
-                self._write(pending)  # a prompt or a progress bar without a line end must not wait
-                pending = b""
+            if pending and not poll.poll(_PARTIAL_LINE_MS if len(pending) <= _CHUNK_BYTES else _PARTIAL_DATA_MS):
+                self._write(bytes(pending))  # a prompt or a progress bar without a line end must not wait
+                pending.clear()
             data = os.read(self._source_fd, _CHUNK_BYTES)
             if not data:
                 break
+            end = max(data.rfind(mark) for mark in _LINE_END) + 1
+            if end:
+                end += len(pending)
             pending += data
-            end = max(pending.rfind(mark) for mark in _LINE_END) + 1
-            if len(pending) - end > _CHUNK_BYTES:
+            if len(pending) - end > _LONGEST_WHOLE_LINE_BYTES:
                 end = len(pending)
-            self._write(pending[:end])
-            pending = pending[end:]
-        self._write(pending)
+            self._write(bytes(pending[:end]))
+            del pending[:end]
+        self._write(bytes(pending))
         os.close(self._source_fd)
 
     def _write_log(self, data: bytes) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -74,3 +75,34 @@ def test_a_reader_that_went_away_does_not_stop_the_tail() -> None:
     pump.join(5)
     os.close(sink_write)
     assert pump.tail() == ["a", "b"]
+
+
+def test_long_lines_of_two_streams_do_not_tear_each_other() -> None:
+    sink_read, sink_write = os.pipe()
+    num_bytes = 300_000
+    lines = {letter * num_bytes + b"\n" for letter in (b"a", b"b")}
+    sources, pumps = [], []
+    for _ in lines:
+        source_read, source_write = os.pipe()
+        sources.append(source_write)
+        pumps.append(Pump(source_read, sink_write, None))
+    written = bytearray()
+
+    def collect() -> None:
+        while data := os.read(sink_read, 1 << 16):
+            written.extend(data)
+
+    reader = threading.Thread(target=collect)
+    reader.start()
+    for start in range(0, num_bytes + 1, 50_000):  # in turns, so that both lines are under way at once
+        for source, line in zip(sources, sorted(lines), strict=True):
+            view = memoryview(line)[start : start + 50_000]
+            while view:
+                view = view[os.write(source, view) :]
+    for source, pump in zip(sources, pumps, strict=True):
+        os.close(source)
+        pump.join(10)
+    os.close(sink_write)
+    reader.join(10)
+    os.close(sink_read)
+    assert set(bytes(written).splitlines(keepends=True)) == lines
