@@ -10,7 +10,9 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -24,6 +26,7 @@ Progress = Callable[[int, int], None]
 _TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CHUNK_BYTES = 4 << 20  # stays in the second-level cache, where the check of the values finds it again
 _PAGE_BYTES = 4096
+_SINK_ROWS = 64  # of a panel: whole ones are put together in the cache
 
 # A weight beyond this is no trained number: flipping the top bit of an exponent multiplies it by 2**128.
 _LARGEST_PLAUSIBLE = 2.0**40
@@ -35,20 +38,23 @@ def load_shard(
     entries: Mapping[str, TensorEntry],
     *,
     dtype: torch.dtype,
+    sinks: Mapping[str, RowSink] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of a rank by field, in `dtype`, reading only the bytes that it needs.
 
-    `entries` are the tensors by parameter name, as match_parameters returns them. `progress` is called with the bytes
-    read so far and the bytes there are to read.
+    `entries` are the tensors by parameter name, as match_parameters returns them. Fields in `sinks` are not among the
+    tensors: their rows are put there as they are read. `progress` is called with the bytes read so far and the bytes
+    there are to read.
 
     Raises: ModelLoadError naming file and tensor for bytes that are missing or values that no model has.
     """
-    fields = allocate(plan.field_shapes(rank), dtype)
-    targets = _targets(plan, rank, fields)
+    sinks = sinks or {}
+    fields = allocate({name: shape for name, shape in plan.field_shapes(rank).items() if name not in sinks}, dtype)
+    targets = _targets(plan, rank, {**fields, **{name: _SinkRows(sink, 0, dtype) for name, sink in sinks.items()}})
     targets.sort(key=lambda target: (entries[target[0].name].path, entries[target[0].name].start))
     meter = _Meter(sum(_read_bytes(plan, rank, p, entries[p.name]) for p, _ in targets), progress)
-    files: dict[Path, list[tuple[Parameter, torch.Tensor]]] = {}
+    files: dict[Path, list[tuple[Parameter, torch.Tensor | _SinkRows]]] = {}
     for parameter, target in targets:
         files.setdefault(entries[parameter.name].path, []).append((parameter, target))
     scratch = _Scratch()
@@ -60,13 +66,36 @@ def load_shard(
     return fields
 
 
-def _targets(plan: ShardPlan, rank: int, fields: Mapping[str, torch.Tensor]) -> list[tuple[Parameter, torch.Tensor]]:
+class RowSink(Protocol):
+    """What takes the rows of a matrix one part after the other."""
+
+    def put(self, first_row: int, rows: torch.Tensor) -> None:
+        """Take rows [n, inputs], contiguous, in the dtype that was asked for; they are overwritten afterwards."""
+
+
+@dataclass(frozen=True)
+class _SinkRows:
+    """The rows of a sink from `first_row` on."""
+
+    sink: RowSink
+    first_row: int
+    dtype: torch.dtype
+
+    def put(self, start: int, rows: torch.Tensor) -> None:
+        self.sink.put(self.first_row + start, rows)
+
+
+def _targets(
+    plan: ShardPlan, rank: int, fields: Mapping[str, torch.Tensor | _SinkRows]
+) -> list[tuple[Parameter, torch.Tensor | _SinkRows]]:
     """Return each parameter with its rows of the field it is a part of."""
     filled = dict.fromkeys(fields, 0)
-    targets = []
+    targets: list[tuple[Parameter, torch.Tensor | _SinkRows]] = []
     for parameter in plan.parameters:
         start, rows = filled[parameter.field], plan.local_shape(parameter, rank)[0]
-        targets.append((parameter, fields[parameter.field][start : start + rows]))
+        field = fields[parameter.field]
+        part = replace(field, first_row=start) if isinstance(field, _SinkRows) else field[start : start + rows]
+        targets.append((parameter, part))
         filled[parameter.field] = start + rows
     return targets
 
@@ -112,36 +141,45 @@ class _Reader:
         self._width = entry.shape[1] if len(entry.shape) > 1 else 1
         self._row_bytes = self._width * entry.item_bytes
 
-    def fill(self, target: torch.Tensor, parts: tuple[range, ...], cut_dim: int) -> None:
+    def fill(self, target: torch.Tensor | _SinkRows, parts: tuple[range, ...], cut_dim: int) -> None:
         """Fill `target` with the parts of the dimension `cut_dim`, one after the other."""
         if cut_dim == 1:
             assert len(parts) == 1, "inputs are cut in one piece"
-            self._fill_rows(target, range(self._entry.shape[0]), parts[0])
+            self._fill_rows(target, 0, range(self._entry.shape[0]), parts[0])
             return
-        rows = target.view(target.shape[0], self._width)
+        rows = target if isinstance(target, _SinkRows) else target.view(target.shape[0], self._width)
         start = 0
         for part in parts:
-            self._fill_rows(rows[start : start + len(part)], part, range(self._width))
+            self._fill_rows(rows, start, part, range(self._width))
             start += len(part)
 
-    def _fill_rows(self, target: torch.Tensor, rows: range, columns: range) -> None:
-        """Fill target [rows, columns] from the rectangle of the tensor."""
+    def _fill_rows(self, target: torch.Tensor | _SinkRows, begin: int, rows: range, columns: range) -> None:
+        """Fill target [begin and on, columns] from the rectangle of the tensor."""
         source = _TORCH_DTYPES[self._entry.dtype]
         # Parts of rows shorter than a page touch every page anyway: read whole rows and keep the columns.
         narrow = len(columns) < self._width and len(columns) * self._entry.item_bytes < _PAGE_BYTES
         wanted = range(self._width) if narrow else columns
         step = max(1, _CHUNK_BYTES // (len(wanted) * self._entry.item_bytes))
-        direct = source == target.dtype and not narrow
+        if isinstance(target, _SinkRows):
+            step = -(-step // _SINK_ROWS) * _SINK_ROWS
+        direct = isinstance(target, torch.Tensor) and source == target.dtype and not narrow
         buffer = None if direct else self._scratch.tensor(min(step, len(rows)), len(wanted), source)
         for start in range(0, len(rows), step):
-            part = target[start : start + step]
-            chunk = part if buffer is None else buffer[: part.shape[0]]
+            count = min(step, len(rows) - start)
+            if buffer is None:
+                assert isinstance(target, torch.Tensor)
+                chunk = target[begin + start : begin + start + count]
+            else:
+                chunk = buffer[:count]
             self._read(chunk, rows.start + start, wanted)
-            if buffer is not None:
-                chunk = chunk[:, columns.start : columns.stop] if narrow else chunk
-                part.copy_(chunk)
+            if narrow:
+                chunk = chunk[:, columns.start : columns.stop]
             self._check(chunk, target.dtype)
-            self._meter.add(part.numel() * self._entry.item_bytes)
+            if isinstance(target, _SinkRows):
+                target.put(begin + start, chunk.to(target.dtype).contiguous())
+            elif buffer is not None:
+                target[begin + start : begin + start + count].copy_(chunk)
+            self._meter.add(count * len(columns) * self._entry.item_bytes)
 
     def _read(self, chunk: torch.Tensor, first_row: int, columns: range) -> None:
         view = chunk.view(-1).view(torch.uint8).numpy().data

@@ -43,9 +43,8 @@ bool has(const Machine &m, std::string_view what) {
                      [&](const Feature &f) { return f.present && what == f.name; });
 }
 
-// AMX serves prefill, which belongs to oneDNN inside torch; no kernel here uses it, so it is never the default.
 Variant best() {
-  for (Variant v : {Variant::avx512_bf16, Variant::avx512, Variant::avx2}) {
+  for (Variant v : {Variant::amx, Variant::avx512_bf16, Variant::avx512, Variant::avx2}) {
     if (missing(v, machine()).empty()) {
       return v;
     }

@@ -18,13 +18,16 @@ extern const KernelSet kernel_set;
 namespace avx512_bf16 {
 extern const KernelSet kernel_set;
 }
+namespace amx {
+extern const KernelSet kernel_set;
+}
 
 namespace {
 
-// AMX has no kernels of its own: where it is forced, the best of the others runs.
 const KernelSet &kernels_of(isa::Variant variant) {
   switch (variant) {
   case isa::Variant::amx:
+    return amx::kernel_set;
   case isa::Variant::avx512_bf16:
     return avx512_bf16::kernel_set;
   case isa::Variant::avx512:
@@ -44,7 +47,7 @@ std::string table_json() {
   const std::string dtypes = "[\"float32\", \"bfloat16\", \"float16\"]";
   std::string variants;
   for (const KernelSet *set :
-       {&avx512_bf16::kernel_set, &avx512::kernel_set, &avx2::kernel_set, &generic::kernel_set}) {
+       {&amx::kernel_set, &avx512_bf16::kernel_set, &avx512::kernel_set, &avx2::kernel_set, &generic::kernel_set}) {
     variants += (variants.empty() ? "{\"name\": \"" : ", {\"name\": \"") + std::string(set->name) +
                 "\", \"dtypes\": " + dtypes + "}";
   }

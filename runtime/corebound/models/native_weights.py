@@ -1,0 +1,100 @@
+"""The weights of a rank for the native decoder: matrices in panels, and the small tensors beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from corebound.kernels.panels import PanelFormat, PanelMatrix
+from corebound.models.description import ModelDescription
+from corebound.sharding import ShardPlan
+from corebound.sharding.arena import allocate
+
+_MATRICES = ("qkv", "attention_out", "mlp_in", "mlp_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeLayer:
+    """One layer. A norm is its weight, or weight and bias; an absent bias is None."""
+
+    attention_norm: tuple[Tensor, ...]
+    mlp_norm: tuple[Tensor, ...]
+    qkv: PanelMatrix
+    attention_out: PanelMatrix
+    mlp_in: PanelMatrix
+    mlp_out: PanelMatrix
+    qkv_bias: Tensor | None
+    attention_out_bias: Tensor | None
+    mlp_in_bias: Tensor | None
+    mlp_out_bias: Tensor | None
+
+    def matrices(self) -> tuple[PanelMatrix, ...]:
+        """Return the matrices in the order in which a step reads them."""
+        return (self.qkv, self.attention_out, self.mlp_in, self.mlp_out)
+
+    def biases(self) -> tuple[Tensor | None, ...]:
+        """Return the biases in the same order."""
+        return (self.qkv_bias, self.attention_out_bias, self.mlp_in_bias, self.mlp_out_bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeWeights:
+    """All weights of a rank. `embedding` is None where the panels of the head serve for it."""
+
+    embedding: Tensor | None
+    embedding_norm: tuple[Tensor, ...]
+    layers: tuple[NativeLayer, ...]
+    final_norm: tuple[Tensor, ...]
+    head: PanelMatrix
+
+
+def panel_matrices(
+    description: ModelDescription, plan: ShardPlan, rank: int, form: PanelFormat
+) -> dict[str, PanelMatrix]:
+    """Return the matrices of a rank by field, placed in memory of their own and still empty.
+
+    A tied embedding stays bfloat16, because rows are looked up in it.
+    """
+    shapes = plan.field_shapes(rank)
+    matrices: dict[str, PanelMatrix] = {}
+    for field, shape in shapes.items():
+        name = field.rpartition(".")[2]
+        if name.removesuffix("_weight") in _MATRICES:
+            gated = name == "mlp_in_weight" and description.activation == "silu_gated"
+            matrices[field] = PanelMatrix(shape[0], shape[1], form, gated=gated)
+        elif name == "head_weight":
+            matrices[field] = PanelMatrix(shape[0], shape[1], form)
+        elif name == "embedding_weight" and description.tied_head:
+            matrices[field] = PanelMatrix(shape[0], shape[1], PanelFormat())
+    memory = allocate({field: (matrix.num_bytes,) for field, matrix in matrices.items()}, torch.uint8)
+    for field, matrix in matrices.items():
+        matrix.place(memory[field])
+    return matrices
+
+
+def arrange_native(
+    matrices: Mapping[str, PanelMatrix], fields: Mapping[str, Tensor], num_layers: int
+) -> NativeWeights:
+    """Return the weights of a rank, given by the field names of the family tables."""
+
+    def norm(prefix: str) -> tuple[Tensor, ...]:
+        return tuple(fields[name] for name in (f"{prefix}_weight", f"{prefix}_bias") if name in fields)
+
+    def layer(prefix: str) -> NativeLayer:
+        return NativeLayer(
+            attention_norm=norm(f"{prefix}attention_norm"),
+            mlp_norm=norm(f"{prefix}mlp_norm"),
+            **{name: matrices[f"{prefix}{name}_weight"] for name in _MATRICES},
+            **{f"{name}_bias": fields.get(f"{prefix}{name}_bias") for name in _MATRICES},  # type: ignore[arg-type]  # mypy types both dicts as one
+        )
+
+    return NativeWeights(
+        embedding=fields.get("embedding_weight"),
+        embedding_norm=norm("embedding_norm"),
+        layers=tuple(layer(f"layers.{index}.") for index in range(num_layers)),
+        final_norm=norm("final_norm"),
+        head=matrices["head_weight"] if "head_weight" in matrices else matrices["embedding_weight"],
+    )

@@ -1,0 +1,114 @@
+// Weight matrices in panels, the one copy from which both decode and prefill compute.
+//
+// A panel holds 64 outputs (rows of the weight) for all inputs, as one ascending stream. Inputs come in pairs, because
+// that is what the bf16 dot product and the AMX tiles take: a pair is 64 outputs x 2 inputs. Outputs beyond the last
+// and inputs beyond the last are zeros, so that no kernel has a tail.
+//
+//   bf16, 256 bytes a pair: output l, input p at element 2 l + p.
+//   int8, 128 bytes a pair: two halves of 32 outputs; 16-bit lane 2 l + p of half h has output 32 h + l in its low byte
+//         and output 32 h + 16 + l in its high one.
+//   int4, 64 bytes a pair: nibble j of 16-bit lane 2 l + p is output 16 j + l.
+//
+// Quantised inputs come in groups. After the pairs of a group follow its 64 scales and, for an asymmetric scheme, its
+// 64 zero points as signed bytes, less the middle of the range (128, 8): weight = (code - middle - zero) * scale.
+// A gated matrix has 32 gate rows and their 32 up rows in each panel, so that a panel yields 32 finished activations.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "export.h"
+
+namespace corebound::kernels {
+
+inline constexpr int64_t panel_outputs = 64;
+inline constexpr int64_t panel_input_unit = 32; // inputs are padded to whole AMX steps
+
+enum class WeightKind : int { bfloat16, int8, int4 };
+enum class ScaleKind : int { float32, bfloat16, float16 };
+
+struct PanelMatrix {
+  const char *data; // aligned to 64
+  int64_t outputs, inputs;
+  int64_t padded_inputs; // a multiple of panel_input_unit and of group_inputs
+  int64_t group_inputs;  // inputs that share a scale; padded_inputs where there is one group
+  WeightKind kind;
+  ScaleKind scale_kind;
+  bool asymmetric;
+  bool gated;
+
+  int64_t num_panels() const { return (outputs + panel_outputs - 1) / panel_outputs; }
+  int64_t num_groups() const { return kind == WeightKind::bfloat16 ? 1 : padded_inputs / group_inputs; }
+  int64_t pair_bytes() const { return kind == WeightKind::bfloat16 ? 256 : kind == WeightKind::int8 ? 128 : 64; }
+  int64_t scale_bytes() const { return panel_outputs * (scale_kind == ScaleKind::float32 ? 4 : 2); }
+  int64_t group_bytes() const {
+    if (kind == WeightKind::bfloat16) {
+      return padded_inputs / 2 * pair_bytes();
+    }
+    return group_inputs / 2 * pair_bytes() + scale_bytes() + (asymmetric ? panel_outputs : 0);
+  }
+  int64_t panel_bytes() const { return num_groups() * group_bytes(); }
+  const char *panel(int64_t index) const { return data + index * panel_bytes(); }
+};
+
+// What a panel computes with: bf16 rows [rows, padded_inputs], zeros beyond `inputs`, `stride` elements apart.
+// `tiles` holds the same rows, padded with zero rows to whole tiles, as AMX wants them, or is null.
+struct PanelInput {
+  const uint16_t *x;
+  const uint16_t *tiles;
+  const float *group_sums; // [rows, num_groups]: sums of each group's inputs; for asymmetric weights
+  int64_t rows, stride;
+};
+
+enum class Activation : int { none, gelu_tanh, silu_gated };
+
+// What becomes of a panel's sums: y = activation(sums + bias). Where `y` is bf16, all outputs of a panel are written, so
+// that rows must have room for whole panels; `logits` gets only those that exist.
+struct PanelOutput {
+  uint16_t *y;          // bf16 [rows, stride], or null
+  float *logits;        // [rows, stride], where y is null
+  const uint16_t *bias; // bf16, in the order of the panels and padded to whole ones, or null
+  int64_t stride;
+  Activation activation;
+};
+
+// From this many rows on, a variant with AMX reads `tiles`.
+inline constexpr int64_t min_tile_rows = 5;
+
+// Elements of `tiles` for rows of `padded_inputs`: [row tile of 16][step of 32 inputs][16][32].
+constexpr int64_t tile_elements(int64_t rows, int64_t padded_inputs) { return (rows + 15) / 16 * 16 * padded_inputs; }
+
+// Floats of scratch that one thread needs for a panel, aligned to 64 bytes.
+COREBOUND_EXPORT int64_t panel_scratch_floats(int64_t rows);
+
+// Splits the fused projection of tokens into rotated queries, and rotated keys and values in the cache. A range is of kv
+// heads, with the query heads that read them.
+struct QkvArgs {
+  const uint16_t *qkv; // bf16 [T, stride]
+  int64_t stride, tokens;
+  uint16_t *q;         // [T, heads, head_dim]
+  uint16_t *key_cache; // [blocks, kv_heads, block_size, head_dim]
+  uint16_t *value_cache;
+  const int64_t *positions; // [T]
+  const int64_t *slots;     // [T]
+  const float *cos;         // [P, head_dim / 2], or null for no rotation
+  const float *sin;
+  const int32_t *first_head; // [kv_heads + 1]: query heads of kv head k are first_head[k] to first_head[k + 1]
+  int64_t heads, kv_heads, head_dim, block_size;
+  bool per_head; // qkv has q, k and v of each head in turn; otherwise all q, all k, all v
+};
+
+// Rows of a matrix on their way into panels: codes or values of rows [first_row, first_row + rows).
+struct PackArgs {
+  PanelMatrix matrix;   // `data` is written
+  const void *values;   // [rows, inputs]: bf16 elements, or one code a byte (0 to 255, 0 to 15)
+  const float *scales;  // [rows, num_groups], quantised kinds only
+  const float *zeros;   // [rows, num_groups], asymmetric only: zero points as codes
+  int64_t first_row, rows;
+};
+COREBOUND_EXPORT void pack_rows(const PackArgs &args);
+
+// One row of a bf16 matrix back out of its panels, as bf16 [inputs]; how a tied embedding is looked up.
+COREBOUND_EXPORT void unpack_row(const PanelMatrix &matrix, int64_t row, uint16_t *out);
+
+} // namespace corebound::kernels

@@ -1,0 +1,173 @@
+// Sums of a panel by AMX tiles: 16 rows x 32 inputs against 16 pairs x 16 outputs, with four tiles of sums at a time.
+#pragma once
+
+#include "kernels/panel_sums.h"
+
+COREBOUND_BEGIN_VARIANT
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// All eight tiles whole; tiles are configured while this lives.
+class Tiles {
+public:
+  Tiles() {
+    TileShapes shapes;
+    for (int i = 0; i < 8; ++i) {
+      shapes.row_bytes[i] = 64;
+      shapes.rows[i] = 16;
+    }
+    _tile_loadconfig(&shapes);
+  }
+  ~Tiles() { _tile_release(); }
+  Tiles(const Tiles &) = delete;
+  Tiles &operator=(const Tiles &) = delete;
+};
+
+constexpr int64_t sum_row_bytes = panel_outputs * 4, pair_row_bytes = 256, tile_size = 16 * 32, step_bytes = 16 * 256;
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; } // std::min would be shared between variants
+
+// Two row tiles against the two output tiles at `pairs`: sums[32][64 floats, the first 32 used].
+inline void add_square(const uint16_t *tiles, int64_t tile_stride, const char *pairs, int64_t steps, float *sums) {
+  float *below = sums + 16 * panel_outputs;
+  _tile_loadd(0, sums, sum_row_bytes);
+  _tile_loadd(1, sums + 16, sum_row_bytes);
+  _tile_loadd(2, below, sum_row_bytes);
+  _tile_loadd(3, below + 16, sum_row_bytes);
+  for (int64_t step = 0; step < steps; ++step, tiles += tile_size, pairs += step_bytes) {
+    _tile_loadd(4, tiles, 64);
+    _tile_loadd(6, pairs, pair_row_bytes);
+    _tile_loadd(7, pairs + 64, pair_row_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, tiles + tile_stride, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, sums, sum_row_bytes);
+  _tile_stored(1, sums + 16, sum_row_bytes);
+  _tile_stored(2, below, sum_row_bytes);
+  _tile_stored(3, below + 16, sum_row_bytes);
+}
+
+// One row tile against all four output tiles.
+inline void add_line(const uint16_t *tiles, const char *pairs, int64_t steps, float *sums) {
+  _tile_loadd(0, sums, sum_row_bytes);
+  _tile_loadd(1, sums + 16, sum_row_bytes);
+  _tile_loadd(2, sums + 32, sum_row_bytes);
+  _tile_loadd(3, sums + 48, sum_row_bytes);
+  for (int64_t step = 0; step < steps; ++step, tiles += tile_size, pairs += step_bytes) {
+    _tile_loadd(4, tiles, 64);
+    _tile_loadd(5, pairs, pair_row_bytes);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(6, pairs + 64, pair_row_bytes);
+    _tile_dpbf16ps(1, 4, 6);
+    _tile_loadd(7, pairs + 128, pair_row_bytes);
+    _tile_dpbf16ps(2, 4, 7);
+    _tile_loadd(5, pairs + 192, pair_row_bytes);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+  _tile_stored(0, sums, sum_row_bytes);
+  _tile_stored(1, sums + 16, sum_row_bytes);
+  _tile_stored(2, sums + 32, sum_row_bytes);
+  _tile_stored(3, sums + 48, sum_row_bytes);
+}
+
+// All rows against `steps` steps of inputs from step `first` on, whose pairs are at `pairs`.
+inline void add_tile_rows(const PanelMatrix &matrix, const PanelInput &in, int64_t first, int64_t steps,
+                          const char *pairs, float *sums) {
+  const int64_t tile_stride = matrix.padded_inputs * 16, num_tiles = (in.rows + 15) / 16;
+  const uint16_t *tiles = in.tiles + first * tile_size;
+  for (int64_t half = 0; half < 2; ++half) {
+    for (int64_t tile = 0; tile + 1 < num_tiles; tile += 2) {
+      add_square(tiles + tile * tile_stride, tile_stride, pairs + half * 128, steps,
+                 sums + tile * 16 * panel_outputs + half * 32);
+    }
+  }
+  if (num_tiles % 2) {
+    add_line(tiles + (num_tiles - 1) * tile_stride, pairs, steps, sums + (num_tiles - 1) * 16 * panel_outputs);
+  }
+}
+
+inline __m512 even_weights(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+inline __m512 odd_weights(__m512i pairs) {
+  return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
+}
+
+inline __m512i joined(__m512 even, __m512 odd) {
+  const __m512i low = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(even)));
+  const __m512i high = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(odd)));
+  return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+// Writes (code - zero) * scale of `pairs` pairs as bf16 pairs. Here, unlike with few rows, each weight is rounded.
+inline void widen(const PanelMatrix &matrix, const char *weights, int64_t pairs, const GroupScales &of, char *out) {
+  const NibbleTable table(int4_meanings.of), low(low_meanings.of), high(high_meanings.of);
+  __m512 scales[4], offsets[4];
+  for (int j = 0; j < 4; ++j) {
+    scales[j] = _mm512_loadu_ps(of.scales + 16 * j);
+    offsets[j] = _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_loadu_ps(of.zeros + 16 * j)), scales[j]);
+  }
+  const auto put = [&](int64_t i, int j, __m512 even, __m512 odd) {
+    even = _mm512_fmadd_ps(even, scales[j], offsets[j]);
+    odd = _mm512_fmadd_ps(odd, scales[j], offsets[j]);
+    _mm512_storeu_si512(out + i * 256 + j * 64, joined(even, odd));
+  };
+  for (int64_t i = 0; i < pairs; ++i) {
+    if (matrix.kind == WeightKind::int4) {
+      const Nibbles nibbles = Nibbles::load(weights + i * 64);
+      const Pairs16 found[4] = {look_up<0>(table, nibbles), look_up<1>(table, nibbles), look_up<2>(table, nibbles),
+                                look_up<3>(table, nibbles)};
+      for (int j = 0; j < 4; ++j) {
+        put(i, j, even_weights(found[j].v), odd_weights(found[j].v));
+      }
+      continue;
+    }
+    for (int half = 0; half < 2; ++half) {
+      const Nibbles nibbles = Nibbles::load(weights + i * 128 + half * 64);
+      const Pairs16 lows[2] = {look_up<0>(low, nibbles), look_up<2>(low, nibbles)};
+      const Pairs16 highs[2] = {look_up<1>(high, nibbles), look_up<3>(high, nibbles)};
+      for (int j = 0; j < 2; ++j) {
+        put(i, 2 * half + j, _mm512_add_ps(even_weights(lows[j].v), even_weights(highs[j].v)),
+            _mm512_add_ps(odd_weights(lows[j].v), odd_weights(highs[j].v)));
+      }
+    }
+  }
+}
+
+inline void sum_by_tiles(const PanelMatrix &matrix, const char *panel, const PanelInput &in,
+                         const PanelScratch &scratch) {
+  const Tiles tiles;
+  const int64_t padded = (in.rows + 15) / 16 * 16;
+  std::memset(scratch.sums, 0, static_cast<size_t>(padded * panel_outputs) * sizeof(float));
+  const bool plain = matrix.kind == WeightKind::bfloat16;
+  const int64_t group = plain ? matrix.padded_inputs : matrix.group_inputs;
+  // A piece of 512 inputs is 64 KiB: half of it, for 32 outputs, stays in the first-level cache while all rows pass.
+  const int64_t largest = plain && in.rows <= 16 ? matrix.padded_inputs : piece_inputs;
+  for (int64_t at = 0; at < matrix.padded_inputs;) {
+    if (plain) {
+      const int64_t count = smaller(largest, matrix.padded_inputs - at);
+      add_tile_rows(matrix, in, at / 32, count / 32, panel + at / 2 * 256, scratch.sums);
+      at += count;
+      continue;
+    }
+    char *piece = reinterpret_cast<char *>(scratch.piece);
+    int64_t filled = 0;
+    while (filled < piece_inputs && at + filled < matrix.padded_inputs) { // several small groups, or a part of a large
+      const int64_t index = (at + filled) / group, within = (at + filled) % group;
+      const int64_t count = smaller(group - within, piece_inputs - filled);
+      const char *weights = panel + index * matrix.group_bytes();
+      const GroupScales of(matrix, weights + group / 2 * matrix.pair_bytes());
+      widen(matrix, weights + within / 2 * matrix.pair_bytes(), count / 2, of, piece + filled / 2 * 256);
+      filled += count;
+    }
+    add_tile_rows(matrix, in, at / 32, filled / 32, piece, scratch.sums);
+    at += filled;
+  }
+}
+
+COREBOUND_END_VARIANT
