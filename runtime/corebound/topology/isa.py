@@ -53,8 +53,8 @@ class IsaReport:
 
     @property
     def best(self) -> str:
-        """The name of the best variant that can run; never `amx`, which is left to oneDNN inside torch."""
-        return next(variant.name for variant in self.variants if variant.supported and variant.name != "amx")
+        """The name of the best variant that can run."""
+        return next(variant.name for variant in self.variants if variant.supported)
 
 
 _AVX2 = ("avx2", "fma", "f16c")

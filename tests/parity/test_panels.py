@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from corebound import kernels
 from corebound.kernels.panels import PanelFormat, PanelMatrix, scale_kind_for
-from corebound.kernels.selection import forced
-from corebound.topology.native_report import native_isa_report
 
 pytestmark = pytest.mark.native
 
-VARIANTS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
-SHAPES = ((64, 32), (65, 33), (1, 2), (192, 1408), (100, 517), (130, 96))
+SHAPES = ((64, 32), (65, 33), (1, 2), (192, 640), (100, 517))
 ROWS = (1, 2, 3, 5, 6, 7, 13, 16, 17, 33, 40)
-
-
-@pytest.fixture(params=VARIANTS)
-def variant(request: pytest.FixtureRequest) -> Iterator[str]:
-    variants = {one["name"]: one["supported"] for one in native_isa_report()["variants"]}
-    if not variants[request.param]:
-        pytest.skip(f"this machine lacks {request.param}")
-    best = next(name for name, supported in variants.items() if supported)
-    with forced(isa=request.param) as rows:
-        assert {row["variant"] for row in rows} == {request.param}
-        yield request.param
-    with forced(isa=best):
-        pass
 
 
 def placed(matrix: PanelMatrix) -> PanelMatrix:
@@ -64,8 +45,7 @@ def test_bf16_products_are_those_of_the_matrix(variant: str, shape: tuple[int, i
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("group", [None, 32, 128])
-@pytest.mark.parametrize("asymmetric", [False, True])
-@pytest.mark.parametrize("scale_kind", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(("asymmetric", "scale_kind"), [(False, "bfloat16"), (True, "float16"), (True, "float32")])
 def test_quantised_products_are_those_of_the_dequantised_matrix(
     variant: str, kind: str, group: int | None, asymmetric: bool, scale_kind: str
 ) -> None:
@@ -83,7 +63,7 @@ def test_quantised_products_are_those_of_the_dequantised_matrix(
         middle = zeros if asymmetric else torch.full_like(zeros, levels // 2)
         spread = lambda t: t.repeat_interleave(size, 1)[:, :inputs]  # noqa: E731  used once, right here
         weight = (codes.double() - spread(middle)) * spread(scales)
-        for rows in (1, 4, 7, 18):
+        for rows in (1, 4, 18):
             x = torch.randn((rows, inputs), generator=generator).bfloat16()
             if rows >= 5 and variant == "amx":
                 # AMX takes bf16 weights: each is rounded once.
@@ -138,4 +118,3 @@ def test_scales_are_stored_without_loss() -> None:
     assert scale_kind_for(torch.tensor([0.5, 1.0])) == "bfloat16"
     assert scale_kind_for(torch.tensor([1.0 + 2**-10])) == "float16"
     assert scale_kind_for(torch.tensor([1.0 + 2**-20])) == "float32"
-    assert kernels.active_isa() in VARIANTS
