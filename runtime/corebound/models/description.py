@@ -73,8 +73,7 @@ def describe(model_dir: Path | str, *, tokenizer: bool = True, packed: bool = Fa
     entries = match_parameters(described, checkpoint, stored)
     if stored is not None and not packed:
         raise ModelLoadError(
-            f"{config.path}: {FIELD}: {stored.method} {stored.scheme.name}: packed weights are read, but not computed "
-            "with yet",
+            f"{config.path}: {FIELD}: {stored.name}: packed weights are read, but not computed with yet",
             hint="use the unquantised checkpoint of this model",
         )
     generation = _generation_config(path)

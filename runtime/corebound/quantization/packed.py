@@ -38,6 +38,11 @@ class PackedFormat:
     plain_modules: tuple[str, ...] = ()
 
     @property
+    def name(self) -> str:
+        """Return the method and the scheme, such as `gptq int4:g128:sym`."""
+        return f"{self.method} {self.scheme.name}"
+
+    @property
     def codes_per_word(self) -> int:
         """Return how many codes a word of 32 bits holds."""
         return WORD_BITS // self.scheme.bits

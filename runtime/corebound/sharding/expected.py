@@ -47,7 +47,7 @@ def expected_tensors(
         tensors = packed_tensors(packed, *parameter.shape)
     except ModelLoadError as error:
         raise ModelLoadError(f"{entry.path}: tensor {entry.name!r}: {error.message}") from error
-    meaning = f"{packed.method} {packed.scheme.name} of {axes}"
+    meaning = f"{packed.name} of {axes}"
     return {
         packed_name(parameter, suffix): Expected(
             shape=tensor.shape, meaning=meaning, dtypes=tensor.dtypes, optional=tensor.optional, packed=True
