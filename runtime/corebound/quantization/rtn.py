@@ -14,8 +14,8 @@ from corebound.errors import KernelError
 from corebound.quantization.matrix import QuantizedMatrix
 from corebound.quantization.scheme import Scheme
 
-# In float32; a few of them stay in the second-level cache from the first pass over a chunk to the last.
-_CHUNK_ELEMENTS = 1 << 17
+# 1 MiB of float32 stays in the second-level cache from the first pass over a chunk to the last.
+_CHUNK_ELEMENTS = 1 << 18
 
 # The step of groups of zeros, and of weights too small for any sum to notice: the smallest normal number.
 _SMALLEST_SCALE = 2.0**-126
@@ -55,17 +55,20 @@ def _quantize_groups(
 ) -> None:
     """Fill codes, scales and zeros from the columns of a matrix from `first_column` on, whole groups of `size`."""
     step = max(1, _CHUNK_ELEMENTS // weight.shape[1])
+    # One buffer for all chunks: a new one each time would be new pages each time.
+    buffer = torch.empty(min(step, weight.shape[0]), weight.shape[1] // size, size)
     for start in range(0, weight.shape[0], step):
         rows = slice(start, start + step)
-        chunk = weight[rows].float().unflatten(1, (-1, size))
+        part = weight[rows].unflatten(1, (-1, size))
+        chunk = buffer[: part.shape[0]].copy_(part)
         low, high = chunk.amin(2), chunk.amax(2)
         if not bool(((high - low).abs() < torch.inf).all()):
             # A NaN makes both ends NaN, and infinite ends an infinite difference.
             _refuse(weight[rows], start, first_column)
         scale, zero = _scales_and_zeros(low, high, scheme)
         scales[rows], zeros[rows] = scale, zero
-        rounded = torch.div(chunk, scale.unsqueeze(2)).round_().add_(zero.unsqueeze(2))
-        codes[rows] = rounded.clamp_(0, scheme.largest_code).flatten(1)
+        chunk.div_(scale.unsqueeze(2)).round_().add_(zero.unsqueeze(2)).clamp_(0, scheme.largest_code)
+        codes[rows] = chunk.flatten(1)
 
 
 def _scales_and_zeros(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:

@@ -77,11 +77,15 @@ def _zeros(packed: PackedFormat, rows: range, qzeros: Tensor) -> Tensor:
 
 def _along_outputs(packed: PackedFormat, rows: range, words: Tensor) -> Tensor:
     """Return codes [rows, X] of words [X, W] that lie along the outputs."""
-    codes = fields(words, packed.scheme.bits)
-    if packed.method == "awq":
-        codes = codes.unflatten(1, (-1, packed.codes_per_word))[:, :, _AWQ_PLACES].flatten(1)
-    skipped = rows.start % packed.codes_per_word
-    return codes[:, skipped : skipped + len(rows)].t().contiguous()
+    bits, per_word = packed.scheme.bits, packed.codes_per_word
+    places = _AWQ_PLACES if packed.method == "awq" else range(per_word)
+    # Turned as words, of which there are fewer than codes.
+    turned = words.t().contiguous()
+    codes = torch.empty(turned.shape[0], per_word, turned.shape[1], dtype=torch.uint8)
+    for output, place in enumerate(places):
+        codes[:, output] = (turned >> (bits * place)).bitwise_and_((1 << bits) - 1)
+    skipped = rows.start % per_word
+    return codes.flatten(0, 1)[skipped : skipped + len(rows)]
 
 
 def _column_order(packed: PackedFormat, num_inputs: int, columns: range, g_idx: Tensor, where: str) -> Tensor | None:
