@@ -11,6 +11,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "allreduce": ("corebound.cli.bench_allreduce", "Time the sum over ranks, beside the floor and gloo."),
     "generate": ("corebound.cli.bench_generate", "Time prefill and decode of a model."),
     "memory": ("corebound.cli.bench_memory", "Measure the read bandwidth of memory, the ceiling of decode."),
+    "quality": ("corebound.cli.bench_quality", "Measure what int8 and int4 weights cost in perplexity and logits."),
 }
 
 
@@ -23,4 +24,5 @@ def bench() -> None:
       corebound bench memory
       corebound bench allreduce --bytes 8KiB
       corebound bench generate --shape llama-1.1b --num-ranks 2 --compare transformers
+      corebound bench quality --model demo
     """  # noqa: D301  click reads the \b

@@ -15,15 +15,16 @@ from typing import Any
 
 import click
 
+from corebound.cli.bench_model import benchmark_model_dir
 from corebound.cli.tables import format_bytes, render_table
 from corebound.config.suggest import require_choice
 from corebound.engine.bench.job import BenchJob, BenchReport, read_report
-from corebound.engine.bench.shapes import SHAPES, write_shape
+from corebound.engine.bench.shapes import SHAPES
 from corebound.engine.request import require_dtype
-from corebound.errors import ConfigError, CoreboundError, LaunchError
+from corebound.errors import CoreboundError, LaunchError
 from corebound.kernels.memory_probe import bytes_beyond_caches, measure_read
 from corebound.launcher import LaunchSpec, launch
-from corebound.models import describe, resolve_model
+from corebound.models import describe
 from corebound.topology import Topology, read_topology
 
 _RANK_COMMAND = (sys.executable, "-m", "corebound.engine.bench.rank_main")
@@ -93,7 +94,7 @@ def generate(
     require_dtype(dtype)
     if compare is not None:
         require_choice("engine", compare, PEERS, where="--compare")
-    model_dir = _model_dir(model, shape, cache_dir)
+    model_dir = benchmark_model_dir(model, shape, cache_dir)
     description = describe(model_dir, tokenizer=False)
     prompt = [3 + (7 * position) % (description.vocab_size - 3) for position in range(prompt_tokens)]
     ours, theirs = _Series("corebound", num_ranks), _Series(compare or "", 1)
@@ -120,21 +121,6 @@ def generate(
     result = _result(description.name, dtype, [series for series in (ours, theirs) if series.reports], ceilings)
     click.echo(json.dumps(result, indent=2) if as_json else _table(result))
     return 0
-
-
-def _model_dir(model: str | None, shape: str | None, cache_dir: Path | None) -> Path:
-    if (model is None) == (shape is None):
-        raise ConfigError("give either --model or --shape", hint="such as --shape llama-1.1b")
-    if shape is None:
-        return resolve_model(str(model))
-    require_choice("shape", shape, SHAPES, where="--shape")
-    target = cache_dir or Path.home() / ".cache" / "corebound" / "shapes"
-    try:
-        return write_shape(shape, target, lambda text: click.echo(text, err=True))
-    except OSError as error:
-        raise ConfigError(
-            f"--cache-dir {target}: {error.strerror or error}", hint="name a directory with room for the model"
-        ) from error
 
 
 def _round(job: BenchJob, run: Callable[[], None]) -> BenchReport:

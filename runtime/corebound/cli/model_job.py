@@ -16,6 +16,7 @@ from corebound.launcher.spec import LaunchSpec
 from corebound.models import ModelDescription, model_listing, verify_manifest
 from corebound.models.manifest import MAX_VERIFIED_BYTES
 from corebound.sharding import shard_plan
+from corebound.sharding.activation_order import check_activation_order
 
 
 def check_load(dtype: str, kv_cache_gib: float | None) -> None:
@@ -47,4 +48,5 @@ def check_ranks(description: ModelDescription, spec: LaunchSpec) -> None:
     Raises: ShardingError with the numbers of ranks that work; ConfigError for a launch that cannot be planned.
     """
     whole = plan(spec, topology_reader(), environ=env.snapshot())
-    shard_plan(description, len(whole.ranks))
+    split = shard_plan(description, len(whole.ranks))
+    check_activation_order(split, description.packed, description.entries)

@@ -13,8 +13,11 @@ from corebound.errors import ModelLoadError
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader, read_config, read_json_object
 from corebound.models.families import ARCHITECTURES
+from corebound.models.quantization_config import FIELD, packed_format
+from corebound.quantization.packed import PackedFormat
 from corebound.sharding.checkpoint import Checkpoint, TensorEntry, read_checkpoint
 from corebound.sharding.match import match_parameters
+from corebound.sharding.plan import model_parameters
 
 # Any one of these is a tokenizer that transformers can load.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
@@ -26,7 +29,8 @@ class ModelDescription(Architecture):
     """A model directory that has been checked: architecture, where each parameter lies, and special tokens.
 
     `dtype` is the type of most weights, as a torch name. `entries` holds the tensor of every parameter by its name
-    without prefix. `eos_token_ids` end a generation.
+    without prefix, or, where `packed` says how, the packed ones that stand for it: `X.qweight`, `X.qzeros` and so on in
+    place of `X.weight`. `eos_token_ids` end a generation.
     """
 
     path: Path
@@ -34,6 +38,7 @@ class ModelDescription(Architecture):
     dtype: str
     checkpoint: Checkpoint = field(repr=False)
     entries: Mapping[str, TensorEntry] = field(repr=False)
+    packed: PackedFormat | None = None
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -41,14 +46,15 @@ class ModelDescription(Architecture):
     @property
     def num_parameters(self) -> int:
         """Return the number of weights; a tied head counts once."""
-        return sum(math.prod(entry.shape) for entry in self.entries.values())
+        return sum(math.prod(parameter.shape) for parameter in model_parameters(self))
 
 
-def describe(model_dir: Path | str, *, tokenizer: bool = True) -> ModelDescription:
+def describe(model_dir: Path | str, *, tokenizer: bool = True, packed: bool = False) -> ModelDescription:
     """Return the description of a local model directory, after checking all that can be checked without torch.
 
     That is config.json, the architecture, the header and length of every weight file, the name, shape and type of
-    every parameter, and, unless `tokenizer` is False, the presence of a tokenizer.
+    every parameter, and, unless `tokenizer` is False, the presence of a tokenizer. The packed matrices of AWQ and GPTQ
+    are described, but nothing computes with them yet: only with `packed` are they no error.
 
     Raises: ModelLoadError naming the file.
     """
@@ -58,10 +64,18 @@ def describe(model_dir: Path | str, *, tokenizer: bool = True) -> ModelDescripti
     config = read_config(path)
     architecture = _architecture_name(config)
     described = ARCHITECTURES[architecture](config, path.resolve().name)
+    stored = packed_format(config)
+    if stored is not None and stored.scheme.group_size is not None:
+        described = dataclasses.replace(described, input_grain=stored.scheme.group_size)
     if tokenizer:
         _check_tokenizer(path)
     checkpoint = read_checkpoint(path)
-    entries = match_parameters(described, checkpoint)
+    entries = match_parameters(described, checkpoint, stored)
+    if stored is not None and not packed:
+        raise ModelLoadError(
+            f"{config.path}: {FIELD}: {stored.name}: packed weights are read, but not computed with yet",
+            hint="use the unquantised checkpoint of this model",
+        )
     generation = _generation_config(path)
     return ModelDescription(
         **{item.name: getattr(described, item.name) for item in dataclasses.fields(described)},
@@ -70,6 +84,7 @@ def describe(model_dir: Path | str, *, tokenizer: bool = True) -> ModelDescripti
         dtype=_main_dtype(entries),
         checkpoint=checkpoint,
         entries=entries,
+        packed=stored,
         bos_token_id=next(iter(_token_ids(config, generation, "bos_token_id", described.vocab_size)), None),
         pad_token_id=next(iter(_token_ids(config, generation, "pad_token_id", described.vocab_size)), None),
         eos_token_ids=_token_ids(config, generation, "eos_token_id", described.vocab_size),
@@ -86,13 +101,6 @@ def _architecture_name(config: ConfigReader) -> str:
         raise ModelLoadError(
             f"{config.path}: architectures: unknown {', '.join(map(str, names))}",
             hint=(f"did you mean `{close}`? " if close else "") + f"known: {', '.join(sorted(ARCHITECTURES))}",
-        )
-    quantisation = config.section("quantization_config")
-    if quantisation is not None:
-        method = quantisation.values.get("quant_method", "unknown")
-        raise ModelLoadError(
-            f"{config.path}: quantization_config: checkpoints quantised by {method!r} cannot be read",
-            hint="use the unquantised checkpoint of this model",
         )
     return str(known[0])
 
@@ -116,7 +124,8 @@ def _check_tokenizer(path: Path) -> None:
 def _main_dtype(entries: Mapping[str, TensorEntry]) -> str:
     sizes: dict[str, int] = {}
     for entry in entries.values():
-        sizes[entry.dtype] = sizes.get(entry.dtype, 0) + math.prod(entry.shape)
+        if entry.dtype in _DTYPES:
+            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + math.prod(entry.shape)
     return _DTYPES[max(sizes, key=lambda dtype: sizes[dtype])]
 
 
