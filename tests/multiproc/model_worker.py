@@ -23,7 +23,7 @@ def read_bytes() -> int:
 
 def greedy(task, collectives):
     """Generate, and digest every normalised state that ranks must hold alike."""
-    runner = Runner(Path(task["model"]), collectives, getattr(torch, task["dtype"]))
+    runner = Runner(Path(task["model"]), collectives, task["dtype"])
     decoder = runner.decoder
     digest, normalise = hashlib.sha256(), decoder._normalise
 
@@ -44,7 +44,7 @@ def memory(task, collectives):
     collectives.barrier()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
     before, read_before = status_bytes("VmRSS"), read_bytes()
-    decoder = load_model(task["model"], getattr(torch, task["dtype"]), collectives)
+    decoder = load_model(task["model"], task["dtype"], collectives)
     grown, num_read = status_bytes("VmHWM") - before, read_bytes() - read_before
     collectives.barrier()
     weights = decoder.weight_bytes_per_token

@@ -61,8 +61,8 @@ def test_quantised_products_are_those_of_the_dequantised_matrix(
         matrix.put_codes(0, codes, scales, zeros if asymmetric else None)
         size = matrix.struct.group_inputs
         middle = zeros if asymmetric else torch.full_like(zeros, levels // 2)
-        spread = lambda t: t.repeat_interleave(size, 1)[:, :inputs]  # noqa: E731  used once, right here
-        weight = (codes.double() - spread(middle)) * spread(scales)
+        steps = scales.repeat_interleave(size, 1)[:, :inputs]
+        weight = (codes.double() - middle.repeat_interleave(size, 1)[:, :inputs]) * steps
         for rows in (1, 4, 18):
             x = torch.randn((rows, inputs), generator=generator).bfloat16()
             if rows >= 5 and variant == "amx":
@@ -72,7 +72,7 @@ def test_quantised_products_are_those_of_the_dequantised_matrix(
                 assert bool((error <= weight_error + 1e-6).all())
             else:
                 # The zero point is taken off the sum, which can be larger than what remains.
-                large = codes.double() * spread(scales) + weight.abs()
+                large = codes.double() * steps + weight.abs()
                 bound = 2.0**-23 * (inputs + 64) * (x.double().abs() @ large.T) + 1e-30
                 error = (matrix.multiply(x).double() - exact(x, weight)).abs()
                 assert bool((error <= bound).all()), float((error / bound).max())

@@ -8,39 +8,44 @@ import torch
 
 from corebound import kernels
 from corebound.comm import Collectives
-from corebound.kernels.panels import PanelFormat
 from corebound.logs import get_logger
 from corebound.models.decoder import Decoder
 from corebound.models.description import ModelDescription, describe
 from corebound.models.native_decoder import NativeDecoder
-from corebound.models.native_weights import arrange_native, panel_matrices
+from corebound.models.native_weights import arrange_native, matrix_schemes, panel_matrices
+from corebound.models.quantizing import MeaningSink, PanelSink
 from corebound.models.weights import arrange
+from corebound.quantization.scheme import Scheme, is_scheme, parse_scheme
 from corebound.sharding import ShardPlan, shard_plan
-from corebound.sharding.stream import Progress, load_shard
+from corebound.sharding.arena import allocate
+from corebound.sharding.stream import Progress, RowSink, load_shard
 from corebound.topology import read_topology
 
 _log = get_logger(__name__)
 
 
 def load_model(
-    model_dir: Path | str, dtype: torch.dtype, collectives: Collectives, progress: Progress | None = None
+    model_dir: Path | str, dtype: str, collectives: Collectives, progress: Progress | None = None
 ) -> Decoder | NativeDecoder:
-    """Return this rank's decoder, reading only its part of the weights, in `dtype`.
+    """Return this rank's decoder, reading only its part of the weights.
 
-    Call it after the process has been bound: the thread that reads is the one that touches the memory first.
-    `progress` is called with the bytes that were read and the bytes that will be.
+    `dtype` is float32, bfloat16, float16, or a quantization scheme such as `int8` or `int4:g64:sym`: then matrices are
+    quantized while they are read, and everything else is bfloat16. Call it after the process has been bound: the thread
+    that reads is the one that touches the memory first. `progress` is called with the bytes that were read and the
+    bytes that will be.
 
     Raises: ModelLoadError for files that are missing, damaged or do not fit; ShardingError for a number of ranks that
-    does not work.
+    does not work; ConfigError for a scheme that is none.
     """
     description = describe(model_dir, tokenizer=False)
     plan = shard_plan(description, collectives.size)
+    scheme = parse_scheme(dtype) if is_scheme(dtype) else None
+    torch_dtype = torch.bfloat16 if scheme else getattr(torch, dtype)
     decoder: Decoder | NativeDecoder
-    if dtype == torch.bfloat16 and _all_native():
-        decoder = _load_native(description, plan, PanelFormat(), collectives, progress)
+    if torch_dtype == torch.bfloat16 and kernels.all_native():
+        decoder = _load_native(description, plan, scheme, collectives, progress)
     else:
-        fields = load_shard(plan, collectives.rank, description.entries, dtype=dtype, progress=progress)
-        decoder = Decoder(description, plan, arrange(fields, description.num_layers), collectives)
+        decoder = _load_plain(description, plan, scheme, torch_dtype, collectives, progress)
     _log.info(
         "%s: %d of %d heads, %d kv heads, vocabulary rows %d to %d, %.1f MiB of weights",
         description.name,
@@ -54,27 +59,47 @@ def load_model(
     return decoder
 
 
-def _all_native() -> bool:
-    return all(row["implementation"] == "native" for row in kernels.table())
-
-
 def _load_native(
     description: ModelDescription,
     plan: ShardPlan,
-    form: PanelFormat,
+    scheme: Scheme | None,
     collectives: Collectives,
     progress: Progress | None,
 ) -> NativeDecoder:
-    matrices = panel_matrices(description, plan, collectives.rank, form)
-    fields = load_shard(
-        plan, collectives.rank, description.entries, dtype=torch.bfloat16, sinks=matrices, progress=progress
-    )
+    rank = collectives.rank
+    schemes = matrix_schemes(description, plan, rank, scheme)
+    matrices = panel_matrices(description, plan, rank, schemes)
+    sinks: dict[str, RowSink] = {}
+    for field, matrix in matrices.items():
+        how = schemes[field]
+        sinks[field] = matrix if how is None else PanelSink(matrix, how)
+    fields = load_shard(plan, rank, description.entries, dtype=torch.bfloat16, sinks=sinks, progress=progress)
     weights = arrange_native(matrices, fields, description.num_layers)
     return NativeDecoder(description, plan, weights, collectives, team_cpus())
 
 
+def _load_plain(
+    description: ModelDescription,
+    plan: ShardPlan,
+    scheme: Scheme | None,
+    dtype: torch.dtype,
+    collectives: Collectives,
+    progress: Progress | None,
+) -> Decoder:
+    """Return the decoder of plain operators. Quantized matrices take as much memory there as their dtype does."""
+    rank = collectives.rank
+    schemes = matrix_schemes(description, plan, rank, scheme)
+    shapes = plan.field_shapes(rank)
+    quantized = {field: how for field, how in schemes.items() if how is not None}
+    meanings = allocate({field: shapes[field] for field in quantized}, dtype)
+    sinks = {field: MeaningSink(meanings[field], how) for field, how in quantized.items()}
+    if quantized:
+        _log.warning("%s: quantized weights are computed with as %s: native kernels are off", description.name, dtype)
+    fields = load_shard(plan, rank, description.entries, dtype=dtype, sinks=sinks, progress=progress)
+    return Decoder(description, plan, arrange({**fields, **meanings}, description.num_layers), collectives)
+
+
 def team_cpus() -> list[int]:
     """Return the CPUs of this process's team: one of each physical core, as many as torch has threads."""
-    cores = read_topology().physical_cores()
-    cpus = [core.cpus[0] for core in cores]
+    cpus = [core.cpus[0] for core in read_topology().physical_cores()]
     return cpus[: max(1, torch.get_num_threads())]

@@ -105,8 +105,8 @@ class NativeDecoder:
             angles = self._rotary.up_to(int(batch.context_lengths.max()))
         rows = batch.logits_rows.shape[0]
         logits = torch.empty((rows, self.vocab_stop - self.vocab_start), dtype=torch.float32)
-        tensors = (batch.token_ids, batch.positions, batch.slots, batch.block_tables)
-        tensors += (batch.query_starts, batch.context_lengths, batch.logits_rows)
+        tensors = [batch.token_ids, batch.positions, batch.slots, batch.block_tables]
+        tensors += [batch.query_starts, batch.context_lengths, batch.logits_rows]
         whole = [tensor.contiguous() for tensor in tensors]
         step = StepStruct(
             batch.num_tokens,
@@ -134,9 +134,7 @@ class NativeDecoder:
             return KernelError(f"native decoder: {library().corebound_decoder_error().decode()}")
         return failure(code)
 
-    def _cache_pointers(
-        self, kv_cache: KvCache
-    ) -> tuple[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_void_p]]:
+    def _cache_pointers(self, kv_cache: KvCache) -> tuple[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_void_p]]:
         if self._caches is None or self._caches[0] is not kv_cache:
             array = ctypes.c_void_p * len(kv_cache)
             for keys, values in kv_cache:
@@ -173,7 +171,7 @@ class NativeDecoder:
             alibi_slopes=_pointer(self._slopes),
             scale=self.head_dim**-0.5,
             norm_eps=description.norm_eps,
-            activation=ACTIVATIONS.index(description.activation),  # type: ignore[arg-type]  # families use these names
+            activation=ACTIVATIONS.index(description.activation),
             rms_norm=description.norm == "rms",
             norm_as_residual=description.norm_as_residual,
             per_head_qkv=self._per_head_qkv,

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from corebound.kernels.panels import PanelFormat, PanelMatrix
+from corebound.kernels.panels import PanelMatrix
 from corebound.models.description import ModelDescription
+from corebound.models.quantizing import head_scheme, panel_format
+from corebound.quantization.scheme import Scheme
 from corebound.sharding import ShardPlan
 from corebound.sharding.arena import allocate
 
@@ -51,33 +53,41 @@ class NativeWeights:
     head: PanelMatrix
 
 
-def panel_matrices(
-    description: ModelDescription, plan: ShardPlan, rank: int, form: PanelFormat
-) -> dict[str, PanelMatrix]:
-    """Return the matrices of a rank by field, placed in memory of their own and still empty.
+def matrix_schemes(
+    description: ModelDescription, plan: ShardPlan, rank: int, scheme: Scheme | None
+) -> dict[str, Scheme | None]:
+    """Return the fields that are matrices of products, each with the scheme that it is quantized by, if any.
 
-    A tied embedding stays bfloat16, because rows are looked up in it.
+    A tied embedding stays plain, because rows are looked up in it.
     """
-    shapes = plan.field_shapes(rank)
-    matrices: dict[str, PanelMatrix] = {}
-    for field, shape in shapes.items():
+    schemes: dict[str, Scheme | None] = {}
+    for field in plan.field_shapes(rank):
         name = field.rpartition(".")[2]
         if name.removesuffix("_weight") in _MATRICES:
-            gated = name == "mlp_in_weight" and description.activation == "silu_gated"
-            matrices[field] = PanelMatrix(shape[0], shape[1], form, gated=gated)
+            schemes[field] = scheme
         elif name == "head_weight":
-            matrices[field] = PanelMatrix(shape[0], shape[1], form)
+            schemes[field] = head_scheme(scheme)
         elif name == "embedding_weight" and description.tied_head:
-            matrices[field] = PanelMatrix(shape[0], shape[1], PanelFormat())
+            schemes[field] = None
+    return schemes
+
+
+def panel_matrices(
+    description: ModelDescription, plan: ShardPlan, rank: int, schemes: Mapping[str, Scheme | None]
+) -> dict[str, PanelMatrix]:
+    """Return the matrices of a rank by field, placed in memory of their own and still empty."""
+    shapes = plan.field_shapes(rank)
+    matrices: dict[str, PanelMatrix] = {}
+    for field, scheme in schemes.items():
+        gated = field.endswith("mlp_in_weight") and description.activation == "silu_gated"
+        matrices[field] = PanelMatrix(shapes[field][0], shapes[field][1], panel_format(scheme), gated=gated)
     memory = allocate({field: (matrix.num_bytes,) for field, matrix in matrices.items()}, torch.uint8)
     for field, matrix in matrices.items():
         matrix.place(memory[field])
     return matrices
 
 
-def arrange_native(
-    matrices: Mapping[str, PanelMatrix], fields: Mapping[str, Tensor], num_layers: int
-) -> NativeWeights:
+def arrange_native(matrices: Mapping[str, PanelMatrix], fields: Mapping[str, Tensor], num_layers: int) -> NativeWeights:
     """Return the weights of a rank, given by the field names of the family tables."""
 
     def norm(prefix: str) -> tuple[Tensor, ...]:
@@ -87,8 +97,14 @@ def arrange_native(
         return NativeLayer(
             attention_norm=norm(f"{prefix}attention_norm"),
             mlp_norm=norm(f"{prefix}mlp_norm"),
-            **{name: matrices[f"{prefix}{name}_weight"] for name in _MATRICES},
-            **{f"{name}_bias": fields.get(f"{prefix}{name}_bias") for name in _MATRICES},  # type: ignore[arg-type]  # mypy types both dicts as one
+            qkv=matrices[f"{prefix}qkv_weight"],
+            attention_out=matrices[f"{prefix}attention_out_weight"],
+            mlp_in=matrices[f"{prefix}mlp_in_weight"],
+            mlp_out=matrices[f"{prefix}mlp_out_weight"],
+            qkv_bias=fields.get(f"{prefix}qkv_bias"),
+            attention_out_bias=fields.get(f"{prefix}attention_out_bias"),
+            mlp_in_bias=fields.get(f"{prefix}mlp_in_bias"),
+            mlp_out_bias=fields.get(f"{prefix}mlp_out_bias"),
         )
 
     return NativeWeights(

@@ -75,8 +75,9 @@ struct PanelOutput {
 // From this many rows on, a variant with AMX reads `tiles`.
 inline constexpr int64_t min_tile_rows = 5;
 
-// Elements of `tiles` for rows of `padded_inputs`: [row tile of 16][step of 32 inputs][16][32].
-constexpr int64_t tile_elements(int64_t rows, int64_t padded_inputs) { return (rows + 15) / 16 * 16 * padded_inputs; }
+// Elements of `tiles` for rows of `padded_inputs`: [row tile of 16][step of 32 inputs][16][32]; tiles are taken in twos,
+// what the second of the last two holds does not matter.
+constexpr int64_t tile_elements(int64_t rows, int64_t padded_inputs) { return (rows + 31) / 32 * 32 * padded_inputs; }
 
 // Floats of scratch that one thread needs for a panel, aligned to 64 bytes.
 COREBOUND_EXPORT int64_t panel_scratch_floats(int64_t rows);

@@ -5,6 +5,8 @@
 
 COREBOUND_BEGIN_VARIANT
 
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; } // std::min would be shared between variants
+
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {};
@@ -28,20 +30,21 @@ public:
 };
 
 constexpr int64_t sum_row_bytes = panel_outputs * 4, pair_row_bytes = 256, tile_size = 16 * 32, step_bytes = 16 * 256;
+// Inputs that all rows pass before the next ones. A half of the piece (16 KiB), two tiles of rows (16 KiB) and their sums
+// (8 KiB) then stay in the first-level cache; with twice as many, every tile would come from the second.
+constexpr int64_t tile_piece_inputs = 384, half_piece_bytes = tile_piece_inputs * 64;
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; } // std::min would be shared between variants
-
-// Two row tiles against the two output tiles at `pairs`: sums[32][64 floats, the first 32 used].
+// Two row tiles against two output tiles: sums[32][64 floats, the first 32 used]; `pairs` are [step][2][16 pairs][64].
 inline void add_square(const uint16_t *tiles, int64_t tile_stride, const char *pairs, int64_t steps, float *sums) {
   float *below = sums + 16 * panel_outputs;
   _tile_loadd(0, sums, sum_row_bytes);
   _tile_loadd(1, sums + 16, sum_row_bytes);
   _tile_loadd(2, below, sum_row_bytes);
   _tile_loadd(3, below + 16, sum_row_bytes);
-  for (int64_t step = 0; step < steps; ++step, tiles += tile_size, pairs += step_bytes) {
+  for (int64_t step = 0; step < steps; ++step, tiles += tile_size, pairs += step_bytes / 2) {
     _tile_loadd(4, tiles, 64);
-    _tile_loadd(6, pairs, pair_row_bytes);
-    _tile_loadd(7, pairs + 64, pair_row_bytes);
+    _tile_loadd(6, pairs, 64);
+    _tile_loadd(7, pairs + 1024, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(5, tiles + tile_stride, 64);
     _tile_dpbf16ps(1, 4, 7);
@@ -77,19 +80,30 @@ inline void add_line(const uint16_t *tiles, const char *pairs, int64_t steps, fl
   _tile_stored(3, sums + 48, sum_row_bytes);
 }
 
-// All rows against `steps` steps of inputs from step `first` on, whose pairs are at `pairs`.
+// All rows against a piece in tile order, [half][step][2][16 pairs][64], from step `first` of the inputs on.
 inline void add_tile_rows(const PanelMatrix &matrix, const PanelInput &in, int64_t first, int64_t steps,
-                          const char *pairs, float *sums) {
+                          const char *piece, float *sums) {
   const int64_t tile_stride = matrix.padded_inputs * 16, num_tiles = (in.rows + 15) / 16;
   const uint16_t *tiles = in.tiles + first * tile_size;
   for (int64_t half = 0; half < 2; ++half) {
-    for (int64_t tile = 0; tile + 1 < num_tiles; tile += 2) {
-      add_square(tiles + tile * tile_stride, tile_stride, pairs + half * 128, steps,
+    for (int64_t tile = 0; tile < num_tiles; tile += 2) {
+      // A last odd tile has an empty one beside it: see tile_elements.
+      add_square(tiles + tile * tile_stride, tile_stride, piece + half * half_piece_bytes, steps,
                  sums + tile * 16 * panel_outputs + half * 32);
     }
   }
-  if (num_tiles % 2) {
-    add_line(tiles + (num_tiles - 1) * tile_stride, pairs, steps, sums + (num_tiles - 1) * 16 * panel_outputs);
+}
+
+// Where 16 outputs of a pair belong in a piece.
+inline char *piece_place(char *piece, int64_t pair, int64_t part) {
+  return piece + part / 2 * half_piece_bytes + pair / 16 * (step_bytes / 2) + part % 2 * 1024 + pair % 16 * 64;
+}
+
+inline void copy_piece(const char *pairs, int64_t count, char *piece) {
+  for (int64_t pair = 0; pair < count; ++pair, pairs += pair_row_bytes) {
+    for (int64_t part = 0; part < 4; ++part) {
+      _mm512_storeu_si512(piece_place(piece, pair, part), _mm512_loadu_si512(pairs + part * 64));
+    }
   }
 }
 
@@ -104,8 +118,10 @@ inline __m512i joined(__m512 even, __m512 odd) {
   return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-// Writes (code - zero) * scale of `pairs` pairs as bf16 pairs. Here, unlike with few rows, each weight is rounded.
-inline void widen(const PanelMatrix &matrix, const char *weights, int64_t pairs, const GroupScales &of, char *out) {
+// Writes (code - zero) * scale of pairs as bf16 into a piece, from `first` on. Here, unlike with few rows, each weight is
+// rounded.
+inline void widen(const PanelMatrix &matrix, const char *weights, int64_t pairs, const GroupScales &of, char *piece,
+                  int64_t first) {
   const NibbleTable table(int4_meanings.of), low(low_meanings.of), high(high_meanings.of);
   __m512 scales[4], offsets[4];
   for (int j = 0; j < 4; ++j) {
@@ -115,7 +131,7 @@ inline void widen(const PanelMatrix &matrix, const char *weights, int64_t pairs,
   const auto put = [&](int64_t i, int j, __m512 even, __m512 odd) {
     even = _mm512_fmadd_ps(even, scales[j], offsets[j]);
     odd = _mm512_fmadd_ps(odd, scales[j], offsets[j]);
-    _mm512_storeu_si512(out + i * 256 + j * 64, joined(even, odd));
+    _mm512_storeu_si512(piece_place(piece, first + i, j), joined(even, odd));
   };
   for (int64_t i = 0; i < pairs; ++i) {
     if (matrix.kind == WeightKind::int4) {
@@ -139,34 +155,36 @@ inline void widen(const PanelMatrix &matrix, const char *weights, int64_t pairs,
   }
 }
 
+// Fills a piece with up to `count` inputs from input `at` on, of one group or of several small ones.
+inline void widen_piece(const PanelMatrix &matrix, const char *panel, int64_t at, int64_t count, char *piece) {
+  for (int64_t filled = 0; filled < count;) {
+    const int64_t index = (at + filled) / matrix.group_inputs, within = (at + filled) % matrix.group_inputs;
+    const int64_t part = smaller(matrix.group_inputs - within, count - filled);
+    const char *weights = panel + index * matrix.group_bytes();
+    const GroupScales of(matrix, weights + matrix.group_inputs / 2 * matrix.pair_bytes());
+    widen(matrix, weights + within / 2 * matrix.pair_bytes(), part / 2, of, piece, filled / 2);
+    filled += part;
+  }
+}
+
 inline void sum_by_tiles(const PanelMatrix &matrix, const char *panel, const PanelInput &in,
                          const PanelScratch &scratch) {
   const Tiles tiles;
-  const int64_t padded = (in.rows + 15) / 16 * 16;
+  const int64_t padded = (in.rows + 31) / 32 * 32;
   std::memset(scratch.sums, 0, static_cast<size_t>(padded * panel_outputs) * sizeof(float));
   const bool plain = matrix.kind == WeightKind::bfloat16;
-  const int64_t group = plain ? matrix.padded_inputs : matrix.group_inputs;
-  // A piece of 512 inputs is 64 KiB: half of it, for 32 outputs, stays in the first-level cache while all rows pass.
-  const int64_t largest = plain && in.rows <= 16 ? matrix.padded_inputs : piece_inputs;
-  for (int64_t at = 0; at < matrix.padded_inputs;) {
+  if (plain && in.rows <= 16) { // bound by memory: straight from the panel
+    return add_line(in.tiles, panel, matrix.padded_inputs / 32, scratch.sums);
+  }
+  char *piece = reinterpret_cast<char *>(scratch.piece);
+  for (int64_t at = 0; at < matrix.padded_inputs; at += tile_piece_inputs) {
+    const int64_t count = smaller(tile_piece_inputs, matrix.padded_inputs - at);
     if (plain) {
-      const int64_t count = smaller(largest, matrix.padded_inputs - at);
-      add_tile_rows(matrix, in, at / 32, count / 32, panel + at / 2 * 256, scratch.sums);
-      at += count;
-      continue;
+      copy_piece(panel + at / 2 * pair_row_bytes, count / 2, piece);
+    } else {
+      widen_piece(matrix, panel, at, count, piece);
     }
-    char *piece = reinterpret_cast<char *>(scratch.piece);
-    int64_t filled = 0;
-    while (filled < piece_inputs && at + filled < matrix.padded_inputs) { // several small groups, or a part of a large
-      const int64_t index = (at + filled) / group, within = (at + filled) % group;
-      const int64_t count = smaller(group - within, piece_inputs - filled);
-      const char *weights = panel + index * matrix.group_bytes();
-      const GroupScales of(matrix, weights + group / 2 * matrix.pair_bytes());
-      widen(matrix, weights + within / 2 * matrix.pair_bytes(), count / 2, of, piece + filled / 2 * 256);
-      filled += count;
-    }
-    add_tile_rows(matrix, in, at / 32, filled / 32, piece, scratch.sums);
-    at += filled;
+    add_tile_rows(matrix, in, at / 32, count / 32, piece, scratch.sums);
   }
 }
 

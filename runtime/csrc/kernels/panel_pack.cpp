@@ -129,8 +129,8 @@ void unpack_row(const PanelMatrix &matrix, int64_t row, uint16_t *out) {
 }
 
 int64_t panel_scratch_floats(int64_t rows) {
-  constexpr int64_t piece = 512 / 2 * 256 / 4; // see PanelScratch
-  return 2 * ((rows + 15) / 16 * 16) * panel_outputs + piece;
+  constexpr int64_t piece = 384 / 2 * 256 / 4; // see PanelScratch
+  return 2 * ((rows + 31) / 32 * 32) * panel_outputs + piece;
 }
 
 } // namespace corebound::kernels

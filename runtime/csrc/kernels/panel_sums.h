@@ -6,12 +6,11 @@
 
 COREBOUND_BEGIN_VARIANT
 
-// What a thread works with: sums [rows][64], sums of one group alone, and a piece of the panel as plain bf16 pairs.
-constexpr int64_t piece_inputs = 512;
+// What a thread works with: sums [rows][64], sums of one group alone, and a piece of the panel as AMX wants it.
 struct PanelScratch {
   float *sums, *group, *piece;
   PanelScratch(float *memory, int64_t rows) : sums(memory) {
-    const int64_t padded = (rows + 15) / 16 * 16;
+    const int64_t padded = (rows + 31) / 32 * 32;
     group = sums + padded * panel_outputs;
     piece = group + padded * panel_outputs;
   }

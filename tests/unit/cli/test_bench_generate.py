@@ -78,7 +78,7 @@ def test_rounds_of_both_engines_alternate_and_are_compared_pair_by_pair(measured
         (["--model", "demo", "--shape", "llama-1.1b"], 2, "give either --model or --shape"),
         (["--shape", "lama-1.1b"], 2, "`llama-1.1b`"),
         (["--model", "demo", "--compare", "transformer"], 2, "`transformers`"),
-        (["--model", "demo", "--dtype", "int4"], 2, "later release"),
+        (["--model", "demo", "--dtype", "int4:g5"], 2, "unknown part 'g5'"),
         (["--model", "/no/such/model"], 6, "/no/such/model"),
         (["--model", "demo", "--rounds", "0"], 2, "--rounds"),
     ],

@@ -134,7 +134,7 @@ def test_loading_is_refused_until_kernels_compute_with_packed_weights(gptq: Path
         describe(gptq)
     assert caught.value.exit_code == 6
     with pytest.raises(ModelLoadError, match=problem):
-        run_ranks(1, lambda collectives: load_model(gptq, torch.float32, collectives))
+        run_ranks(1, lambda collectives: load_model(gptq, "float32", collectives))
 
 
 def test_describing_packed_weights_imports_no_torch(gptq: Path) -> None:

@@ -113,7 +113,9 @@ class QualityMeter:
             target = Path(directory) / self._description.name  # the log names the model by it
             target.mkdir()
             write_dequantized(self._description, target, scheme, head=head)
-            decoder = load_model(target, dtype, SingleCollectives())
+            with kernels.forced(mode="reference"):
+                decoder = load_model(target, str(dtype).removeprefix("torch."), SingleCollectives())
+        assert isinstance(decoder, Decoder), "the reference operators make the plain decoder"
         with kernels.forced(mode="reference"):
             for texts in _steps(self._texts, self._description.vocab_size):
                 yield _logits(decoder, texts), texts
