@@ -101,7 +101,7 @@ def test_hosts_are_called_by_their_names_unless_two_have_the_same() -> None:
 
 def test_calls_that_differ_have_different_tags() -> None:
     tags = {
-        link_transport._number(host_link._label(operation, torch.empty(size, dtype=dtype)))
+        link_transport.number_of(host_link.label_of(operation, torch.empty(size, dtype=dtype)))
         for operation in ("all_reduce", "all_gather", "broadcast")
         for size in (1, 2, 4096)
         for dtype in (torch.float32, torch.int32)
