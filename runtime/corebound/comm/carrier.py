@@ -1,4 +1,4 @@
-"""Chooses and connects what carries hierarchical's data between hosts: sockets, or oneCCL for other networks, or gloo."""
+"""Chooses and connects what carries hierarchical's data between hosts: sockets, oneCCL for other networks, or gloo."""
 
 from __future__ import annotations
 

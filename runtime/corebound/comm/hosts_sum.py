@@ -83,7 +83,7 @@ class HostsSum:
         call.label = number_of(label_of("all_reduce", own))
         num_bytes = (self._num_hosts - 1) * own.nbytes
         if self._room.numel() < num_bytes:
-            # Kept between calls: fresh pages would cost more than the arithmetic. Calls prepared before point to the old.
+            # Kept between calls: fresh pages would cost more than the arithmetic. Earlier calls point to the old one.
             self._room = torch.empty(num_bytes, dtype=torch.uint8)
             self._calls.clear()
         call.room = self._room.data_ptr()

@@ -1,4 +1,4 @@
-"""What carries tensors between one member and its counterparts on other hosts: gloo's connections, oneCCL's, or our own."""
+"""What carries tensors between one member and its counterparts on other hosts: gloo, oneCCL, or sockets of our own."""
 
 from __future__ import annotations
 
