@@ -34,7 +34,7 @@ _SHOWN_IN_ORDER = (
     ("hierarchical", "ccl"),
     ("hierarchical", "tcp"),
 )
-# A process in a communicator of all ranks hangs when it makes one of fewer with oneCCL over a network.
+# oneCCL takes long to make communicators of few ranks when one of all is there.
 _MADE_IN_ORDER = _SHOWN_IN_ORDER[::-1]
 
 Endpoint = tuple[str, int]
