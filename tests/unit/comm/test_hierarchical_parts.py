@@ -16,6 +16,7 @@ from corebound.comm.hosts import partition
 from corebound.comm.link_transport import LinkError
 from corebound.comm.shm_handshake import SharedMemoryUnavailableError
 from corebound.comm.shm_ops import ELSEWHERE, MISUSE, PEER_LOST, TIMED_OUT, AbandonedError
+from corebound.config import env
 from corebound.errors import CommError, CommTimeoutError, HostError, PeerLostError
 
 HOST_OF = {0: "0", 1: "0", 2: "1", 3: "1", 4: "node-c"}
@@ -134,3 +135,8 @@ def test_without_the_right_to_mount_pretending_is_a_clear_error(tmp_path: Path) 
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(("provider", "fabric"), [(None, ""), ("tcp", ""), ("sockets", ""), ("verbs", "verbs")])
+def test_only_a_provider_of_libfabric_that_is_not_tcp_names_another_network(provider: str | None, fabric: str) -> None:
+    assert env.fabric({} if provider is None else {"FI_PROVIDER": provider}) == fabric
