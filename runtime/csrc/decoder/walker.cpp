@@ -111,8 +111,8 @@ void Walker::walk(Member &member) {
     }
     const bool alone = model_.comm_group == 0 && !model_.all_reduce;
     multiply(member, layer.attention_out, attended_, rows,
-             {x_.data, nullptr, alone ? layer.attention_out_bias : nullptr, x_.stride, Activation::none},
-             &layer.mlp_in, false);
+             {x_.data, nullptr, alone ? layer.attention_out_bias : nullptr, x_.stride, Activation::none}, &layer.mlp_in,
+             false);
     wait(&layer.mlp_in, member);
     if (!alone && !sum_over_ranks(member, rows, layer.attention_out_bias)) {
       return;
@@ -326,9 +326,9 @@ void Walker::keep_wanted_rows(Member &member) {
 bool Walker::sum_over_ranks(Member &member, int64_t rows, const uint16_t *bias) {
   if (member.index == 0) {
     const int64_t count = rows * x_.stride;
-    code_ = model_.comm_group
-                ? corebound_comm_all_reduce(model_.comm_group, x_.data, count, static_cast<int>(comm::DType::bfloat16), -1.0)
-                : model_.all_reduce(x_.data, count);
+    code_ = model_.comm_group ? corebound_comm_all_reduce(model_.comm_group, x_.data, count,
+                                                          static_cast<int>(comm::DType::bfloat16), -1.0)
+                              : model_.all_reduce(x_.data, count);
     for (int64_t row = 0; bias && row < rows; ++row) { // here, so that it counts once
       uint16_t *values = x_.row(row);
       for (int64_t i = 0; i < model_.hidden; ++i) {

@@ -1,6 +1,7 @@
-// Attention of several bf16 queries, as products with panels: a tile of keys is a panel whose outputs are the keys, and a
-// tile of values one whose inputs are the keys. So it runs on what the matrices run on, AMX tiles or bf16 dot products.
-// The weights of the values are taken as two bf16 numbers, the second what the first lacks, so that nothing is lost.
+// Attention of several bf16 queries, as products with panels: a tile of keys is a panel whose outputs are the keys, and
+// a tile of values one whose inputs are the keys. So it runs on what the matrices run on, AMX tiles or bf16 dot
+// products. The weights of the values are taken as two bf16 numbers, the second what the first lacks, so that nothing
+// is lost.
 #pragma once
 
 #include "kernels/attention_rows.h"
@@ -182,9 +183,8 @@ inline void attend_bf16_queries(const AttentionArgs &args, const Item &item, voi
       const int64_t position = item.first_position + r / heads;
       const int64_t ahead = position + 1 - begin, visible = ahead < 0 ? 0 : ahead < count ? ahead : count;
       float *row = work.scores + r * key_tile;
-      const float shrink =
-          update_softmax(row, visible, args.scale, slope_of(args, item.group.first + r % heads), begin - position,
-                         work.largest[r], work.sums[r]);
+      const float shrink = update_softmax(row, visible, args.scale, slope_of(args, item.group.first + r % heads),
+                                          begin - position, work.largest[r], work.sums[r]);
       for (int64_t chunk = 0; chunk < work.chunks; ++chunk) {
         shrink_row(work.results + (chunk * query_rows + r) * 64, 64, shrink);
       }

@@ -30,8 +30,8 @@ public:
 };
 
 constexpr int64_t sum_row_bytes = panel_outputs * 4, pair_row_bytes = 256, tile_size = 16 * 32, step_bytes = 16 * 256;
-// Inputs that all rows pass before the next ones. A half of the piece (16 KiB), two tiles of rows (16 KiB) and their sums
-// (8 KiB) then stay in the first-level cache; with twice as many, every tile would come from the second.
+// Inputs that all rows pass before the next ones. A half of the piece (16 KiB), two tiles of rows (16 KiB) and their
+// sums (8 KiB) then stay in the first-level cache; with twice as many, every tile would come from the second.
 constexpr int64_t tile_piece_inputs = 256, half_piece_bytes = tile_piece_inputs * 64;
 
 // Two row tiles against two output tiles: sums[32][64 floats, the first 32 used]; `pairs` are [step][2][16 pairs][64].
@@ -118,8 +118,8 @@ inline __m512i joined(__m512 first, __m512 second) {
   return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-// Writes (code - zero) * scale of `inputs` inputs as bf16 pairs into a piece, from pair `first` on. Here, unlike with few
-// rows, each weight is rounded.
+// Writes (code - zero) * scale of `inputs` inputs as bf16 pairs into a piece, from pair `first` on. Here, unlike with
+// few rows, each weight is rounded.
 template <bool nibbles>
 inline void widen(const char *codes, int64_t inputs, const GroupScales &of, char *piece, int64_t first) {
   __m512 scales[4], offsets[4];

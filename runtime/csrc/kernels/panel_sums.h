@@ -1,8 +1,8 @@
 // Sums of a bf16 panel by pairs of inputs: decode in every variant, and prefill where there is no AMX.
 #pragma once
 
-#include "kernels/panel.h"
 #include "kernels/pairs.h"
+#include "kernels/panel.h"
 
 COREBOUND_BEGIN_VARIANT
 
@@ -64,8 +64,7 @@ inline void add_pairs(const char *weights, int64_t pairs, const uint16_t *x, int
 }
 
 // The same for any number of rows.
-inline void add_rows(const char *weights, int64_t pairs, const uint16_t *x, int64_t stride,
-                     int64_t rows, float *sums) {
+inline void add_rows(const char *weights, int64_t pairs, const uint16_t *x, int64_t stride, int64_t rows, float *sums) {
   int64_t row = 0;
   while (row < rows) {
     const uint16_t *from = x + row * stride;
