@@ -9,10 +9,9 @@
 #include <thread>
 #include <vector>
 
-#include <pthread.h>
-#include <sched.h>
 #include <sys/mman.h>
 
+#include "bench/pin.h"
 #include "bench/read_loops.h"
 #include "export.h"
 #include "isa/isa.h"
@@ -20,6 +19,7 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using corebound::bench::pin_to;
 using corebound::bench::ReadLoops;
 
 constexpr uint64_t page_bytes = 4096;
@@ -78,17 +78,6 @@ uint64_t bytes_in_huge_pages() {
     }
   }
   return 0;
-}
-
-bool pin_to(int32_t cpu) {
-  // Sized by the CPU number: machines may have more than the 1024 of a plain cpu_set_t.
-  cpu_set_t *set = CPU_ALLOC(static_cast<size_t>(cpu) + 1);
-  const size_t bytes = CPU_ALLOC_SIZE(static_cast<size_t>(cpu) + 1);
-  CPU_ZERO_S(bytes, set);
-  CPU_SET_S(static_cast<size_t>(cpu), bytes, set);
-  const bool done = ::pthread_setaffinity_np(::pthread_self(), bytes, set) == 0;
-  CPU_FREE(set);
-  return done;
 }
 
 struct Thread {
