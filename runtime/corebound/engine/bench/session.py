@@ -74,7 +74,8 @@ def peer_engine(name: str, peer: Peer, dtype: str, folder: Path) -> Contender:
     """Return another engine; its `run` raises PeerError."""
 
     def run(job: BenchJob) -> BenchReport:
-        job = dataclasses.replace(job, num_threads=max(1, (job.num_threads or 1) // peer.num_ranks))
+        threads = max(1, (job.num_threads or 1) // peer.num_ranks)
+        job = dataclasses.replace(job, num_threads=threads, num_ranks=peer.num_ranks)
         return process.measure(peer, folder, process.convert(peer, folder, job))
 
     return Contender(engine=name, dtype=dtype, num_ranks=peer.num_ranks, run=run)

@@ -40,7 +40,7 @@ class BenchJob:
     """Measure `cases` on one model, each after a warm-up of `num_warm_up_tokens`.
 
     `converted_dir` is where an engine keeps the model in its own format; with `action` "convert" it is only written.
-    `num_threads` None leaves it to the engine.
+    `num_threads`, of each of `num_ranks` processes, is left to the engine when it is None.
     """
 
     model_dir: str
@@ -51,6 +51,7 @@ class BenchJob:
     num_threads: int | None = None
     converted_dir: str | None = None
     action: str = "measure"
+    num_ranks: int = 1
 
     def to_bytes(self) -> bytes:
         """Return the job as standard input of the process that does it."""
