@@ -37,7 +37,13 @@ CUDA_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 PEERS = {
     "ctranslate2": Peer(),
     "deepspeed": Peer(build_variables={"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"}),
-    "llama_cpp": Peer(with_torch=False, build_variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"}),
+    # g++ 12 drops stores to the tile configuration that its AMX intrinsic reads (GCC bug 114098), and the program dies.
+    "llama_cpp": Peer(
+        with_torch=False,
+        build_variables={
+            "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'",
+        },
+    ),
     "openvino": Peer(without=CUDA_COMPANIONS),
     "transformers_tp": Peer(),
     "vllm": Peer(without=CUDA_COMPANIONS),
@@ -71,7 +77,9 @@ def prepare(name: str, folder: Path) -> None:
         run_quietly(python, ROLE_FILES / "install_torch.py", versions["torch"])
     wanted: list[str | Path] = ["--requirement", REQUIREMENTS / f"{name}.txt", "--constraint", constraint]
     refuse_cuda(python, name, wanted)
-    run(*pip, *wanted, **peer.build_variables)
+    # What pip built before with other variables is not what is wanted now.
+    fresh = ["--no-cache-dir", "--force-reinstall"] if peer.build_variables else []
+    run(*pip, *fresh, *wanted, **peer.build_variables)
     if peer.without:
         run(python, "-m", "pip", "--disable-pip-version-check", "uninstall", "--quiet", "--yes", *peer.without)
     stamp.write_text(fingerprint(name), encoding="utf-8")

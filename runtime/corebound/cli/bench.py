@@ -12,6 +12,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "generate": ("corebound.cli.bench_generate", "Time prefill and decode of a model."),
     "machine": ("corebound.cli.bench_machine", "Measure all ceilings: reads, products of matrices, cache lines."),
     "memory": ("corebound.cli.bench_memory", "Measure the read bandwidth of memory, the ceiling of decode."),
+    "peers": ("corebound.cli.bench_peers", "Measure Corebound and other engines in turns, and write a report."),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from corebound.cli.tables import format_bytes, render_table
+from corebound.cli.tables import count, format_bytes, render_table
 from corebound.config.suggest import require_choice
 from corebound.engine.bench import series as measured
 from corebound.engine.bench import session
@@ -21,12 +21,13 @@ from corebound.engine.bench.peers.catalog import DEFAULT_FOLDER, PEERS
 from corebound.engine.bench.ruler import Ruler
 from corebound.engine.bench.shapes import SHAPES, write_shape
 from corebound.engine.bench.work import work_of
-from corebound.engine.request import require_dtype
+from corebound.engine.request import DTYPES, require_dtype
 from corebound.errors import ConfigError
 from corebound.models import describe, resolve_model
 from corebound.topology import read_topology
 
 COMPARABLE = ("transformers",)
+OUR_DTYPES = DTYPES
 NUM_WARM_UP_TOKENS = 8
 _COLUMNS = (
     ("engine", "engine", None),
@@ -197,7 +198,7 @@ def table(result: dict[str, Any]) -> str:
     for item in result["comparisons"]:
         rounds = ", ".join(f"{ratio:.2f}" for ratio in item["ratio_per_round"])
         lines.append(
-            f"{item['dtype']}, prompt {item['num_prompt_tokens']}, batch {item['batch_size']}: "
+            f"{count(item['num_ranks'], 'rank')}, {item['dtype']}, prompt {item['num_prompt_tokens']}, batch {item['batch_size']}: "
             f"decode is {item['decode_speed_ratio']:.2f} times as fast as {item['with']} ({rounds})"
         )
     lines += [f"{item['engine']} {item['dtype']}: {item['reason']}" for item in result["failures"]]

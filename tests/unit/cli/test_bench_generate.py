@@ -71,6 +71,7 @@ def test_rounds_of_both_engines_alternate_and_are_compared_pair_by_pair(measured
     assert result["comparison"] == {
         "with": "transformers",
         "dtype": "bfloat16",
+        "num_ranks": 2,
         "num_prompt_tokens": 32,
         "batch_size": 1,
         "decode_speed_ratio": 3.0,

@@ -27,7 +27,7 @@ def _measure(collectives: Collectives) -> None:
     llm = LLM(job.model_dir, dtype=job.dtype, text=False, collectives=collectives)
     cases = []
     for case in job.cases:
-        _run(llm, case, job.num_warm_up_tokens)
+        _run(llm, case.for_warm_up(), job.num_warm_up_tokens)
         cases.append(_run(llm, case, case.num_new_tokens))
     ranks = llm.ranks()
     shares = [collectives.broadcast_object(llm.weight_bytes_per_token, root=root) for root in range(collectives.size)]

@@ -125,6 +125,7 @@ def compare(ours: Series, theirs: Series) -> dict[str, Any]:
     return {
         "with": theirs.engine,
         "dtype": ours.dtype,
+        "num_ranks": ours.num_ranks,
         "num_prompt_tokens": ours.case.num_prompt_tokens,
         "batch_size": ours.case.batch_size,
         "decode_speed_ratio": round(statistics.median(ratios), 3),

@@ -42,3 +42,10 @@ def test_prompts_of_a_batch_differ_and_stay_within_the_vocabulary() -> None:
     prompts = cases[3].prompt_token_ids
     assert len({tuple(prompt) for prompt in prompts}) == 3
     assert all(3 <= token < 100 for prompt in prompts for token in prompt)
+
+
+def test_the_prompts_of_a_warm_up_begin_otherwise() -> None:
+    (case,) = make_cases([5], [2], 8, 100)
+    warm_up = case.for_warm_up()
+    assert (warm_up.num_prompt_tokens, warm_up.batch_size) == (5, 2)
+    assert all(a[0] != b[0] for a, b in zip(case.prompt_token_ids, warm_up.prompt_token_ids, strict=True))

@@ -16,7 +16,8 @@ class Peer:
     """An engine. `formats` says what its weights are called for each of our dtypes; it runs no others.
 
     `environment` is the folder of its packages, None for our own. `num_ranks` processes share the model. `variables`
-    are set where it runs. `unobtainable` says why it cannot be installed by `make bench-peers`.
+    are set where it runs. `sum_adapter` times its all-reduce alone. `unobtainable` says why `make bench-peers` cannot
+    install it.
     """
 
     title: str
@@ -25,6 +26,7 @@ class Peer:
     environment: str | None
     num_ranks: int = 1
     converts: bool = False
+    sum_adapter: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     unobtainable: str | None = None
 
@@ -70,6 +72,7 @@ PEERS: dict[str, Peer] = {
         formats={"bfloat16": "bf16"},
         environment="deepspeed",
         num_ranks=2,
+        sum_adapter="sum_deepspeed.py",
         variables={"DS_ACCELERATOR": "cpu"},
     ),
     "vllm": Peer(
@@ -85,6 +88,7 @@ PEERS: dict[str, Peer] = {
         formats={"bfloat16": "bf16"},
         environment="vllm",
         num_ranks=2,
+        sum_adapter="sum_vllm.py",
         variables={"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"},
     ),
     "llama_cpp": Peer(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from corebound.engine.bench.peers.adapters.protocol import BenchJob, BenchReport, read_report
+from corebound.engine.bench.peers.adapters.protocol import BenchJob, BenchReport, SumReport, read_report, read_sums
 from corebound.engine.bench.peers.catalog import ADAPTERS, Peer
 from corebound.errors import CoreboundError
 
@@ -53,7 +53,20 @@ def measure(peer: Peer, folder: Path, job: BenchJob) -> BenchReport:
     return report
 
 
-def _run(peer: Peer, folder: Path, job: BenchJob) -> None:
+def time_sums(peer: Peer, folder: Path, job: BenchJob) -> SumReport:
+    """Return the times of an engine's own sums over the ranks of a job.
+
+    Raises: PeerError.
+    """
+    path = Path(job.report_path)
+    path.unlink(missing_ok=True)
+    _run(peer, folder, job, adapter=peer.sum_adapter)
+    if not path.is_file():
+        raise PeerError("ended without a report")
+    return read_sums(path)
+
+
+def _run(peer: Peer, folder: Path, job: BenchJob, adapter: str | None = None) -> None:
     python = peer.python(folder)
     if python is None:
         raise PeerError(peer.why_missing(folder))
@@ -61,7 +74,7 @@ def _run(peer: Peer, folder: Path, job: BenchJob) -> None:
     command = ["env", *(f"{name}={value}" for name, value in _variables(peer, job).items())]
     # A group of its own, so that ranks that an engine starts end with it.
     process = subprocess.Popen(
-        [*command, str(python), str(ADAPTERS / peer.adapter)],
+        [*command, str(python), str(ADAPTERS / (adapter or peer.adapter))],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:

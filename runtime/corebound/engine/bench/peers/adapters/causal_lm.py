@@ -34,7 +34,7 @@ def measure(model: Any, job: BenchJob) -> list[CaseReport]:
     """Return the times of every case, each after its warm-up."""
     reports = []
     for case in job.cases:
-        _generate(model, case, job.num_warm_up_tokens)
+        _generate(model, case.for_warm_up(), job.num_warm_up_tokens)
         reports.append(_generate(model, case, case.num_new_tokens))
     return reports
 

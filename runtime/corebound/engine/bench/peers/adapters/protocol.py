@@ -34,12 +34,17 @@ class BenchCase:
         """The number of prompts."""
         return len(self.prompt_token_ids)
 
+    def for_warm_up(self) -> BenchCase:
+        """Return a case of the same size with other prompts: an engine that keeps prefixes has none of these."""
+        return dataclasses.replace(self, prompt_token_ids=[prompt[::-1] for prompt in self.prompt_token_ids])
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchJob:
     """Measure `cases` on one model, each after a warm-up of `num_warm_up_tokens`.
 
     `converted_dir` is where an engine keeps the model in its own format; with `action` "convert" it is only written.
+    With `action` "all_reduce" sums of `message_bytes` are timed in place of cases.
     `num_threads`, of each of `num_ranks` processes, is left to the engine when it is None.
     """
 
@@ -52,6 +57,7 @@ class BenchJob:
     converted_dir: str | None = None
     action: str = "measure"
     num_ranks: int = 1
+    message_bytes: list[int] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
         """Return the job as standard input of the process that does it."""
@@ -95,6 +101,23 @@ class BenchReport:
     def write(self, path: str) -> None:
         """Write the report where the job asked for it."""
         Path(path).write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumReport:
+    """Times of sums over two processes: for each size in bytes, the microseconds of every call on rank 0."""
+
+    times_us: dict[str, list[float]]
+    version: str
+
+    def write(self, path: str) -> None:
+        """Write the report where the job asked for it."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+
+def read_sums(path: Path) -> SumReport:
+    """Return the report of sums that a measurement wrote."""
+    return SumReport(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_job() -> BenchJob:

@@ -71,3 +71,17 @@ def memory_of_all() -> int:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(total)
     return int(total)
+
+
+def remove_segments(prefix: str) -> None:
+    """Remove the shared memory of this launch that the engine leaves behind; rank 0 does it, after the last sum.
+
+    Its names hold the prefix and the port that the launch rendezvoused at, which no other launch has.
+    """
+    import torch.distributed as dist
+
+    dist.barrier()
+    if dist.get_rank() == 0:
+        for path in Path("/dev/shm").glob(f"*{prefix}*"):  # noqa: S108 - where POSIX shared memory is
+            if os.environ["MASTER_PORT"] in path.name:
+                path.unlink(missing_ok=True)

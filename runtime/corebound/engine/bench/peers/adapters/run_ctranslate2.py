@@ -37,7 +37,7 @@ def measure(job: BenchJob, target: Path) -> None:
     generator = ctranslate2.Generator(str(target), device="cpu", compute_type=_TYPES[job.dtype], **threads)
     cases = []
     for case in job.cases:
-        run(generator, case, job.num_warm_up_tokens)
+        run(generator, case.for_warm_up(), job.num_warm_up_tokens)
         cases.append(run(generator, case, case.num_new_tokens))
     BenchReport(
         num_threads=job.num_threads or 0,

@@ -29,6 +29,7 @@ def measure(job: BenchJob) -> int:
             cases=cases,
             version=deepspeed.__version__,
         ).write(job.report_path)
+    ranks.remove_segments("deepspeed_allreduce_buffer_")
     dist.destroy_process_group()
     return 0
 

@@ -120,15 +120,13 @@ def measure(job: BenchJob, target: Path) -> None:
     import llama_cpp
 
     llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(
-        str(target / _FILE).encode(), llama_cpp.llama_model_default_params()
-    )
+    model = llama_cpp.llama_model_load_from_file(str(target / _FILE).encode(), llama_cpp.llama_model_default_params())
     if not model:
         raise SystemExit(f"llama.cpp could not load {target / _FILE}")
     cases = []
     for case in job.cases:
         context = _context(model, job, case)
-        run(context, case, job.num_warm_up_tokens)
+        run(context, case.for_warm_up(), job.num_warm_up_tokens)
         cases.append(run(context, case, case.num_new_tokens))
         llama_cpp.llama_free(context)
     BenchReport(

@@ -35,17 +35,19 @@ def measure(job: BenchJob, target: Path) -> None:
     import openvino_genai
 
     threads = {} if job.num_threads is None else {"INFERENCE_NUM_THREADS": job.num_threads}
-    pipeline = openvino_genai.LLMPipeline(str(target), "CPU", **threads)
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = False
+    pipeline = openvino_genai.LLMPipeline(str(target), "CPU", scheduler_config=scheduler, **threads)
     cases = []
     for case in job.cases:
-        run(pipeline, case, job.num_warm_up_tokens)
+        run(pipeline, case.for_warm_up(), job.num_warm_up_tokens)
         cases.append(run(pipeline, case, case.num_new_tokens))
     BenchReport(
         num_threads=job.num_threads or 0,
         peak_rss_bytes=peak_rss_bytes(),
         cases=cases,
         weight_bytes_per_token=_weight_bytes(job, target),
-        version=openvino_genai.__version__,
+        version=openvino_genai.__version__.split("-")[0],
     ).write(job.report_path)
 
 
@@ -112,7 +114,7 @@ def _weight_bytes(job: BenchJob, target: Path) -> int | None:
 def _feeds_gather(op: Any) -> bool:
     """Return whether a compressed constant becomes the table of a Gather after it has been unpacked."""
     nodes = [target.get_node() for target in op.output(0).get_target_inputs()]
-    for _ in range(4):
+    for _ in range(8):
         if any(node.get_type_name() == "Gather" for node in nodes):
             return True
         nodes = [

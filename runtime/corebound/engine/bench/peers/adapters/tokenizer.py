@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 
 def word(token_id: int) -> str:
@@ -18,7 +19,7 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
         "vocab": {word(token_id): token_id for token_id in range(vocab_size)},
         "unk_token": word(0),
     }
-    whole = {
+    whole: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
