@@ -198,7 +198,8 @@ def table(result: dict[str, Any]) -> str:
     for item in result["comparisons"]:
         rounds = ", ".join(f"{ratio:.2f}" for ratio in item["ratio_per_round"])
         lines.append(
-            f"{count(item['num_ranks'], 'rank')}, {item['dtype']}, prompt {item['num_prompt_tokens']}, batch {item['batch_size']}: "
+            f"{count(item['num_ranks'], 'rank')}, {item['dtype']}, prompt {item['num_prompt_tokens']}, "
+            f"batch {item['batch_size']}: "
             f"decode is {item['decode_speed_ratio']:.2f} times as fast as {item['with']} ({rounds})"
         )
     lines += [f"{item['engine']} {item['dtype']}: {item['reason']}" for item in result["failures"]]

@@ -40,8 +40,8 @@ def measure(job: BenchJob, target: Path) -> None:
     pipeline = openvino_genai.LLMPipeline(str(target), "CPU", scheduler_config=scheduler, **threads)
     cases = []
     for case in job.cases:
-        run(pipeline, case.for_warm_up(), job.num_warm_up_tokens)
-        cases.append(run(pipeline, case, case.num_new_tokens))
+        _generate(pipeline, case.for_warm_up(), job.num_warm_up_tokens, None)
+        cases.append(_single(pipeline, case) if case.batch_size == 1 else _batch(pipeline, case))
     BenchReport(
         num_threads=job.num_threads or 0,
         peak_rss_bytes=peak_rss_bytes(),
@@ -51,8 +51,8 @@ def measure(job: BenchJob, target: Path) -> None:
     ).write(job.report_path)
 
 
-def run(pipeline: Any, case: BenchCase, count: int) -> CaseReport:
-    """Continue the prompts of a case by `count` tokens and return the times."""
+def _generate(pipeline: Any, case: BenchCase, count: int, streamer: Any) -> Any:
+    """Continue the prompts of a case by `count` tokens and return what the pipeline returns."""
     import numpy
     import openvino
     import openvino_genai
@@ -61,35 +61,47 @@ def run(pipeline: Any, case: BenchCase, count: int) -> CaseReport:
     config.max_new_tokens, config.ignore_eos, config.do_sample = count, True, False
     prompt = numpy.array(case.prompt_token_ids, dtype=numpy.int64)
     inputs = openvino_genai.TokenizedInputs(openvino.Tensor(prompt), openvino.Tensor(numpy.ones_like(prompt)))
+    return pipeline.generate(inputs, config) if streamer is None else pipeline.generate(inputs, config, streamer)
+
+
+def _single(pipeline: Any, case: BenchCase) -> CaseReport:
     clock = StepClock()
-    if case.batch_size == 1:
+    out = _generate(pipeline, case, case.num_new_tokens, _streamer(clock))
+    return clock.report(list(out.tokens[0]))
 
-        def on_token(_: Any) -> Any:
-            clock.tick()
-            return openvino_genai.StreamingStatus.RUNNING
 
-        out = pipeline.generate(inputs, config, _streamer(on_token))
-        return clock.report(list(out.tokens[0]))
-    # A batch has no streamer; its own record says how long each step took.
+def _batch(pipeline: Any, case: BenchCase) -> CaseReport:
+    """Return the times of a batch, which has no streamer, from the pipeline's own record of its steps.
+
+    Prompts are prefilled one after the other while the first are continued already: what counts is from the first
+    step that brought a token to every prompt to the last one that did.
+    """
     started_s = time.perf_counter()
-    out = pipeline.generate(inputs, config)
+    out = _generate(pipeline, case, case.num_new_tokens, None)
     elapsed_s = time.perf_counter() - started_s
-    steps = [1e-3 * us for us in out.perf_metrics.raw_metrics.token_infer_durations]
-    first_ms = float(out.perf_metrics.get_ttft().mean)
-    return CaseReport(first_token_ms=first_ms, step_ms=steps[1:], elapsed_s=elapsed_s, token_ids=list(out.tokens[0]))
+    record = out.perf_metrics.raw_metrics
+    ends_ms, sizes = list(record.m_new_token_times), list(record.m_batch_sizes)
+    full = [index for index, size in enumerate(sizes) if size == case.batch_size]
+    if len(full) < 2:
+        raise SystemExit(f"the {case.batch_size} prompts never ran together: more new tokens are needed")
+    return CaseReport(
+        first_token_ms=1e3 * elapsed_s - (ends_ms[-1] - ends_ms[full[0]]),
+        step_ms=[ends_ms[i] - ends_ms[i - 1] for i in range(full[0] + 1, full[-1] + 1)],
+        elapsed_s=elapsed_s,
+        token_ids=list(out.tokens[0]),
+    )
 
 
-def _streamer(on_token: Any) -> Any:
+def _streamer(clock: StepClock) -> Any:
     import openvino_genai
 
     class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
 
-        def write(self, token: Any) -> Any:
-            for _ in token if isinstance(token, list) else [token]:
-                status = on_token(token)
-            return status
+        def write(self, _: Any) -> Any:
+            clock.tick()
+            return openvino_genai.StreamingStatus.RUNNING
 
         def end(self) -> None:
             return None
