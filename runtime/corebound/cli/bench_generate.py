@@ -123,15 +123,24 @@ def run(
     batch: Sequence[int],
     new_tokens: int,
     rounds: int,
+    *,
+    batch_all_lengths: bool = True,
 ) -> session.Outcome:
-    """Return what rounds of these engines come to, on the model in `directory`."""
+    """Return what rounds of these engines come to, on the model in `directory`.
+
+    Without `batch_all_lengths` only the first length is measured in batches.
+    """
     description = describe(directory, tokenizer=False)
     topology = read_topology()
     with tempfile.TemporaryDirectory(prefix="corebound-bench-") as scratch:
         job = BenchJob(
             model_dir=str(directory.resolve()),
             dtype=contenders[0].dtype,
-            cases=make_cases(prompt_tokens, batch, new_tokens, description.vocab_size),
+            cases=[
+                case
+                for case in make_cases(prompt_tokens, batch, new_tokens, description.vocab_size)
+                if batch_all_lengths or case.batch_size == 1 or case.num_prompt_tokens == prompt_tokens[0]
+            ],
             num_warm_up_tokens=NUM_WARM_UP_TOKENS,
             report_path=str(Path(scratch) / "report.json"),
             num_threads=len(topology.physical_cores()),

@@ -62,8 +62,8 @@ def peers(
 
     Each engine runs in an environment of its own, made by `make bench-peers`, in a process of its own. Its turn lies
     between two readings of the memory's bandwidth and of the bfloat16 GEMM peak, and its figures are fractions of
-    those. An engine that is missing or fails is reported with the reason. --output writes a report in Markdown, with
-    plots beside it.
+    those. Larger batches have prompts of the first length. An engine that is missing or fails is reported with the
+    reason. --output writes a report in Markdown, with plots beside it.
 
     \b
     Examples:
@@ -100,6 +100,7 @@ def measure(names: list[str], **options: Any) -> dict[str, Any]:
         options["batch"],
         options["new_tokens"],
         options["rounds"],
+        batch_all_lengths=False,
     )
     outcome.failures[:0] = left_out
     result = bench_generate.result_of(outcome)

@@ -62,6 +62,8 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         bench_peers_sums, "_ours", lambda: [{"provider": "floor", "entry": "plain", "bytes": 8192, **figures}]
     )
     monkeypatch.setattr(bench_peers_sums, "_theirs", lambda name, folder: {8192: figures})
+    # Whether this machine has it must not matter here.
+    monkeypatch.setitem(module.PEERS, "ipex", dataclasses.replace(PEERS["ipex"], places=()))
     return turns
 
 
@@ -168,7 +170,14 @@ def test_every_engine_names_an_adapter_that_is_there_or_says_why_not() -> None:
     from corebound.engine.bench.peers.catalog import ADAPTERS
 
     for name, peer in PEERS.items():
-        if peer.unobtainable is None:
-            assert (ADAPTERS / peer.adapter).is_file(), name
+        assert (ADAPTERS / peer.adapter).is_file(), name
         assert peer.sum_adapter is None or (ADAPTERS / peer.sum_adapter).is_file(), name
-        assert dataclasses.replace(peer, environment="none").python(Path("/nowhere")) is None
+        assert dataclasses.replace(peer, environment="none", places=()).python(Path("/nowhere")) is None
+
+
+def test_an_engine_that_something_else_installed_is_found(tmp_path: Path) -> None:
+    peer = dataclasses.replace(PEERS["ipex"], places=(str(tmp_path / "a"), str(tmp_path / "b")))
+    assert peer.python(tmp_path) is None
+    (tmp_path / "b" / "bin").mkdir(parents=True)
+    (tmp_path / "b" / "bin" / "python").touch()
+    assert peer.python(tmp_path) == tmp_path / "b" / "bin" / "python"

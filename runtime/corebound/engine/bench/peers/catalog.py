@@ -15,9 +15,9 @@ DEFAULT_FOLDER = Path.home() / ".cache" / "corebound" / "peers"
 class Peer:
     """An engine. `formats` says what its weights are called for each of our dtypes; it runs no others.
 
-    `environment` is the folder of its packages, None for our own. `num_ranks` processes share the model. `variables`
-    are set where it runs. `sum_adapter` times its all-reduce alone. `unobtainable` says why `make bench-peers` cannot
-    install it.
+    `environment` is the folder of its packages, None for our own; `places` are where else it may be installed.
+    `num_ranks` processes share the model. `variables` are set where it runs. `sum_adapter` times its all-reduce alone.
+    `unobtainable` says why `make bench-peers` cannot install it.
     """
 
     title: str
@@ -29,6 +29,7 @@ class Peer:
     sum_adapter: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     unobtainable: str | None = None
+    places: tuple[str, ...] = ()
 
     def python(self, folder: Path) -> Path | None:
         """Return the Python that runs the adapter, None when the engine is not installed."""
@@ -36,7 +37,10 @@ class Peer:
             return Path(sys.executable)
         # The stamp is written last: without it the environment may be half there.
         venv = folder / self.environment
-        return venv / "bin" / "python" if (venv / ".setup").is_file() else None
+        if (venv / ".setup").is_file():
+            return venv / "bin" / "python"
+        found = [Path(place).expanduser() / "bin" / "python" for place in self.places]
+        return next((python for python in found if python.exists()), None)
 
     def why_missing(self, folder: Path) -> str:
         """Return what to say of an engine that is not installed."""
@@ -117,6 +121,8 @@ PEERS: dict[str, Peer] = {
         adapter="run_ipex.py",
         formats={"bfloat16": "bf16"},
         environment="ipex",
-        unobtainable="it is bound to torch 2.8, whose CPU build no ordinary index has; see docs/ipex.md",
+        unobtainable="it is bound to torch 2.8; the group ipex of make deploy installs it, see docs/ipex.md",
+        # As the role ipex has them.
+        places=("/opt/corebound/ipex/venv", "~/.local/share/corebound/ipex/venv"),
     ),
 }

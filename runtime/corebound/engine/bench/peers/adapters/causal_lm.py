@@ -25,7 +25,9 @@ def load(job: BenchJob, **options: Any) -> Any:
     if job.num_threads is not None:
         torch.set_num_threads(job.num_threads)
     auto: Any = transformers.AutoModelForCausalLM
-    model = auto.from_pretrained(job.model_dir, dtype=getattr(torch, job.dtype), **options)
+    # Releases before 5 call it by another name.
+    name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    model = auto.from_pretrained(job.model_dir, **{name: getattr(torch, job.dtype)}, **options)
     model.generation_config.eos_token_id = None
     return model
 
