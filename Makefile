@@ -153,7 +153,7 @@ test-images: native ## Build the images, look into them and run them, two on a n
 
 .PHONY: bench
 bench: native ## Measure this machine and Corebound on it, and check the promised ratios (a quiet machine; writes 2.2 GB)
-	@$(BIN)/corebound bench memory
+	@$(BIN)/corebound bench machine
 	@$(BIN)/corebound bench allreduce
 	@$(BIN)/corebound bench generate --shape llama-1.1b --num-ranks 2 --compare transformers
 	@$(PYTHON) -m pytest -m bench --timeout=1800 $(TESTS)

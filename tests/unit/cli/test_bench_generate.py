@@ -76,6 +76,8 @@ def test_rounds_of_both_engines_alternate_and_are_compared_pair_by_pair(measured
         "batch_size": 1,
         "decode_speed_ratio": 3.0,
         "ratio_per_round": [3.0, 3.0, 3.0],
+        "num_equal_tokens": 1,
+        "num_new_tokens": 48,
     }
     assert main(command) == 0
     assert "decode is 3.00 times as fast as transformers" in capsys.readouterr().out

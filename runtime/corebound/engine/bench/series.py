@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ def _fractions(values: Sequence[float], ceilings: Sequence[float]) -> list[float
 
 
 def compare(ours: Series, theirs: Series) -> dict[str, Any]:
-    """Return how much faster our steps are than another engine's, round by round."""
+    """Return how much faster our steps are than another engine's, round by round, and how far the tokens agree."""
     ratios = [b.step_ms / a.step_ms for a, b in zip(ours.samples, theirs.samples, strict=True)]
     return {
         "with": theirs.engine,
@@ -130,4 +131,12 @@ def compare(ours: Series, theirs: Series) -> dict[str, Any]:
         "batch_size": ours.case.batch_size,
         "decode_speed_ratio": round(statistics.median(ratios), 3),
         "ratio_per_round": [round(ratio, 3) for ratio in ratios],
+        "num_equal_tokens": num_equal(ours.samples[0].case.token_ids, theirs.samples[0].case.token_ids),
+        "num_new_tokens": ours.case.num_new_tokens,
     }
+
+
+def num_equal(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """Return how many tokens agree before the first that does not."""
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(tokens, others, strict=False))
+    return sum(1 for _ in pairs)

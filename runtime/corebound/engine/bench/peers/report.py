@@ -82,6 +82,8 @@ def _run(result: dict[str, Any], plots: dict[str, str], folder: str) -> list[str
                        lambda row: float(row["decode_tokens_per_s"]), digits=0)  # fmt: skip
     if result.get("all_reduce"):
         parts += ["### All-reduce, two processes", _all_reduce(result["all_reduce"])]
+    if result["comparisons"]:
+        parts += ["### Tokens that agree", _agreement(result["comparisons"])]
     if result["failures"]:
         parts += ["### Not measured", _failures(result["failures"])]
     return parts
@@ -207,6 +209,21 @@ def _all_reduce(rows: Sequence[dict[str, Any]]) -> str:
         for row in sorted(rows, key=lambda row: (row["bytes"], row["p50_us"]))
     ]
     return markdown_table(("bfloat16", "provider (entry)", "median, us", "p10", "p90", "p99"), lines)
+
+
+def _agreement(comparisons: Sequence[dict[str, Any]]) -> str:
+    lines = {
+        (
+            title_of(one["with"]),
+            one["dtype"],
+            one["num_prompt_tokens"],
+            f"{one['num_equal_tokens']} of {one['num_new_tokens']}",
+        )
+        for one in comparisons
+        if one["batch_size"] == 1
+    }
+    said = "How many new tokens are ours before the first that is not; random weights leave many choices close to even."
+    return f"{said}\n\n" + markdown_table(("engine", "weights", "prompt", "tokens"), sorted(lines))
 
 
 def _provider(name: str) -> str:
