@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,11 @@ def run(
     rounds: int,
     *,
     batch_all_lengths: bool = True,
+    on_round: Callable[[session.Outcome], object] | None = None,
 ) -> session.Outcome:
     """Return what rounds of these engines come to, on the model in `directory`.
 
-    Without `batch_all_lengths` only the first length is measured in batches.
+    Without `batch_all_lengths` only the first length is measured in batches. `on_round` is called after each round.
     """
     description = describe(directory, tokenizer=False)
     topology = read_topology()
@@ -153,6 +154,7 @@ def run(
             ruler=Ruler.of(topology),
             num_rounds=rounds,
             announce=lambda text: click.echo(text, err=True),
+            on_round=on_round,
         )
 
 

@@ -72,13 +72,7 @@ def peers(
       corebound bench peers --shape llama-tiny --rounds 1 --new-tokens 8    a try in a minute
       corebound bench peers --from-results reports/peers.json --output docs/benchmarks.md
     """  # noqa: D301  click reads the \b
-    if from_results:
-        found = [_read(path) for path in from_results]
-    else:
-        found = [measure(_chosen(names), **options)]
-        if results is not None:
-            results.parent.mkdir(parents=True, exist_ok=True)
-            results.write_text(json.dumps(found[0], indent=2) + "\n", encoding="utf-8")
+    found = [_read(path) for path in from_results] or [measure(_chosen(names), results, **options)]
     if output is not None:
         for path in write_report(found, output):
             click.echo(f"written: {path}", err=True)
@@ -86,13 +80,28 @@ def peers(
     return 0
 
 
-def measure(names: list[str], **options: Any) -> dict[str, Any]:
-    """Return everything that one run found, as JSON values."""
+def measure(names: list[str], results: Path | None = None, **options: Any) -> dict[str, Any]:
+    """Return everything that one run found, as JSON values; `results` holds what there is after each round."""
     dtypes = [_known(name) for name in options["dtype"].split(",")]
     folder = options["peers_dir"] or DEFAULT_FOLDER
     directory = bench_generate.model_dir(None, options["shape"], options["cache_dir"])
-    watch, started_s = LoadWatch(), time.time()
+    watch = LoadWatch()
     contenders, left_out = _contenders(names, dtypes, options["ranks"], folder)
+    facts = {
+        "schema": _SCHEMA,
+        "command": _command(names, options),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "shape": options["shape"],
+        "machine": machine.describe(read_topology()),
+    }
+
+    def gather(outcome: session.Outcome) -> dict[str, Any]:
+        found = facts | bench_generate.result_of(outcome)
+        found["failures"] = [vars(failure) for failure in left_out] + found["failures"]
+        found["num_rounds"] = max(len(series.samples) for series in outcome.series)
+        found["readings"] = [vars(reading) for reading in outcome.readings]
+        return _save(found | {"load": watch.finish().to_json()}, results)
+
     outcome = bench_generate.run(
         contenders,
         directory,
@@ -101,27 +110,26 @@ def measure(names: list[str], **options: Any) -> dict[str, Any]:
         options["new_tokens"],
         options["rounds"],
         batch_all_lengths=False,
+        on_round=gather,
     )
-    outcome.failures[:0] = left_out
-    result = bench_generate.result_of(outcome)
+    found = gather(outcome)
     if options["sums"]:
         rows, failures = bench_peers_sums.measure(
             names, folder, options["rounds"], lambda text: click.echo(text, err=True)
         )
-        result["all_reduce"] = rows
-        result["failures"] += failures
-    readings = [vars(reading) for reading in outcome.readings]
-    return {
-        "schema": _SCHEMA,
-        "command": _command(names, options),
-        "date": time.strftime("%Y-%m-%d", time.gmtime(started_s)),
-        "shape": options["shape"],
-        "num_rounds": options["rounds"],
-        "machine": machine.describe(read_topology()),
-        "readings": readings,
-        **result,
-        "load": watch.finish().to_json(),
-    }
+        found["all_reduce"] = rows
+        found["failures"] += failures
+    return _save(found, results)
+
+
+def _save(found: dict[str, Any], results: Path | None) -> dict[str, Any]:
+    """Write what was found where it was asked for, by one rename, and return it."""
+    if results is not None:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = results.with_name(f".{results.name}.new")
+        unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(results)
+    return found
 
 
 def _contenders(

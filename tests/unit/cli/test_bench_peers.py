@@ -143,6 +143,21 @@ def test_a_report_holds_tables_plots_reasons_and_the_command_but_no_places(
     assert again.read_text() == text.replace("](benchmarks/", "](again/")
 
 
+def test_what_was_found_is_kept_after_each_round(installed: Path, order, tmp_path: Path, monkeypatch) -> None:
+    results = tmp_path / "peers.json"
+    kept: list[int] = []
+    take_turn = process.measure
+
+    def measure(peer, folder, job):
+        kept.append(json.loads(results.read_text())["num_rounds"] if results.exists() else 0)
+        return take_turn(peer, folder, job)
+
+    monkeypatch.setattr(process, "measure", measure)
+    words = ("--peers", "llama_cpp", "--rounds", "3", "--results", str(results), "--no-all-reduce")
+    assert run(*words, folder=installed, cache=tmp_path)["num_rounds"] == 3
+    assert kept == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

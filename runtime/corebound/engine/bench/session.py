@@ -90,10 +90,12 @@ def take_turns(
     ruler: Ruler,
     num_rounds: int,
     announce: Callable[[str], None],
+    on_round: Callable[[Outcome], object] | None = None,
 ) -> Outcome:
     """Return the series of all contenders after `num_rounds` rounds, each in the same order.
 
-    Another engine that fails is left out of later rounds; a failure of ours ends the run.
+    Another engine that fails is left out of later rounds; a failure of ours ends the run. `on_round` gets what there is
+    after each round.
     """
     outcome = Outcome(readings=[ruler.read()])
     series = {id(one): [_series(one, model, work, case) for case in job.cases] for one in contenders}
@@ -112,7 +114,9 @@ def take_turns(
             for item, case in zip(series[id(one)], report.cases, strict=True):
                 item.samples.append(Sample(engine=report, case=case, before=before, after=after))
             announce(f"round {number + 1} of {num_rounds}: {_line(series[id(one)][0], after)}")
-    outcome.series = [item for one in contenders for item in series[id(one)] if item.samples]
+        outcome.series = [item for one in contenders for item in series[id(one)] if item.samples]
+        if on_round is not None:
+            on_round(outcome)
     return outcome
 
 
