@@ -44,10 +44,7 @@ def main() -> int:
         cases=cases,
         version=vllm.__version__,
     ).write(job.report_path)
-    # It leaves them behind when it is not the one to close them.
-    ident = os.environ.get("VLLM_DIST_IDENT")
-    for path in Path("/dev/shm").glob(f"*{ident}*") if ident else ():  # noqa: S108 - where POSIX shared memory is
-        path.unlink(missing_ok=True)
+    _remove_segments()
     return 0
 
 
@@ -71,6 +68,15 @@ def run(engine: Any, case: BenchCase, count: int) -> CaseReport:
             if row == 0:
                 tokens = list(found)
     return case_report(times, time.perf_counter() - started_s, tokens)
+
+
+def _remove_segments() -> None:
+    """Remove the shared memory that vLLM leaves behind: what its ranks have mapped under its name."""
+    for pid in _children():
+        for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines():
+            place = line.split(" ", 5)[-1].strip()
+            if place.startswith("/dev/shm/vllm_dist_"):  # noqa: S108 - where POSIX shared memory is
+                Path(place).unlink(missing_ok=True)
 
 
 def _children() -> list[int]:
