@@ -25,6 +25,7 @@ from corebound.errors import CoreboundError, LaunchError
 from corebound.kernels.memory_probe import bytes_beyond_caches, measure_read
 from corebound.launcher import LaunchSpec, launch
 from corebound.models import describe
+from corebound.models.stored import scheme_to_apply
 from corebound.topology import Topology, read_topology
 
 _RANK_COMMAND = (sys.executable, "-m", "corebound.engine.bench.rank_main")
@@ -96,6 +97,7 @@ def generate(
         require_choice("engine", compare, PEERS, where="--compare")
     model_dir = benchmark_model_dir(model, shape, cache_dir)
     description = describe(model_dir, tokenizer=False)
+    scheme_to_apply(description, dtype)
     prompt = [3 + (7 * position) % (description.vocab_size - 3) for position in range(prompt_tokens)]
     ours, theirs = _Series("corebound", num_ranks), _Series(compare or "", 1)
     ceilings: list[float] = []

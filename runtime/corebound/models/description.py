@@ -13,7 +13,7 @@ from corebound.errors import ModelLoadError
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader, read_config, read_json_object
 from corebound.models.families import ARCHITECTURES
-from corebound.models.quantization_config import FIELD, packed_format
+from corebound.models.quantization_config import packed_format
 from corebound.quantization.packed import PackedFormat
 from corebound.sharding.checkpoint import Checkpoint, TensorEntry, read_checkpoint
 from corebound.sharding.match import match_parameters
@@ -49,12 +49,11 @@ class ModelDescription(Architecture):
         return sum(math.prod(parameter.shape) for parameter in model_parameters(self))
 
 
-def describe(model_dir: Path | str, *, tokenizer: bool = True, packed: bool = False) -> ModelDescription:
+def describe(model_dir: Path | str, *, tokenizer: bool = True) -> ModelDescription:
     """Return the description of a local model directory, after checking all that can be checked without torch.
 
     That is config.json, the architecture, the header and length of every weight file, the name, shape and type of
-    every parameter, and, unless `tokenizer` is False, the presence of a tokenizer. The packed matrices of AWQ and GPTQ
-    are described, but nothing computes with them yet: only with `packed` are they no error.
+    every parameter, and, unless `tokenizer` is False, the presence of a tokenizer.
 
     Raises: ModelLoadError naming the file.
     """
@@ -71,11 +70,6 @@ def describe(model_dir: Path | str, *, tokenizer: bool = True, packed: bool = Fa
         _check_tokenizer(path)
     checkpoint = read_checkpoint(path)
     entries = match_parameters(described, checkpoint, stored)
-    if stored is not None and not packed:
-        raise ModelLoadError(
-            f"{config.path}: {FIELD}: {stored.name}: packed weights are read, but not computed with yet",
-            hint="use the unquantised checkpoint of this model",
-        )
     generation = _generation_config(path)
     return ModelDescription(
         **{item.name: getattr(described, item.name) for item in dataclasses.fields(described)},

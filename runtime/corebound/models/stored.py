@@ -1,0 +1,24 @@
+"""What a checkpoint whose weights are quantized already can be loaded as. No torch."""
+
+from __future__ import annotations
+
+from corebound.errors import ConfigError
+from corebound.models.description import ModelDescription
+from corebound.quantization.scheme import Scheme, is_scheme, parse_scheme
+
+
+def scheme_to_apply(description: ModelDescription, dtype: str) -> Scheme | None:
+    """Return the scheme by which plain weights are to be quantized while they are read, if any.
+
+    Raises: ConfigError for a scheme that is none, or another one than that of weights that are packed.
+    """
+    scheme = parse_scheme(dtype) if is_scheme(dtype) else None
+    packed = description.packed
+    if packed is None or scheme is None:
+        return scheme
+    if scheme != packed.scheme:
+        raise ConfigError(
+            f"dtype {dtype}: the weights of {description.name} are {packed.name} and cannot be {scheme.name} as well",
+            hint="leave out --dtype to compute with the weights as they are, or use the unquantised checkpoint",
+        )
+    return None
