@@ -459,4 +459,4 @@ def compile_all_reduce(name: str) -> None:
 
 def shrink_pieces(num_bytes: int) -> None:
     """Let even short slices go between hosts in several pieces."""
-    host_link._PIECE_BYTES = num_bytes
+    host_link.PIECE_BYTES = num_bytes

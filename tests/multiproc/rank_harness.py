@@ -40,7 +40,7 @@ def _lack_of_ccl() -> str:
 
 # Not accepted by .ci/check_skips.py: `make setup` installs oneCCL and `make native` builds the binding.
 needs_ccl = pytest.mark.skipif(bool(_lack_of_ccl()), reason=f"oneCCL is not installed: {_lack_of_ccl()}")
-HOST_LINKS = [pytest.param("gloo"), pytest.param("ccl", marks=needs_ccl)]
+HOST_LINKS = [pytest.param("tcp"), pytest.param("gloo"), pytest.param("ccl", marks=needs_ccl)]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ LONG_SIZES = [40_001, 300_007, 1_100_003]
 
 
 # Levels are the same over both; what differs is who sends to whom.
-JOBS = [pytest.param((layout, "gloo"), id=f"{layout}, gloo") for layout in LAYOUTS]
+JOBS = [pytest.param((layout, link), id=f"{layout}, {link}") for layout in LAYOUTS for link in ("tcp", "gloo")]
 JOBS += [
     pytest.param((layout, "ccl"), id=f"{layout}, ccl", marks=needs_ccl)
     for layout in ("two by two", "one and three", "three by two")

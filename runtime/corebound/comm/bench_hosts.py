@@ -27,6 +27,15 @@ _LOGGER = get_logger(__name__)
 _TCP_INFO_BYTES = 136
 _BYTES_RECEIVED = struct.Struct("=128xQ")
 _COUNTED_CALLS = 5
+_SHOWN_IN_ORDER = (
+    ("gloo", None),
+    ("ccl", None),
+    ("hierarchical", "gloo"),
+    ("hierarchical", "ccl"),
+    ("hierarchical", "tcp"),
+)
+# hierarchical before flat oneCCL, as where oneCCL carries it from the start: other orders were not tried long enough.
+_MADE_IN_ORDER = _SHOWN_IN_ORDER[::-1]
 
 Endpoint = tuple[str, int]
 
@@ -45,13 +54,13 @@ def contenders(group: HierarchicalCollectives, job_id: str, timeout_s: float) ->
 
     Every rank calls it. What does not work is said once.
     """
-    found = [Contender(provider="gloo", host_link=None, call=dist.all_reduce)]
+    assert dist.group.WORLD is not None
+    calls: dict[tuple[str, str | None], Callable[[torch.Tensor], object]] = {("gloo", None): dist.all_reduce}
+    calls["hierarchical", group.carrier] = group.all_reduce
     made: list[Any] = []
-    for provider, host_link in (("ccl", None), ("hierarchical", "gloo"), ("hierarchical", "ccl")):
-        if provider == "hierarchical" and host_link == group.carrier:
-            found.append(Contender(provider=provider, host_link=host_link, call=group.all_reduce))
+    for provider, host_link in _MADE_IN_ORDER:
+        if (provider, host_link) in calls:
             continue
-        assert dist.group.WORLD is not None
         try:
             other = select.create(dist.group.WORLD, provider, timeout_s, job_id=job_id, host_link=host_link)
         except CommError as error:
@@ -59,7 +68,10 @@ def contenders(group: HierarchicalCollectives, job_id: str, timeout_s: float) ->
                 _LOGGER.warning("not measured: %s", error.message)
             continue
         made.append(other)
-        found.append(Contender(provider=provider, host_link=host_link, call=other.all_reduce))
+        calls[provider, host_link] = other.all_reduce
+    found = [
+        Contender(provider=p, host_link=link, call=calls[p, link]) for p, link in _SHOWN_IN_ORDER if (p, link) in calls
+    ]
     return found, made
 
 

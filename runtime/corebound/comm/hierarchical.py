@@ -23,6 +23,7 @@ from corebound.comm.faults import GRACE_S, SECOND_HAND_GRACE_S, FaultBoard, link
 from corebound.comm.gloo import GlooCollectives
 from corebound.comm.host_link import HostLink
 from corebound.comm.hosts import Hosts
+from corebound.comm.hosts_sum import LAST_EXTRA_S, LINK_EXTRA_S, HostsSum
 from corebound.comm.link_transport import LinkError
 from corebound.comm.objects import broadcast_object
 from corebound.comm.shm import ShmCollectives
@@ -30,8 +31,6 @@ from corebound.errors import CommError
 from corebound.logs import get_logger
 
 _LOGGER = get_logger(__name__)
-_LINK_EXTRA_S = 0.5
-_GATHER_EXTRA_S = 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +63,10 @@ class _Limit:
         return self._limit_s
 
     def link(self) -> float:
-        return self._left() + _LINK_EXTRA_S
+        return self._left() + LINK_EXTRA_S
 
     def last(self) -> float:
-        return self._left() + _GATHER_EXTRA_S
+        return self._left() + LAST_EXTRA_S
 
     def _left(self) -> float:
         return math.inf if math.isinf(self._end_s) else round(max(self._end_s - time.monotonic(), 0.0), 3)
@@ -99,6 +98,9 @@ class HierarchicalCollectives:
         self._closed = False
         self._host_of = {self.ranks[place]: host for host, members in enumerate(levels.hosts) for place in members}
         self._name_of = {rank: levels.names[host] for rank, host in self._host_of.items()}
+        self._sum = HostsSum(
+            self._local.handle if self._local else 0, self.local_rank, self.host, len(self.hosts), self._link
+        )
         self.handle = hierarchical_op.register(self)
 
     def all_reduce(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
@@ -115,7 +117,8 @@ class HierarchicalCollectives:
             return tensor
         whole = tensor.contiguous()
         with self._operation("all_reduce", whole, timeout_s) as limit:
-            self._all_reduce(whole, limit)
+            if not self._sum.all_reduce(whole, self.num_slices(whole.nbytes), limit.first()):
+                self._all_reduce(whole, limit)
         return tensor if whole.data_ptr() == tensor.data_ptr() else tensor.copy_(whole)
 
     def all_gather(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:

@@ -17,7 +17,7 @@ from corebound.comm.link_transport import LinkTransport
 MIB = 1024 * 1024
 # Longer slices go in pieces, each added while the next is on its way, which bounds what a link holds beside the data.
 # Every piece costs a handshake between threads that may have to wait for a processor, so pieces are not small.
-_PIECE_BYTES = 8 * MIB
+PIECE_BYTES = 8 * MIB
 # With three hosts or more, longer slices are added by one host per part and returned: fewer bytes, one step more.
 OWNERS_FROM_BYTES = 64 * 1024
 _LINE_BYTES = 64
@@ -33,40 +33,43 @@ class HostLink:
     """
 
     def __init__(self, transport: LinkTransport, host: int, num_hosts: int, *, alike: bool) -> None:
-        self.transport = transport.name
+        self.transport = transport
         self.host = host
         self.num_hosts = num_hosts
         self._others = [other for other in range(num_hosts) if other != host]
         self._alike = alike
         self._workspace = torch.empty(0, dtype=torch.uint8)
-        self._transport = transport
 
     def all_reduce(self, x: torch.Tensor, timeout_s: float) -> None:
         """Replace the contiguous vector `x` by its sum over the hosts."""
-        label = _label("all_reduce", x)
-        if not self._alike or (self.num_hosts > 2 and x.nbytes >= OWNERS_FROM_BYTES):
-            self._sum_by_owners(x, label, timeout_s)
-        else:
+        label = label_of("all_reduce", x)
+        if self.adds_everywhere(x):
             self._sum_everywhere(x, label, timeout_s)
+        else:
+            self._sum_by_owners(x, label, timeout_s)
+
+    def adds_everywhere(self, x: torch.Tensor) -> bool:
+        """Return whether each host adds all of `x` itself, as opposed to a part that it sends to the others."""
+        return self._alike and (self.num_hosts == 2 or x.nbytes < OWNERS_FROM_BYTES)
 
     def all_gather(self, x: torch.Tensor, timeout_s: float) -> torch.Tensor:
         """Return the contiguous `x` of every host, stacked."""
         gathered = x.new_empty((self.num_hosts, *x.shape))
         gathered[self.host] = x
-        label = _label("all_gather", x)
+        label = label_of("all_gather", x)
         receives = [(other, gathered[other].view(-1)) for other in self._others]
-        self._transport.wait(
-            self._transport.start([(other, x.view(-1)) for other in self._others], receives, label), timeout_s
+        self.transport.wait(
+            self.transport.start([(other, x.view(-1)) for other in self._others], receives, label), timeout_s
         )
         return gathered
 
     def broadcast(self, x: torch.Tensor, root: int, timeout_s: float) -> None:
         """Replace the contiguous `x` by that of host `root`, which sends it to each host once."""
-        label = _label("broadcast", x)
+        label = label_of("broadcast", x)
         data = x.view(-1)
         sends = [(other, data) for other in self._others] if self.host == root else []
         receives = [] if self.host == root else [(root, data)]
-        self._transport.wait(self._transport.start(sends, receives, label), timeout_s)
+        self.transport.wait(self.transport.start(sends, receives, label), timeout_s)
 
     def barrier(self, timeout_s: float) -> None:
         """Return when every host has called it."""
@@ -74,10 +77,10 @@ class HostLink:
 
     def close(self) -> None:
         """Close the connections, which the counterparts notice at once."""
-        self._transport.close()
+        self.transport.close()
 
     def _sum_everywhere(self, x: torch.Tensor, label: str, timeout_s: float) -> None:
-        pieces = x.split(max(1, _PIECE_BYTES // x.itemsize))
+        pieces = x.split(max(1, PIECE_BYTES // x.itemsize))
         num_rooms = min(2, len(pieces))
         num_bytes = num_rooms * len(self._others) * pieces[0].nbytes
         room = self._room(num_bytes).view(x.dtype).view(num_rooms, len(self._others), -1)
@@ -85,7 +88,7 @@ class HostLink:
         def start(number: int) -> tuple[Any, torch.Tensor]:
             piece = pieces[number]
             rows = room[number % num_rooms, :, : piece.numel()]
-            works = self._transport.start(
+            works = self.transport.start(
                 [(other, piece) for other in self._others], list(zip(self._others, rows.unbind(0), strict=True)), label
             )
             return works, rows
@@ -93,7 +96,7 @@ class HostLink:
         works, rows = start(0)
         for number, piece in enumerate(pieces):
             ahead = start(number + 1) if number + 1 < len(pieces) else None
-            self._transport.wait(works, timeout_s)
+            self.transport.wait(works, timeout_s)
             self._add(piece, rows)
             if ahead:
                 works, rows = ahead
@@ -107,12 +110,12 @@ class HostLink:
         theirs = [(other, parts[other]) for other in self._others if parts[other].numel()]
         rows = self._room(len(self._others) * own.nbytes).view(x.dtype).view(len(self._others), -1)
         to_add = list(zip(self._others, rows.unbind(0), strict=True)) if own.numel() else []
-        self._transport.wait(self._transport.start(theirs, to_add, label), timeout_s)
+        self.transport.wait(self.transport.start(theirs, to_add, label), timeout_s)
         sums = []
         if own.numel():
             self._add(own, rows)
             sums = [(other, own) for other in self._others]
-        self._transport.wait(self._transport.start(sums, theirs, label), timeout_s)
+        self.transport.wait(self.transport.start(sums, theirs, label), timeout_s)
 
     def _add(self, own: torch.Tensor, rows: torch.Tensor) -> None:
         """Replace `own` by the sum of all hosts' parts, in the order of the hosts; `rows` are the others'."""
@@ -132,6 +135,6 @@ class HostLink:
         return self._workspace[:num_bytes]
 
 
-def _label(operation: str, x: torch.Tensor) -> str:
+def label_of(operation: str, x: torch.Tensor) -> str:
     """Return what tells a call from others: messages of calls that differ must not be taken for one another."""
     return f"{operation}/{x.numel()}/{x.dtype}"

@@ -1,7 +1,8 @@
-"""What carries tensors between one member and its counterparts on other hosts: gloo's connections, or oneCCL's."""
+"""What carries tensors between one member and its counterparts on other hosts: gloo, oneCCL, or sockets of our own."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import zlib
 from collections import deque
@@ -16,6 +17,7 @@ from torch.distributed.distributed_c10d import Store
 from corebound.comm import shm_ops
 from corebound.comm.base import as_timedelta, from_torch_error
 from corebound.comm.ccl_group import CclError, CclGroup
+from corebound.comm.peer_watch import PeerWatch
 from corebound.comm.quiet import gloo_greeting_on_stderr
 from corebound.errors import CommError, CommTimeoutError
 from corebound.native_ccl import Transfer
@@ -38,7 +40,7 @@ class LinkTransport(Protocol):
 
     @property
     def name(self) -> str:
-        """`gloo` or `ccl`."""
+        """`gloo`, `ccl` or `tcp`."""
 
     def start(self, sends: Messages, receives: Messages, label: str) -> Any:
         """Begin all transfers; return what to wait for. Only calls with the same `label` meet."""
@@ -66,7 +68,7 @@ class GlooTransport:
 
     def start(self, sends: Messages, receives: Messages, label: str) -> list[tuple[int, Any]]:
         """Begin all transfers; return each with the host it concerns."""
-        tag = _number(label)
+        tag = number_of(label)
         works: list[tuple[int, Any]] = []
         for call, transfers in ((self._group.recv, receives), (self._group.send, sends)):
             for other, tensor in transfers:
@@ -95,6 +97,42 @@ class GlooTransport:
 
     def _error(self, other: int, error: Exception) -> LinkError:
         return LinkError(other, from_torch_error(error, operation="exchange between hosts", rank=self._host))
+
+
+class TcpTransport:
+    """Sockets of our own, used by the calling thread alone. Every counterpart makes one with the same store."""
+
+    name = "tcp"
+
+    def __init__(self, store: Store, host: int, names: Sequence[str], timeout_s: float) -> None:
+        self._connections = PeerWatch(store, host, names, timeout_s)
+        self.sockets = (ctypes.c_int32 * len(names))(*self._connections.descriptors)
+
+    def start(self, sends: Messages, receives: Messages, label: str) -> _Exchange:
+        """Return the transfers, which begin when they are waited for."""
+        return _Exchange(label, sends, receives)
+
+    def wait(self, started: _Exchange, timeout_s: float) -> None:
+        """Return when those transfers are over."""
+        calls = [(other, tensor, 1) for other, tensor in started.sends]
+        calls += [(other, tensor, 0) for other, tensor in started.receives]
+        messages = (shm_ops.Message * len(calls))()
+        for place, (other, tensor, is_send) in enumerate(calls):
+            messages[place] = shm_ops.Message(tensor.data_ptr(), tensor.nbytes, self.sockets[other], is_send)
+        failed = ctypes.c_int(0)
+        code = shm_ops.library().corebound_comm_exchange(
+            messages, len(calls), number_of(started.label), timeout_s, ctypes.byref(failed)
+        )
+        if code:
+            raise self.failure(code, calls[failed.value][0])
+
+    def failure(self, code: int, host: int) -> LinkError:
+        """Return the exception for a C function that returned `code` over the connection to `host`."""
+        return _link_error(code, host, shm_ops.library().corebound_comm_error().decode())
+
+    def close(self) -> None:
+        """End the connections."""
+        self._connections.close()
 
 
 @dataclass
@@ -145,21 +183,25 @@ class CclTransport:
         for place, (other, tensor, is_send) in enumerate(calls):
             transfers[place] = Transfer(tensor.data_ptr(), tensor.nbytes, other, is_send)
         try:
-            exchange.pending = self._group.start(_number(exchange.label), transfers, exchange)
+            exchange.pending = self._group.start(number_of(exchange.label), transfers, exchange)
         except CclError as error:
             raise self._error(error, exchange) from None
 
     def _error(self, error: CclError, exchange: _Exchange) -> LinkError:
         expected = [other for other, _ in (*exchange.receives, *exchange.sends)]
         host = error.culprit if error.culprit >= 0 else next(iter(expected), 0)
-        if error.code == shm_ops.PEER_LOST:
-            return LinkError(host, CommError(error.message))
-        # Where all live, either a message was longer than what this call expects, or the labels differ. Over gloo such
-        # calls wait for each other in vain; so that is what is told here, and faults.conclude finds the two calls.
-        return LinkError(host, CommTimeoutError(error.message))
+        return _link_error(error.code, host, error.message)
+
+
+def _link_error(code: int, host: int, text: str) -> LinkError:
+    if code == shm_ops.PEER_LOST:
+        return LinkError(host, CommError(text))
+    # Where all live, either a message was longer than what this call expects, or the labels differ. Over gloo such
+    # calls wait for each other in vain; so that is what is told here, and faults.conclude finds the two calls.
+    return LinkError(host, CommTimeoutError(text))
 
 
 @functools.lru_cache(maxsize=1024)
-def _number(label: str) -> int:
+def number_of(label: str) -> int:
     """Return a number by which a message is matched with the call that expects exactly it."""
     return zlib.crc32(label.encode()) & 0x7FFFFFFF

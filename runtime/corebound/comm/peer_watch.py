@@ -1,6 +1,7 @@
-"""Connections between the members of a group that carry nothing: when one ends, its member is gone.
+"""Connections between the members of a group: when one ends, its member is gone.
 
-oneCCL notices no death. The kernel closes a dead process's sockets at once, and a member that gives up closes its own.
+The kernel closes a dead process's sockets at once, and a member that gives up closes its own. oneCCL notices no death:
+beside it connections carry nothing. Those of link_transport.TcpTransport carry the data themselves.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class PeerWatch:
         poll = select.poll()
         places = {connection.fileno(): place for place, connection in self._sockets.items()}
         for descriptor in places:
-            # Nothing is ever sent over these, so whatever happens is the end.
+            # Nothing is sent over these when this is asked, so whatever happens is the end.
             poll.register(descriptor, select.POLLIN | select.POLLRDHUP)
         return next((places[descriptor] for descriptor, _ in poll.poll(0)), None)
 
@@ -140,6 +141,7 @@ def _connect(store: Store, other: int, place: int, deadline: float) -> socket.so
     except RuntimeError as error:
         raise TimeoutError(str(error)) from error
     connection = socket.create_connection((address, port), timeout=_left(deadline))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.sendall(bytes.fromhex(token) + place.to_bytes(_PLACE_BYTES, "little"))
     connection.settimeout(None)
     return connection
@@ -157,6 +159,7 @@ def _accept(listener: socket.socket, token: bytes, size: int, deadline: float) -
         other = int.from_bytes(said[_TOKEN_BYTES:], "little")
         if hmac.compare_digest(said[:_TOKEN_BYTES], token) and other < size:
             connection.settimeout(None)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return other, connection
         connection.close()  # no member of ours
 

@@ -29,6 +29,36 @@ class AbandonedError(CommError):
     """A member left the group because of a failure outside it; who it was is told by other means."""
 
 
+class Message(ctypes.Structure):
+    """CoreboundMessage of csrc/comm/api.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("num_bytes", ctypes.c_int64),
+        ("socket", ctypes.c_int32),
+        ("is_send", ctypes.c_int32),
+    )
+
+
+class HostsCall(ctypes.Structure):
+    """CoreboundHosts of csrc/comm/api.h."""
+
+    _fields_ = (
+        ("local", ctypes.c_int64),
+        ("local_rank", ctypes.c_int32),
+        ("num_slices", ctypes.c_int32),
+        ("host", ctypes.c_int32),
+        ("num_hosts", ctypes.c_int32),
+        ("sockets", ctypes.POINTER(ctypes.c_int32)),
+        ("room", ctypes.c_void_p),
+        ("label", ctypes.c_uint64),
+        ("link_extra_s", ctypes.c_double),
+        ("last_extra_s", ctypes.c_double),
+        ("dtype", ctypes.c_int32),
+        ("failed_host", ctypes.c_int32),
+    )
+
+
 _ERRORS = {PEER_LOST: PeerLostError, TIMED_OUT: CommTimeoutError, ELSEWHERE: AbandonedError}
 
 
@@ -56,6 +86,8 @@ def library() -> ctypes.CDLL:
         "reduce_slices": (number, [handle, pointer, handle, number, number, seconds]),
         "gather_slices": (number, [handle, pointer, handle, number, number, seconds]),
         "slice_elements": (handle, [handle, number, number]),
+        "exchange": (number, [pointer, number, ctypes.c_uint64, seconds, pointer]),
+        "all_reduce_hosts": (number, [pointer, pointer, handle, seconds]),
         "abandon": (number, [handle, number]),
         "sum": (number, [pointer, pointer, number, handle, number]),
     }

@@ -12,7 +12,7 @@ from corebound.config.suggest import nearest, require_choice, unknown_name
 from corebound.errors import ConfigError
 
 KERNEL_CHOICES = ("auto", "native", "reference")
-HOST_LINK_CHOICES = ("auto", "ccl", "gloo")
+HOST_LINK_CHOICES = ("auto", "tcp", "ccl", "gloo")
 COMM_CHOICES = ("auto", "shm", "hierarchical", "ccl", "gloo")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -99,6 +99,13 @@ def started_by_hydra(environ: Mapping[str, str] | None = None) -> bool:
     """Return whether Intel MPI's mpiexec.hydra, or MPICH's, started this process itself: then it may use MPI."""
     env = os.environ if environ is None else environ
     return all(name in env for name in _OF_HYDRA)
+
+
+def fabric(environ: Mapping[str, str] | None = None) -> str:
+    """Return what FI_PROVIDER, a variable of libfabric, names if that is another network than TCP; empty otherwise."""
+    env = os.environ if environ is None else environ
+    provider = env.get("FI_PROVIDER", "")
+    return "" if provider in ("tcp", "sockets", "net") else provider
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:

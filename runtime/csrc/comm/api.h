@@ -41,6 +41,38 @@ COREBOUND_API int corebound_comm_reduce_slices(int64_t handle, void *data, int64
                                                int num_slices, double timeout_s);
 COREBOUND_API int corebound_comm_gather_slices(int64_t handle, void *data, int64_t num_elements, int dtype,
                                                int num_slices, double timeout_s);
+
+// One message over a connected TCP socket to or from a member on another host; at most one each way on a socket.
+struct CoreboundMessage {
+  void *data;
+  int64_t num_bytes;
+  int32_t socket;
+  int32_t is_send;
+};
+// Returns when all are over. `label` stands for the call: a message for another one, or of another size, is misuse.
+// `failed` becomes the number of the message that failed. After a failure the sockets are to be closed.
+COREBOUND_API int corebound_comm_exchange(const struct CoreboundMessage *messages, int num_messages, uint64_t label,
+                                          double timeout_s, int *failed);
+
+// An all-reduce over hosts, as one member takes part in it: the sums of its host by reduce_slices, those between hosts
+// over the sockets, then gather_slices. Each step may wait somewhat longer than the one before, so whoever sees the
+// late member itself is the first to say so.
+struct CoreboundHosts {
+  int64_t local; // handle of the own host's group, 0 for its only member
+  int32_t local_rank;
+  int32_t num_slices; // the first so many members of each host own a slice
+  int32_t host;       // the own one
+  int32_t num_hosts;
+  const int32_t *sockets; // to the owners of the same slice, by host; not read at the own place
+  void *room;             // for the other hosts' parts of the own slice
+  uint64_t label;
+  double link_extra_s;
+  double last_extra_s;
+  int32_t dtype;
+  int32_t failed_host; // set by a failure between hosts, -1 by one of the own host
+};
+COREBOUND_API int corebound_comm_all_reduce_hosts(struct CoreboundHosts *hosts, void *data, int64_t num_elements,
+                                                  double timeout_s);
 COREBOUND_API int64_t corebound_comm_slice_elements(int64_t num_elements, int dtype, int num_slices);
 COREBOUND_API int corebound_comm_abandon(int64_t handle, int culprit);
 COREBOUND_API int corebound_comm_barrier(int64_t handle, double timeout_s);

@@ -11,6 +11,7 @@
 
 #include "comm/api.h"
 #include "comm/group.h"
+#include "comm/report.h"
 
 namespace corebound::comm {
 namespace {
@@ -24,11 +25,6 @@ std::array<Slot, num_slots> slots;
 std::mutex slots_mutex; // for opening and closing; calls only read
 
 thread_local std::string last_error;
-
-int report(Code code, std::string text) {
-  last_error = std::move(text);
-  return static_cast<int>(code);
-}
 
 int report(const Status &status) { return report(status.code, status.text); }
 
@@ -56,6 +52,12 @@ int finish(const Group &group, Code code) {
 }
 
 } // namespace
+
+int report(Code code, std::string text) {
+  last_error = std::move(text);
+  return static_cast<int>(code);
+}
+
 } // namespace corebound::comm
 
 using namespace corebound::comm;

@@ -84,8 +84,7 @@ void Group::sleep(Counter &counter, uint64_t number) {
 
 Code Group::await(Line which, int member, uint64_t number, const Wait &wait) {
   const std::atomic<uint64_t> &value = line(member, which).value;
-  const int num_spins = num_waits_shared_ > 0 ? spins_crowded : num_spins_;
-  for (int spin = 0; spin < num_spins; ++spin) {
+  for (int spin = 0; spin < num_spins_; ++spin) {
     if (value.load(std::memory_order_acquire) >= number) {
       return Code::ok;
     }

@@ -39,17 +39,26 @@ COREBOUND_API void corebound_panel_multiply(const PanelMatrix *matrix, const uin
                                             const PanelOutput *out) {
   const auto &kernels = corebound::kernels::active_kernels();
   Buffer<uint16_t> tiles;
-  Buffer<float> sums, scratch;
-  PanelInput in = {x, nullptr, nullptr, rows, stride};
+  Buffer<int8_t> high, low;
+  Buffer<float> scales, scratch;
+  PanelInput in{};
+  in.x = x;
+  in.rows = rows;
+  in.stride = stride;
   if (kernels.takes_tiles() && rows >= corebound::kernels::min_tile_rows) {
     uint16_t *made = tiles.get(corebound::kernels::tile_elements(rows, matrix->padded_inputs));
     kernels.make_tiles(in, matrix->padded_inputs, made, 0, (rows + 15) / 16);
     in.tiles = made;
   }
-  if (matrix->asymmetric) {
-    float *made = sums.get(rows * matrix->num_groups());
-    kernels.sum_groups(*matrix, in, made);
-    in.group_sums = made;
+  if (!in.tiles && matrix->kind != corebound::kernels::WeightKind::bfloat16) {
+    const int64_t blocks = rows * matrix->num_blocks();
+    int8_t *upper = high.get(rows * matrix->padded_inputs), *lower = low.get(rows * matrix->padded_inputs);
+    float *of_blocks = scales.get(2 * blocks);
+    kernels.round_rows(*matrix, in, upper, lower, of_blocks, of_blocks + blocks);
+    in.high = upper;
+    in.low = lower;
+    in.block_scales = of_blocks;
+    in.block_sums = of_blocks + blocks;
   }
   float *memory = scratch.get(corebound::kernels::panel_scratch_floats(rows));
   for (int64_t panel = 0; panel < matrix->num_panels(); ++panel) {

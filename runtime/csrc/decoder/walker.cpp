@@ -33,13 +33,13 @@ Walker::Walker(const Model &model, const std::vector<int> &cpus)
       shares_{Shares(static_cast<int>(cpus.size())), Shares(static_cast<int>(cpus.size())),
               Shares(static_cast<int>(cpus.size()))},
       items_(static_cast<int>(cpus.size())), attended_columns_(model.heads * model.head_dim), inner_columns_(0),
-      max_inputs_(0), max_groups_(0) {
+      max_inputs_(0), max_blocks_(0) {
   for (size_t m = 0; m < members_.size(); ++m) {
     members_[m].index = static_cast<int>(m);
   }
   const auto look = [&](const Matrix &matrix) {
     max_inputs_ = std::max(max_inputs_, matrix.padded_inputs);
-    max_groups_ = std::max(max_groups_, matrix.num_groups());
+    max_blocks_ = std::max(max_blocks_, matrix.num_blocks());
   };
   for (int64_t i = 0; i < model.num_layers; ++i) {
     const Layer &layer = model.layers[i];
@@ -80,7 +80,11 @@ void Walker::make_room(const Step &step) {
   attended_ = {buffers_[5].get(rows * attended), attended};
   inner_ = {buffers_[6].get(rows * inner_columns_), inner_columns_};
   tiles_ = wants_tiles(step.tokens) ? buffers_[7].get(kernels::tile_elements(rows, max_inputs_)) : nullptr;
-  group_sums_ = sums_buffer_.get(rows * max_groups_);
+  const int64_t rounded = tiles_ ? kernels::min_tile_rows : rows; // more of them go by tiles
+  high_ = rounded_[0].get(rounded * max_inputs_);
+  low_ = rounded_[1].get(rounded * max_inputs_);
+  block_scales_ = blocks_[0].get(rounded * max_blocks_);
+  block_sums_ = blocks_[1].get(rounded * max_blocks_);
 }
 
 void Walker::walk(Member &member) {
@@ -190,35 +194,49 @@ void Walker::normalise(Member &member, const Norm &norm, bool with_residual, int
     }
   }
   if (next) {
-    prepare(*next, {normed_.data, normed_.stride}, mine);
+    prepare(*next, normed_, mine, rows);
     wait(next, member);
   }
 }
 
-void Walker::prepare(const Matrix &matrix, Rows in, Range rows) {
+void Walker::prepare(const Matrix &matrix, Rows in, Range rows, int64_t all) {
   if (rows.begin >= rows.end) {
     return;
   }
-  const int64_t all = rows.end - rows.begin;
-  const PanelInput part = {in.row(rows.begin), nullptr, nullptr, all, in.stride};
-  if (tiles_ && matrix.padded_inputs <= max_inputs_) {
-    uint16_t *tiles = tiles_ + rows.begin * matrix.padded_inputs;
-    kernels_.make_tiles(part, matrix.padded_inputs, tiles, 0, (all + 15) / 16);
-  }
-  if (matrix.asymmetric) {
-    kernels_.sum_groups(matrix, part, group_sums_ + rows.begin * matrix.num_groups());
+  PanelInput part{};
+  part.x = in.row(rows.begin);
+  part.rows = rows.end - rows.begin;
+  part.stride = in.stride;
+  const int64_t first = rows.begin * matrix.padded_inputs, block = rows.begin * matrix.num_blocks();
+  if (wants_tiles(all)) {
+    kernels_.make_tiles(part, matrix.padded_inputs, tiles_ + first, 0, (part.rows + 15) / 16);
+  } else if (matrix.kind != kernels::WeightKind::bfloat16 && !rounds_alone(matrix, all)) {
+    kernels_.round_rows(matrix, part, high_ + first, low_ + first, block_scales_ + block, block_sums_ + block);
   }
 }
 
 void Walker::multiply(Member &member, const Matrix &matrix, Rows in, int64_t rows, const PanelOutput &out,
                       const Matrix *next, bool prepared) {
-  const bool tiled = wants_tiles(rows);
-  if (!prepared && (tiled || matrix.asymmetric)) {
+  const bool tiled = wants_tiles(rows), quantised = matrix.kind != kernels::WeightKind::bfloat16;
+  const bool alone = rounds_alone(matrix, rows);
+  if (!prepared && (tiled || (quantised && !alone))) {
     const Range tiles = tiles_of(member, rows);
-    prepare(matrix, in, {tiles.begin * 16, std::min(tiles.end * 16, rows)});
+    prepare(matrix, in, {tiles.begin * 16, std::min(tiles.end * 16, rows)}, rows);
     wait(&matrix, member);
   }
-  const PanelInput input = {in.data, tiled ? tiles_ : nullptr, group_sums_, rows, in.stride};
+  PanelInput input = {in.data, nullptr, high_, low_, block_scales_, block_sums_, rows, in.stride};
+  if (tiled) {
+    input.tiles = tiles_;
+  } else if (alone) {
+    const int64_t blocks = rows * matrix.num_blocks();
+    int8_t *high = member.high.get(rows * matrix.padded_inputs), *low = member.low.get(rows * matrix.padded_inputs);
+    float *scales = member.scales.get(2 * blocks);
+    kernels_.round_rows(matrix, input, high, low, scales, scales + blocks);
+    input.high = high;
+    input.low = low;
+    input.block_scales = scales;
+    input.block_sums = scales + blocks;
+  }
   Shares &mine = shares_[member.turn % 3];
   // Everyone has left the product before the last one, so nobody takes from these shares now.
   if (member.index == 0 && next) {
@@ -340,6 +358,10 @@ void Walker::wait(const Matrix *next, const Member &member) {
 Walker::Range Walker::tiles_of(const Member &member, int64_t rows) const {
   const int64_t tiles = (rows + 15) / 16;
   return {tiles * member.index / team_.size(), tiles * (member.index + 1) / team_.size()};
+}
+
+bool Walker::rounds_alone(const Matrix &matrix, int64_t rows) const {
+  return matrix.kind != kernels::WeightKind::bfloat16 && rows <= 2 && !wants_tiles(rows);
 }
 
 bool Walker::wants_tiles(int64_t rows) const { return kernels_.takes_tiles() && rows >= kernels::min_tile_rows; }

@@ -24,6 +24,8 @@ private:
     int turn = 0; // products begun
     Buffer<float> panel;
     Buffer<char> attention;
+    Buffer<int8_t> high, low; // its own copy of a few rows in whole numbers: cheaper than to wait for another's
+    Buffer<float> scales;
   };
   struct Rows {
     uint16_t *data;
@@ -44,11 +46,13 @@ private:
   // One matrix for all rows of `in`; `next` is the matrix after it (of the next product), whose panels are dealt here.
   void multiply(Member &member, const Matrix &matrix, Rows in, int64_t rows, const kernels::PanelOutput &out,
                 const Matrix *next, bool prepared);
-  void prepare(const Matrix &matrix, Rows in, Range rows);
+  // Some of `all` rows as the matrix wants them: in tiles, or in whole numbers.
+  void prepare(const Matrix &matrix, Rows in, Range rows, int64_t all);
   bool sum_over_ranks(Member &member, int64_t rows, const uint16_t *bias);
   void wait(const Matrix *next, const Member &member);
   Range tiles_of(const Member &member, int64_t rows) const;
   bool wants_tiles(int64_t rows) const;
+  bool rounds_alone(const Matrix &matrix, int64_t rows) const;
 
   Model model_;
   const kernels::KernelSet &kernels_;
@@ -59,10 +63,12 @@ private:
   Rows x_{}, stream_{}, normed_{}, qkv_{}, attended_{}, inner_{};
   uint16_t *q_ = nullptr;
   uint16_t *tiles_ = nullptr;
-  float *group_sums_ = nullptr;
+  int8_t *high_ = nullptr, *low_ = nullptr;
+  float *block_scales_ = nullptr, *block_sums_ = nullptr;
   Buffer<uint16_t> buffers_[8];
-  Buffer<float> sums_buffer_;
-  int64_t attended_columns_, inner_columns_, max_inputs_, max_groups_;
+  Buffer<int8_t> rounded_[2];
+  Buffer<float> blocks_[2];
+  int64_t attended_columns_, inner_columns_, max_inputs_, max_blocks_;
   int code_ = 0; // of the all-reduce that failed; written before a barrier, read after it
 };
 

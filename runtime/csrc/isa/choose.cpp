@@ -19,6 +19,7 @@ constexpr Requirement requirements[] = {
     {"avx512f", Variant::avx512},     {"avx512bw", Variant::avx512},
     {"avx512vl", Variant::avx512},    {"avx512dq", Variant::avx512},
     {"os_avx512", Variant::avx512},   {"avx512_bf16", Variant::avx512_bf16},
+    {"avx512_vnni", Variant::avx512_bf16},
     {"amx_tile", Variant::amx},       {"amx_bf16", Variant::amx},
     {"amx_int8", Variant::amx},       {"os_amx", Variant::amx},
     {"amx_permission", Variant::amx},

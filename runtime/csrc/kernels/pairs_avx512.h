@@ -10,6 +10,8 @@ struct Sums16 {
   void store(float *p) const { _mm512_storeu_ps(p, v); }
 };
 
+inline Sums16 operator+(Sums16 a, Sums16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+
 struct Pairs16 {
   __m512i v;
   static Pairs16 load(const void *p) { return {_mm512_loadu_si512(p)}; }
@@ -42,27 +44,5 @@ inline Sums16 add_products(Sums16 sums, Pairs16 weights, InputPair x) {
   return {_mm512_fmadd_ps(second, x.second, _mm512_fmadd_ps(first, x.first, sums.v))};
 }
 #endif
-
-// What each of the 16 values of a nibble means, as bf16. The table stands in the register twice, so that the bit above
-// the nibble, which the permutation looks at too, changes nothing.
-struct NibbleTable {
-  __m512i v;
-  explicit NibbleTable(const uint16_t *values) {
-    uint16_t twice[32];
-    std::memcpy(twice, values, 32);
-    std::memcpy(twice + 16, values, 32);
-    v = _mm512_loadu_si512(twice);
-  }
-};
-
-struct Nibbles {
-  __m512i v;
-  static Nibbles load(const void *p) { return {_mm512_loadu_si512(p)}; }
-};
-
-// The weights in nibble `index` of every 16-bit lane.
-template <int index> inline Pairs16 look_up(const NibbleTable &table, Nibbles nibbles) {
-  return {_mm512_permutexvar_epi16(index == 0 ? nibbles.v : _mm512_srli_epi16(nibbles.v, 4 * index), table.v)};
-}
 
 COREBOUND_END_VARIANT

@@ -14,6 +14,13 @@ struct Sums16 {
   void store(float *p) const { std::memcpy(p, v, sizeof v); }
 };
 
+inline Sums16 operator+(Sums16 a, const Sums16 &b) {
+  for (int i = 0; i < 16; ++i) {
+    a.v[i] += b.v[i];
+  }
+  return a;
+}
+
 struct Pairs16 {
   uint16_t v[32];
   static Pairs16 load(const void *p) {
@@ -34,29 +41,6 @@ inline Sums16 add_products(Sums16 sums, Pairs16 weights, InputPair x) {
     sums.v[i] += to_float(bf16{weights.v[2 * i]}) * x.first + to_float(bf16{weights.v[2 * i + 1]}) * x.second;
   }
   return sums;
-}
-
-struct NibbleTable {
-  uint16_t values[16];
-  explicit NibbleTable(const uint16_t *meanings) { std::memcpy(values, meanings, sizeof values); }
-};
-
-struct Nibbles {
-  uint16_t v[32];
-  static Nibbles load(const void *p) {
-    Nibbles nibbles;
-    std::memcpy(nibbles.v, p, sizeof nibbles.v);
-    return nibbles;
-  }
-};
-
-// The weights in nibble `index` of every 16-bit lane.
-template <int index> inline Pairs16 look_up(const NibbleTable &table, Nibbles nibbles) {
-  Pairs16 pairs;
-  for (int i = 0; i < 32; ++i) {
-    pairs.v[i] = table.values[(nibbles.v[i] >> (4 * index)) & 15];
-  }
-  return pairs;
 }
 
 COREBOUND_END_VARIANT

@@ -1,16 +1,16 @@
 // Weight matrices in panels, the one copy from which both decode and prefill compute.
 //
-// A panel holds 64 outputs (rows of the weight) for all inputs, as one ascending stream. Inputs come in pairs, because
-// that is what the bf16 dot product and the AMX tiles take: a pair is 64 outputs x 2 inputs. Outputs beyond the last
-// and inputs beyond the last are zeros, so that no kernel has a tail.
+// A panel holds 64 outputs (rows of the weight) for all inputs, as one ascending stream. Inputs come in pairs or fours,
+// because that is what the dot products of bf16 and of bytes take, and the AMX tiles. Outputs beyond the last are zeros
+// and so is what pads the inputs, so that no kernel has a tail.
 //
-//   bf16, 256 bytes a pair: output l, input p at element 2 l + p.
-//   int8, 128 bytes a pair: two halves of 32 outputs; 16-bit lane 2 l + p of half h has output 32 h + l in its low byte
-//         and output 32 h + 16 + l in its high one.
-//   int4, 64 bytes a pair: nibble j of 16-bit lane 2 l + p is output 16 j + l.
+//   bf16, 256 bytes for two inputs: output l, input p at element 2 l + p.
+//   int8, 256 bytes for four inputs: output l, input p at byte 4 l + p.
+//   int4, 128 bytes for four inputs: byte 4 l + p of half h has output 32 h + l in its lower nibble and output
+//         32 h + 16 + l in its upper one.
 //
-// Quantised inputs come in groups. After the pairs of a group follow its 64 scales and, for an asymmetric scheme, its
-// 64 zero points as signed bytes, less the middle of the range (128, 8): weight = (code - middle - zero) * scale.
+// Codes are unsigned. Their inputs come in groups: after the codes of a group follow its 64 scales and, for an asymmetric
+// scheme, its 64 zero points as bytes: weight = (code - zero) * scale, where a symmetric zero is 128 or 8.
 // A gated matrix has 32 gate rows and their 32 up rows in each panel, so that a panel yields 32 finished activations.
 #pragma once
 
@@ -23,6 +23,7 @@ namespace corebound::kernels {
 
 inline constexpr int64_t panel_outputs = 64;
 inline constexpr int64_t panel_input_unit = 32; // inputs are padded to whole AMX steps
+inline constexpr int64_t max_block_inputs = 128;
 
 enum class WeightKind : int { bfloat16, int8, int4 };
 enum class ScaleKind : int { float32, bfloat16, float16 };
@@ -39,15 +40,19 @@ struct PanelMatrix {
 
   int64_t num_panels() const { return (outputs + panel_outputs - 1) / panel_outputs; }
   int64_t num_groups() const { return kind == WeightKind::bfloat16 ? 1 : padded_inputs / group_inputs; }
-  int64_t pair_bytes() const { return kind == WeightKind::bfloat16 ? 256 : kind == WeightKind::int8 ? 128 : 64; }
+  // Bytes of one input for all outputs.
+  int64_t input_bytes() const { return kind == WeightKind::bfloat16 ? 128 : kind == WeightKind::int8 ? 64 : 32; }
   int64_t scale_bytes() const { return panel_outputs * (scale_kind == ScaleKind::float32 ? 4 : 2); }
   int64_t group_bytes() const {
     if (kind == WeightKind::bfloat16) {
-      return padded_inputs / 2 * pair_bytes();
+      return padded_inputs * input_bytes();
     }
-    return group_inputs / 2 * pair_bytes() + scale_bytes() + (asymmetric ? panel_outputs : 0);
+    return group_inputs * input_bytes() + scale_bytes() + (asymmetric ? panel_outputs : 0);
   }
   int64_t panel_bytes() const { return num_groups() * group_bytes(); }
+  // Inputs that are rounded together for the product with codes, see panel_codes.h.
+  int64_t block_inputs() const { return group_inputs < max_block_inputs ? group_inputs : max_block_inputs; }
+  int64_t num_blocks() const { return (padded_inputs + block_inputs() - 1) / block_inputs(); }
   const char *panel(int64_t index) const { return data + index * panel_bytes(); }
 };
 
@@ -56,7 +61,10 @@ struct PanelMatrix {
 struct PanelInput {
   const uint16_t *x;
   const uint16_t *tiles;
-  const float *group_sums; // [rows, num_groups]: sums of each group's inputs; for asymmetric weights
+  // For quantised weights without `tiles`: the rows in whole numbers (panel_codes.h), by round_rows.
+  const int8_t *high, *low;   // [rows, padded_inputs]
+  const float *block_scales;  // [rows, num_blocks]
+  const float *block_sums;    // [rows, num_blocks]: sums of 128 * high + low
   int64_t rows, stride;
 };
 

@@ -1,7 +1,7 @@
 // Sums of a panel by AMX tiles: 16 rows x 32 inputs against 16 pairs x 16 outputs, with four tiles of sums at a time.
 #pragma once
 
-#include "kernels/panel_sums.h"
+#include "kernels/panel_codes.h"
 
 COREBOUND_BEGIN_VARIANT
 
@@ -107,50 +107,36 @@ inline void copy_piece(const char *pairs, int64_t count, char *piece) {
   }
 }
 
-inline __m512 even_weights(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
-inline __m512 odd_weights(__m512i pairs) {
-  return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
-}
-
-inline __m512i joined(__m512 even, __m512 odd) {
-  const __m512i low = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(even)));
-  const __m512i high = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(odd)));
+// Two floats of each of 16 outputs, rounded, as a bf16 pair.
+inline __m512i joined(__m512 first, __m512 second) {
+  const __m512i low = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(first)));
+  const __m512i high = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(second)));
   return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-// Writes (code - zero) * scale of pairs as bf16 into a piece, from `first` on. Here, unlike with few rows, each weight is
-// rounded.
-inline void widen(const PanelMatrix &matrix, const char *weights, int64_t pairs, const GroupScales &of, char *piece,
-                  int64_t first) {
-  const NibbleTable table(int4_meanings.of), low(low_meanings.of), high(high_meanings.of);
+// Writes (code - zero) * scale of `inputs` inputs as bf16 pairs into a piece, from pair `first` on. Here, unlike with few
+// rows, each weight is rounded.
+template <bool nibbles>
+inline void widen(const char *codes, int64_t inputs, const GroupScales &of, char *piece, int64_t first) {
   __m512 scales[4], offsets[4];
   for (int j = 0; j < 4; ++j) {
     scales[j] = _mm512_loadu_ps(of.scales + 16 * j);
-    offsets[j] = _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_loadu_ps(of.zeros + 16 * j)), scales[j]);
+    offsets[j] = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(_mm512_loadu_ps(of.zeros + 16 * j), scales[j]));
   }
-  const auto put = [&](int64_t i, int j, __m512 even, __m512 odd) {
-    even = _mm512_fmadd_ps(even, scales[j], offsets[j]);
-    odd = _mm512_fmadd_ps(odd, scales[j], offsets[j]);
-    _mm512_storeu_si512(piece_place(piece, first + i, j), joined(even, odd));
-  };
-  for (int64_t i = 0; i < pairs; ++i) {
-    if (matrix.kind == WeightKind::int4) {
-      const Nibbles nibbles = Nibbles::load(weights + i * 64);
-      const Pairs16 found[4] = {look_up<0>(table, nibbles), look_up<1>(table, nibbles), look_up<2>(table, nibbles),
-                                look_up<3>(table, nibbles)};
-      for (int j = 0; j < 4; ++j) {
-        put(i, j, even_weights(found[j].v), odd_weights(found[j].v));
+  const __m512i byte = _mm512_set1_epi32(255);
+  for (int64_t i = 0; i < inputs; i += 4, codes += nibbles ? 128 : 256) {
+    Quads16 quads[4];
+    load_quads<nibbles>(codes, quads);
+    for (int j = 0; j < 4; ++j) {
+      __m512 value[4];
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const __m512i code = _mm512_and_si512(_mm512_srli_epi32(quads[j].v, 8 * k), byte);
+        value[k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), scales[j], offsets[j]);
       }
-      continue;
-    }
-    for (int half = 0; half < 2; ++half) {
-      const Nibbles nibbles = Nibbles::load(weights + i * 128 + half * 64);
-      const Pairs16 lows[2] = {look_up<0>(low, nibbles), look_up<2>(low, nibbles)};
-      const Pairs16 highs[2] = {look_up<1>(high, nibbles), look_up<3>(high, nibbles)};
-      for (int j = 0; j < 2; ++j) {
-        put(i, 2 * half + j, _mm512_add_ps(even_weights(lows[j].v), even_weights(highs[j].v)),
-            _mm512_add_ps(odd_weights(lows[j].v), odd_weights(highs[j].v)));
-      }
+      const int64_t pair = first + i / 2;
+      _mm512_storeu_si512(piece_place(piece, pair, j), joined(value[0], value[1]));
+      _mm512_storeu_si512(piece_place(piece, pair + 1, j), joined(value[2], value[3]));
     }
   }
 }
@@ -160,9 +146,14 @@ inline void widen_piece(const PanelMatrix &matrix, const char *panel, int64_t at
   for (int64_t filled = 0; filled < count;) {
     const int64_t index = (at + filled) / matrix.group_inputs, within = (at + filled) % matrix.group_inputs;
     const int64_t part = smaller(matrix.group_inputs - within, count - filled);
-    const char *weights = panel + index * matrix.group_bytes();
-    const GroupScales of(matrix, weights + matrix.group_inputs / 2 * matrix.pair_bytes());
-    widen(matrix, weights + within / 2 * matrix.pair_bytes(), part / 2, of, piece, filled / 2);
+    const char *codes = panel + index * matrix.group_bytes();
+    const GroupScales of(matrix, codes + matrix.group_inputs * matrix.input_bytes());
+    codes += within * matrix.input_bytes();
+    if (matrix.kind == WeightKind::int4) {
+      widen<true>(codes, part, of, piece, filled / 2);
+    } else {
+      widen<false>(codes, part, of, piece, filled / 2);
+    }
     filled += part;
   }
 }

@@ -47,15 +47,14 @@ void pack_bf16(const PackArgs &args) {
 }
 
 // Writes one code; bytes of an int4 panel hold two outputs, of which the other is kept.
-void put_code(const PanelMatrix &matrix, char *pairs, int64_t input, int64_t output, uint8_t code) {
-  const int64_t lane = 2 * (output % 16) + input % 2, part = output / 16;
-  auto *bytes = reinterpret_cast<uint8_t *>(pairs + input / 2 * matrix.pair_bytes());
+void put_code(const PanelMatrix &matrix, char *group, int64_t input, int64_t output, uint8_t code) {
+  auto *quad = reinterpret_cast<uint8_t *>(group + input / 4 * 4 * matrix.input_bytes());
   if (matrix.kind == WeightKind::int8) {
-    bytes[part / 2 * 64 + 2 * lane + part % 2] = code;
+    quad[4 * output + input % 4] = code;
     return;
   }
-  uint8_t &byte = bytes[2 * lane + part / 2];
-  const int shift = part % 2 * 4;
+  uint8_t &byte = quad[output / 32 * 64 + 4 * (output % 16) + input % 4];
+  const int shift = output % 32 / 16 * 4;
   byte = static_cast<uint8_t>((byte & ~(15 << shift)) | (code << shift));
 }
 
@@ -95,15 +94,15 @@ void pack_codes(const PackArgs &args) {
       char *at = panel_of(matrix, place.panel) + group * matrix.group_bytes();
       const int64_t begin = group * matrix.group_inputs;
       for (int64_t i = 0; i < matrix.group_inputs; ++i) {
-        // What lies beyond the inputs means zero, so that it counts for nothing whatever it is multiplied by.
+        // Beyond the inputs there is only what pads a block; inputs are zero there, and so counts any code.
         const auto code = begin + i < matrix.inputs ? codes[begin + i] : static_cast<uint8_t>(middle);
         put_code(matrix, at, i, place.output, code);
       }
-      char *scales = at + matrix.group_inputs / 2 * matrix.pair_bytes();
+      char *scales = at + matrix.group_inputs * matrix.input_bytes();
       put_scale(matrix, scales, place.output, args.scales[r * groups + group]);
       if (matrix.asymmetric) {
-        const int zero = static_cast<int>(args.zeros[r * groups + group]) - middle;
-        reinterpret_cast<int8_t *>(scales + matrix.scale_bytes())[place.output] = static_cast<int8_t>(zero);
+        const auto zero = static_cast<uint8_t>(args.zeros[r * groups + group]);
+        reinterpret_cast<uint8_t *>(scales + matrix.scale_bytes())[place.output] = zero;
       }
     }
   }
@@ -132,7 +131,7 @@ void unpack_row(const PanelMatrix &matrix, int64_t row, uint16_t *out) {
 
 int64_t panel_scratch_floats(int64_t rows) {
   constexpr int64_t piece = 384 / 2 * 256 / 4; // see PanelScratch
-  return 2 * ((rows + 31) / 32 * 32) * panel_outputs + piece;
+  return (rows + 31) / 32 * 32 * panel_outputs + piece;
 }
 
 } // namespace corebound::kernels

@@ -19,7 +19,7 @@ constinit const KernelSet kernel_set = {COREBOUND_TEXT(COREBOUND_VARIANT),
                                         linear,
                                         panel_product,
                                         make_tiles,
-                                        sum_groups,
+                                        round_rows,
                                         split_rotate_store,
                                         takes_tiles};
 

@@ -16,6 +16,7 @@ from corebound.comm.hosts import partition
 from corebound.comm.link_transport import LinkError
 from corebound.comm.shm_handshake import SharedMemoryUnavailableError
 from corebound.comm.shm_ops import ELSEWHERE, MISUSE, PEER_LOST, TIMED_OUT, AbandonedError
+from corebound.config import env
 from corebound.errors import CommError, CommTimeoutError, HostError, PeerLostError
 
 HOST_OF = {0: "0", 1: "0", 2: "1", 3: "1", 4: "node-c"}
@@ -101,7 +102,7 @@ def test_hosts_are_called_by_their_names_unless_two_have_the_same() -> None:
 
 def test_calls_that_differ_have_different_tags() -> None:
     tags = {
-        link_transport._number(host_link._label(operation, torch.empty(size, dtype=dtype)))
+        link_transport.number_of(host_link.label_of(operation, torch.empty(size, dtype=dtype)))
         for operation in ("all_reduce", "all_gather", "broadcast")
         for size in (1, 2, 4096)
         for dtype in (torch.float32, torch.int32)
@@ -134,3 +135,8 @@ def test_without_the_right_to_mount_pretending_is_a_clear_error(tmp_path: Path) 
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(("provider", "fabric"), [(None, ""), ("tcp", ""), ("sockets", ""), ("verbs", "verbs")])
+def test_only_a_provider_of_libfabric_that_is_not_tcp_names_another_network(provider: str | None, fabric: str) -> None:
+    assert env.fabric({} if provider is None else {"FI_PROVIDER": provider}) == fabric

@@ -101,7 +101,7 @@ def one_ccl(facts: Facts) -> Check:
         detail = error.message.removeprefix("oneCCL: ")
         if asked:
             return Check("oneccl", "fail", f"{detail}; {asked}=ccl asks for it", error.hint or "")
-        return Check("oneccl", "pass", f"not used: {detail}; gloo carries data between hosts")
+        return Check("oneccl", "pass", f"not used: {detail}; TCP carries data between hosts")
 
 
 def torch(facts: Facts) -> Check:
