@@ -21,7 +21,7 @@ from corebound.config.suggest import require_choice
 from corebound.engine.bench.job import BenchJob, BenchReport, read_report
 from corebound.engine.bench.shapes import SHAPES
 from corebound.engine.request import require_dtype
-from corebound.errors import CoreboundError, LaunchError
+from corebound.errors import ConfigError, CoreboundError, LaunchError
 from corebound.kernels.memory_probe import bytes_beyond_caches, measure_read
 from corebound.launcher import LaunchSpec, launch
 from corebound.models import describe
@@ -98,6 +98,10 @@ def generate(
     model_dir = benchmark_model_dir(model, shape, cache_dir)
     description = describe(model_dir, tokenizer=False)
     scheme_to_apply(description, dtype)
+    if description.shards is not None:
+        description.shards.require_ranks(num_ranks)
+        if compare is not None:
+            raise ConfigError(f"--compare {compare}: reads checkpoints, and {model_dir} was written for our ranks")
     prompt = [3 + (7 * position) % (description.vocab_size - 3) for position in range(prompt_tokens)]
     ours, theirs = _Series("corebound", num_ranks), _Series(compare or "", 1)
     ceilings: list[float] = []

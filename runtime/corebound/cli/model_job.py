@@ -51,5 +51,7 @@ def check_ranks(description: ModelDescription, spec: LaunchSpec, dtype: str) -> 
     """
     scheme_to_apply(description, dtype)
     whole = plan(spec, topology_reader(), environ=env.snapshot())
+    if description.shards is not None:
+        description.shards.require_ranks(len(whole.ranks))
     split = shard_plan(description, len(whole.ranks))
     check_activation_order(split, description.packed, description.entries)

@@ -14,6 +14,7 @@ from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader, read_config, read_json_object
 from corebound.models.families import ARCHITECTURES
 from corebound.models.quantization_config import packed_format
+from corebound.models.shards import Shards, read_shards
 from corebound.quantization.packed import PackedFormat
 from corebound.sharding.checkpoint import Checkpoint, TensorEntry, read_checkpoint
 from corebound.sharding.match import match_parameters
@@ -30,7 +31,8 @@ class ModelDescription(Architecture):
 
     `dtype` is the type of most weights, as a torch name. `entries` holds the tensor of every parameter by its name
     without prefix, or, where `packed` says how, the packed ones that stand for it: `X.qweight`, `X.qzeros` and so on in
-    place of `X.weight`. `eos_token_ids` end a generation.
+    place of `X.weight`. A model that `corebound shard` wrote has `shards` and no entries. `eos_token_ids` end a
+    generation.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class ModelDescription(Architecture):
     checkpoint: Checkpoint = field(repr=False)
     entries: Mapping[str, TensorEntry] = field(repr=False)
     packed: PackedFormat | None = None
+    shards: Shards | None = None
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -68,17 +71,23 @@ def describe(model_dir: Path | str, *, tokenizer: bool = True) -> ModelDescripti
         described = dataclasses.replace(described, input_grain=stored.scheme.group_size)
     if tokenizer:
         _check_tokenizer(path)
-    checkpoint = read_checkpoint(path)
-    entries = match_parameters(described, checkpoint, stored)
+    shards = read_shards(path)
+    if shards is None:
+        checkpoint = read_checkpoint(path)
+        entries = match_parameters(described, checkpoint, stored)
+    else:
+        checkpoint = Checkpoint({}, {path / rank.name: shards.files[rank.name][1] for rank in shards.ranks})
+        entries = {}
     generation = _generation_config(path)
     return ModelDescription(
         **{item.name: getattr(described, item.name) for item in dataclasses.fields(described)},
         path=path,
         architecture=architecture,
-        dtype=_main_dtype(entries),
+        dtype="bfloat16" if shards else _main_dtype(entries),
         checkpoint=checkpoint,
         entries=entries,
         packed=stored,
+        shards=shards,
         bos_token_id=next(iter(_token_ids(config, generation, "bos_token_id", described.vocab_size)), None),
         pad_token_id=next(iter(_token_ids(config, generation, "pad_token_id", described.vocab_size)), None),
         eos_token_ids=_token_ids(config, generation, "eos_token_id", described.vocab_size),

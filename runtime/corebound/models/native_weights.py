@@ -75,16 +75,21 @@ def matrix_schemes(
 def panel_matrices(
     description: ModelDescription, plan: ShardPlan, rank: int, forms: Mapping[str, PanelFormat]
 ) -> dict[str, PanelMatrix]:
-    """Return the matrices of a rank by field, each in its format, placed in memory of their own and still empty."""
+    """Return the matrices of a rank by field, each in its format and still without memory."""
     shapes = plan.field_shapes(rank)
     matrices: dict[str, PanelMatrix] = {}
     for field, form in forms.items():
         gated = field.endswith("mlp_in_weight") and description.activation == "silu_gated"
         matrices[field] = PanelMatrix(shapes[field][0], shapes[field][1], form, gated=gated)
+    return matrices
+
+
+def place_matrices(matrices: Mapping[str, PanelMatrix]) -> dict[str, Tensor]:
+    """Give the matrices memory of their own, and return it by field."""
     memory = allocate({field: (matrix.num_bytes,) for field, matrix in matrices.items()}, torch.uint8)
     for field, matrix in matrices.items():
         matrix.place(memory[field])
-    return matrices
+    return memory
 
 
 def arrange_native(matrices: Mapping[str, PanelMatrix], fields: Mapping[str, Tensor], num_layers: int) -> NativeWeights:

@@ -22,7 +22,7 @@ from corebound.comm import Collectives
 from corebound.engine.bench.dequantized import write_dequantized
 from corebound.errors import ConfigError, ModelLoadError, ShardingError
 from corebound.models import describe, load_model
-from corebound.models.loading import read_native
+from corebound.models.native_source import NativeSource
 from corebound.sharding import packed_stream, shard_plan
 from fixtures.decoding import Runner
 from fixtures.packed_weights import pack_model
@@ -133,8 +133,9 @@ def rms(values: torch.Tensor) -> float:
 def test_each_matrix_in_panels_is_the_one_in_floats(models: Models, family: str, name: str, num_ranks: int) -> None:
     packed, floats = (describe(path, tokenizer=False) for path in models(family, name))
     for rank in range(num_ranks):
-        matrices, fields = read_native(packed, shard_plan(packed, num_ranks), rank, None)
-        expected, expected_fields = read_native(floats, shard_plan(packed, num_ranks), rank, None)
+        source = NativeSource(packed, shard_plan(packed, num_ranks), rank, None)
+        other = NativeSource(floats, shard_plan(packed, num_ranks), rank, None)
+        matrices, fields, expected, expected_fields = source.matrices, source.read(), other.matrices, other.read()
         assert fields.keys() == expected_fields.keys()
         for field, matrix in matrices.items():
             if not field.startswith("layers."):
@@ -158,7 +159,7 @@ def test_zeros_in_the_middle_are_not_kept(tmp_path: Path) -> None:
             tensor.fill_(0x77777777)  # each 8, less 1
     save_file(tensors, path, metadata={"format": "pt"})
     description = describe(tmp_path / "packed", tokenizer=False)
-    matrices, _ = read_native(description, shard_plan(description, 1), 0, None)
+    matrices = NativeSource(description, shard_plan(description, 1), 0, None).matrices
     asymmetric = {field: matrix.form.asymmetric for field, matrix in matrices.items() if field.startswith("layers.")}
     # The tensors count, not what config.json says of them.
     assert asymmetric == {field: field.startswith("layers.1.") for field in asymmetric}
