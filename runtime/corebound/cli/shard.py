@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -46,7 +51,7 @@ def shard(model: str, output: Path, num_ranks: int, dtype: str, force: bool, as_
     from corebound.models.shard_writing import write_shards
 
     started_s = time.perf_counter()
-    with Progress(f"writing {output}") as progress:
+    with _ended_by_sigterm(), Progress(f"writing {output}") as progress:
         shards, written = write_shards(description, output, num_ranks, dtype, force=force, progress=progress.update)
     seconds = time.perf_counter() - started_s
     if as_json:
@@ -66,3 +71,17 @@ def shard(model: str, output: Path, num_ranks: int, dtype: str, force: bool, as_
         done = f"written in {seconds:.1f} s" if written else "was there already, and whole"
         click.echo(f"{output}: {what}: {done}")
     return 0
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the work as an exception does, so that what is unfinished is removed."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -105,8 +105,9 @@ def _load_plain(
     meanings = allocate({field: shapes[field] for field in (*quantized, *packed)}, dtype)
     sinks = {field: MeaningSink(meanings[field], how) for field, how in quantized.items()}
     if meanings:
-        reason = "native kernels are off" if dtype == torch.bfloat16 else "as the dtype says"
-        _log.warning("%s: quantized weights are computed with as %s: %s", description.name, dtype, reason)
+        reason = ", because native kernels are off" if dtype == torch.bfloat16 else ""
+        name = str(dtype).removeprefix("torch.")
+        _log.warning("%s: quantized weights are turned into %s%s", description.name, name, reason)
     meter = meter_of(description, plan, rank, reader, packed, progress)
     fields = load_shard(plan, rank, description.entries, dtype=dtype, sinks=sinks, elsewhere=packed, meter=meter)
     for field, part in packed.items():

@@ -15,9 +15,10 @@ from corebound.sharding.activation_order import in_order
 from corebound.sharding.checkpoint import TensorEntry
 from corebound.sharding.expected import packed_fields, packed_name
 from corebound.sharding.plan import Parameter, ShardPlan
-from corebound.sharding.reading import CHUNK_BYTES, Meter, Scratch, opened, read_rectangle
+from corebound.sharding.reading import Meter, Scratch, opened, read_rectangle
 
 _TORCH_DTYPES = {"I32": torch.int32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CHUNK_CODES = 1 << 20  # as words, bytes and floats they are some MiB together
 _ROW_GRAIN = 64  # a panel, and a multiple of the codes in a word
 
 
@@ -89,7 +90,7 @@ class PackedReader:
             tensors[suffix] = self._read(parameter, suffix, rectangle)
             meter.add(tensors[suffix].nbytes)
         where = str(self._entry(parameter, "qweight").path) + f": {parameter.name}"
-        step = max(_ROW_GRAIN, CHUNK_BYTES // max(1, len(columns)) // _ROW_GRAIN * _ROW_GRAIN)
+        step = max(_ROW_GRAIN, _CHUNK_CODES // max(1, len(columns)) // _ROW_GRAIN * _ROW_GRAIN)
         start = rows.start
         while start < rows.stop:
             # At whole words of the file, so that no word is in two parts.

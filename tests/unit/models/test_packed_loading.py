@@ -210,7 +210,7 @@ def test_large_matrices_are_unpacked_part_by_part(models: Models, monkeypatch: p
 
     unpack = packed_stream.unpack
     monkeypatch.setattr(packed_stream, "unpack", watched)
-    monkeypatch.setattr(packed_stream, "CHUNK_BYTES", 8192)
+    monkeypatch.setattr(packed_stream, "_CHUNK_CODES", 8192)
     found, expected = run(packed, 1), run(floats, 1)
     assert max(sizes) == 64 * 256
     assert torch.equal(found[0], expected[0])
