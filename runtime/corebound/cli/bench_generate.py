@@ -25,7 +25,7 @@ from corebound.errors import ConfigError, CoreboundError, LaunchError
 from corebound.kernels.memory_probe import bytes_beyond_caches, measure_read
 from corebound.launcher import LaunchSpec, launch
 from corebound.models import describe
-from corebound.models.stored import scheme_to_apply
+from corebound.models.stored import scheme_to_apply, weights_name
 from corebound.topology import Topology, read_topology
 
 _RANK_COMMAND = (sys.executable, "-m", "corebound.engine.bench.rank_main")
@@ -124,7 +124,12 @@ def generate(
                 theirs.reports.append(_round(job, lambda: _run_peer(job)))
                 ceilings.append(_ceiling(topology, cpus))
             click.echo(f"round {index + 1} of {rounds}: {_line(ours, theirs)}", err=True)
-    result = _result(description.name, dtype, [series for series in (ours, theirs) if series.reports], ceilings)
+    result = _result(
+        description.name,
+        weights_name(description, dtype),
+        [series for series in (ours, theirs) if series.reports],
+        ceilings,
+    )
     click.echo(json.dumps(result, indent=2) if as_json else _table(result))
     return 0
 

@@ -31,3 +31,12 @@ def scheme_to_apply(description: ModelDescription, dtype: str) -> Scheme | None:
             hint="leave out --dtype to compute with the weights as they are, or use the unquantised checkpoint",
         )
     return None
+
+
+def weights_name(description: ModelDescription, dtype: str) -> str:
+    """Return what the matrices are once they are loaded with a dtype that scheme_to_apply lets through."""
+    if description.shards is not None:
+        return description.shards.weights
+    if description.packed is not None and (dtype == "bfloat16" or is_scheme(dtype)):
+        return description.packed.name
+    return dtype

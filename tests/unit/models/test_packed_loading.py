@@ -255,3 +255,17 @@ def test_matrices_that_are_not_packed_are_plain(models: Models, tmp_path: Path) 
     config["quantization_config"]["modules_to_not_convert"] = ["layers.0.mlp.down_proj"]
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     assert torch.equal(run(tmp_path / "m", 1)[0], run(floats, 1)[0])
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("config", [AWQ, GPTQ])
+def test_a_packed_head_is_cut_within_words(tmp_path: Path, config: dict[str, Any]) -> None:
+    source = build_llama(tmp_path / "plain", num_heads=4, hidden_size=64, intermediate_size=64, vocab_size=104)
+    pack_model(source, tmp_path / "packed", head=True, **config)
+    description = describe(tmp_path / "packed", tokenizer=False)
+    assert shard_plan(description, 2).shares[1].vocab.start % 8 == 4
+    with kernels.forced(mode="reference"):
+        found, expected = run(tmp_path / "packed", 2), run(in_floats(tmp_path / "packed", tmp_path / "floats"), 2)
+    assert torch.equal(found[0], expected[0])
+    logits, _ = run(tmp_path / "packed", 2, torch.bfloat16)
+    assert rms(logits - expected[0]) <= 2 * 2.0**-9 * math.sqrt(8 * NUM_LAYERS + 4) * rms(expected[0])
