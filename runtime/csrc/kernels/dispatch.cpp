@@ -1,4 +1,5 @@
 // Chooses a variant's functions, and reports what every variant has. Compiled for the baseline.
+#include <algorithm>
 #include <string>
 
 #include "isa/isa.h"
@@ -80,7 +81,12 @@ int64_t attention_scratch_bytes(const AttentionArgs &args) {
   const int64_t dim = (args.head_dim + 15) / 16 * 16;
   const int64_t rows = attention_query_tile, keys = attention_key_tile;
   // Queries, results, scores, keys transposed, values; then maximum and sum of each row.
-  return static_cast<int64_t>(sizeof(float)) * (2 * rows * dim + rows * keys + 2 * keys * dim + 2 * rows);
+  const int64_t floats = 2 * rows * dim + rows * keys + 2 * keys * dim + 2 * rows;
+  // Several bf16 queries, see Bf16Work: panels of keys and values; queries and weights; scores, results, two of a row.
+  const int64_t padded = (args.head_dim + 31) / 32 * 32, chunks = (args.head_dim + 63) / 64;
+  const int64_t panels = (1 + chunks) * (512 / 2 * 256);
+  const int64_t several = panels + 2 * rows * (padded + 2 * keys) + 4 * rows * (keys + 64 * chunks + 2);
+  return std::max(static_cast<int64_t>(sizeof(float)) * floats, several);
 }
 
 } // namespace corebound::kernels

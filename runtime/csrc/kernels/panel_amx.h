@@ -32,7 +32,7 @@ public:
 constexpr int64_t sum_row_bytes = panel_outputs * 4, pair_row_bytes = 256, tile_size = 16 * 32, step_bytes = 16 * 256;
 // Inputs that all rows pass before the next ones. A half of the piece (16 KiB), two tiles of rows (16 KiB) and their sums
 // (8 KiB) then stay in the first-level cache; with twice as many, every tile would come from the second.
-constexpr int64_t tile_piece_inputs = 384, half_piece_bytes = tile_piece_inputs * 64;
+constexpr int64_t tile_piece_inputs = 512, half_piece_bytes = tile_piece_inputs * 64;
 
 // Two row tiles against two output tiles: sums[32][64 floats, the first 32 used]; `pairs` are [step][2][16 pairs][64].
 inline void add_square(const uint16_t *tiles, int64_t tile_stride, const char *pairs, int64_t steps, float *sums) {
@@ -80,11 +80,9 @@ inline void add_line(const uint16_t *tiles, const char *pairs, int64_t steps, fl
   _tile_stored(3, sums + 48, sum_row_bytes);
 }
 
-// All rows against a piece in tile order, [half][step][2][16 pairs][64], from step `first` of the inputs on.
-inline void add_tile_rows(const PanelMatrix &matrix, const PanelInput &in, int64_t first, int64_t steps,
+// All row tiles against a piece in tile order, [half][step][2][16 pairs][64].
+inline void add_tile_rows(const uint16_t *tiles, int64_t tile_stride, int64_t num_tiles, int64_t steps,
                           const char *piece, float *sums) {
-  const int64_t tile_stride = matrix.padded_inputs * 16, num_tiles = (in.rows + 15) / 16;
-  const uint16_t *tiles = in.tiles + first * tile_size;
   for (int64_t half = 0; half < 2; ++half) {
     for (int64_t tile = 0; tile < num_tiles; tile += 2) {
       // A last odd tile has an empty one beside it: see tile_elements.
@@ -175,7 +173,8 @@ inline void sum_by_tiles(const PanelMatrix &matrix, const char *panel, const Pan
     } else {
       widen_piece(matrix, panel, at, count, piece);
     }
-    add_tile_rows(matrix, in, at / 32, count / 32, piece, scratch.sums);
+    add_tile_rows(in.tiles + at / 32 * tile_size, matrix.padded_inputs * 16, (in.rows + 15) / 16, count / 32, piece,
+                  scratch.sums);
   }
 }
 

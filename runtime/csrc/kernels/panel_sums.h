@@ -46,15 +46,12 @@ inline void add_pairs(const char *weights, int64_t pairs, const uint16_t *x, int
       }
     }
   }
-  int64_t i = 0;
-  for (; i + U <= pairs; i += U) {
+  // Inputs are padded to 32, so there are 16 pairs or a multiple.
+  for (int64_t i = 0; i < pairs; i += U) {
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) {
       add_pair<M>(acc[u], weights + (i + u) * 256, x + 2 * (i + u), stride);
     }
-  }
-  for (; i < pairs; ++i) {
-    add_pair<M>(acc[0], weights + i * 256, x + 2 * i, stride);
   }
   for (int m = 0; m < M; ++m) {
     for (int j = 0; j < 4; ++j) {
