@@ -104,7 +104,7 @@ def _load_plain(
     quantized = {field: how for field, how in schemes.items() if how is not None}
     meanings = allocate({field: shapes[field] for field in (*quantized, *packed)}, dtype)
     sinks = {field: MeaningSink(meanings[field], how) for field, how in quantized.items()}
-    if meanings:
+    if meanings and rank == 0:
         reason = ", because native kernels are off" if dtype == torch.bfloat16 else ""
         name = str(dtype).removeprefix("torch.")
         _log.warning("%s: quantized weights are turned into %s%s", description.name, name, reason)

@@ -83,7 +83,7 @@ def packed_source(
     reader = PackedReader(plan, rank, description.packed, description.entries)
     fields = reader.fields()
     apart = [field for field, part in fields.items() if not part.in_order]
-    if apart:
+    if apart and rank == 0:
         _log.warning(
             "%s: %d matrices with groups in the order of activations (desc_act) are kept as bfloat16, "
             "which takes %d times the memory",
