@@ -130,7 +130,7 @@ void unpack_row(const PanelMatrix &matrix, int64_t row, uint16_t *out) {
 }
 
 int64_t panel_scratch_floats(int64_t rows) {
-  constexpr int64_t piece = 512 / 2 * 256 / 4; // see PanelScratch
+  constexpr int64_t piece = 256 / 2 * 256 / 4; // see PanelScratch
   return (rows + 31) / 32 * 32 * panel_outputs + piece;
 }
 
