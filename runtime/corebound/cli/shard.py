@@ -51,7 +51,7 @@ def shard(model: str, output: Path, num_ranks: int, dtype: str, force: bool, as_
     from corebound.models.shard_writing import write_shards
 
     started_s = time.perf_counter()
-    with _ended_by_sigterm(), Progress(f"writing {output}") as progress:
+    with _ended_by_sigterm(), _one_thread(), Progress(f"writing {output}") as progress:
         shards, written = write_shards(description, output, num_ranks, dtype, force=force, progress=progress.update)
     seconds = time.perf_counter() - started_s
     if as_json:
@@ -85,3 +85,16 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: parts fit a core's cache, so that more mostly wait, on a busy machine for long."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
