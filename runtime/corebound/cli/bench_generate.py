@@ -23,7 +23,9 @@ from corebound.engine.bench.ruler import Ruler
 from corebound.engine.bench.shapes import SHAPES
 from corebound.engine.bench.work import work_of
 from corebound.engine.request import require_dtype
-from corebound.models import describe
+from corebound.errors import ConfigError
+from corebound.models import ModelDescription, describe
+from corebound.models.stored import scheme_to_apply
 from corebound.topology import read_topology
 
 COMPARABLE = ("transformers",)
@@ -103,6 +105,7 @@ def generate(
     if compare is not None:
         require_choice("engine", compare, COMPARABLE, where="--compare")
     directory = benchmark_model_dir(model, shape, cache_dir)
+    _check(describe(directory, tokenizer=False), dtypes, num_ranks, compare)
     contenders = []
     for name in dtypes:
         contenders.append(session.our_ranks(name, num_ranks))
@@ -113,6 +116,18 @@ def generate(
     result = result_of(outcome) | {"load": watch.finish().to_json()}
     click.echo(json.dumps(result, indent=2) if as_json else table(result))
     return 0
+
+
+def _check(description: ModelDescription, dtypes: Sequence[str], num_ranks: int, compare: str | None) -> None:
+    """Check before any rank starts what a rank would refuse."""
+    for dtype in dtypes:
+        scheme_to_apply(description, dtype)
+    if description.shards is not None:
+        description.shards.require_ranks(num_ranks)
+        if compare is not None:
+            raise ConfigError(
+                f"--compare {compare}: reads checkpoints, and {description.path} was written for our ranks"
+            )
 
 
 def run(

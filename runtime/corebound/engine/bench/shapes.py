@@ -11,20 +11,6 @@ from pathlib import Path
 from typing import Any
 
 SHAPES: dict[str, dict[str, Any]] = {
-    # Small enough to try an engine in seconds; all widths divide by 128, which some quantised formats need.
-    "llama-tiny": {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 256,
-        "intermediate_size": 768,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 4096,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-    },
     "llama-1.1b": {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -47,6 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 250880,
         "tie_word_embeddings": True,
     },
+    # Small enough to try an engine in seconds; all widths divide by 128, which some quantised formats need.
     "llama-tiny": {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
