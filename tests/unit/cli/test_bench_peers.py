@@ -164,7 +164,6 @@ def test_what_was_found_is_kept_after_each_round(installed: Path, order, tmp_pat
         (["--peers", "lama_cpp"], "`llama_cpp`"),
         (["--dtype", "bf16"], "bfloat16"),
         (["--shape", "lama"], "llama"),
-        (["--peers", "ipex", "--dtype", "int8"], "no engine takes part"),
     ],
 )
 def test_a_wrong_word_is_one_clear_error(installed, order, tmp_path, capsys, words, message) -> None:
