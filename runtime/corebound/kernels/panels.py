@@ -238,6 +238,7 @@ def library() -> Any:
         "panel_multiply": (None, [pointer, pointer, number, number, pointer]),
         "decoder_create": (pointer, [pointer, pointer, ctypes.c_int]),
         "decoder_run": (ctypes.c_int, [pointer, pointer]),
+        "decoder_tune": (ctypes.c_int, [pointer]),
         "decoder_destroy": (None, [pointer]),
         "decoder_error": (ctypes.c_char_p, []),
     }

@@ -22,6 +22,8 @@ public:
       shapes.row_bytes[i] = 64;
       shapes.rows[i] = 16;
     }
+    // g++ 12 does not know that the instruction reads all of it, and would drop most of the stores.
+    asm volatile("" ::"r"(&shapes) : "memory");
     _tile_loadconfig(&shapes);
   }
   ~Tiles() { _tile_release(); }
