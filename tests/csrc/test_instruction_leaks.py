@@ -17,7 +17,7 @@ LIBRARY = Path(corebound.__file__).parent / "lib" / "libcorebound.so"
 # 256- and 512-bit registers, masks, and everything else encoded with VEX or EVEX starts with a v.
 WIDE = re.compile(r"%[yz]mm|%k[0-7]|\tv[a-z]")
 # Unnamed namespaces are internal to their file. What has a linkage name must say which variant it belongs to.
-CONFINED = re.compile(r"avx2|avx512|\(anonymous namespace\)|\.avx")
+CONFINED = re.compile(r"avx2|avx512|::amx::|\(anonymous namespace\)|\.avx")
 
 
 def test_wide_instructions_are_only_in_functions_of_a_variant() -> None:

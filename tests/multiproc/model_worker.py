@@ -23,7 +23,7 @@ def read_bytes() -> int:
 
 def greedy(task, collectives):
     """Generate, and digest every normalised state that ranks must hold alike."""
-    runner = Runner(Path(task["model"]), collectives, getattr(torch, task["dtype"]))
+    runner = Runner(Path(task["model"]), collectives, task["dtype"])
     decoder = runner.decoder
     digest, normalise = hashlib.sha256(), decoder._normalise
 
@@ -38,13 +38,24 @@ def greedy(task, collectives):
     return {"tokens": tokens, "digest": digest.hexdigest(), "provider": collectives.name}
 
 
+def tokens(task, collectives):
+    """Generate with each of several models, and digest the logits of its prompts."""
+    reports = []
+    for model, dtype in task["models"]:
+        runner = Runner(Path(model), collectives, dtype)
+        logits = torch.cat(runner.logits(task["prompts"]))
+        digest = hashlib.sha256(logits.numpy().tobytes()).hexdigest()
+        reports.append({"tokens": runner.greedy(task["prompts"], task["num_new_tokens"]), "digest": digest})
+    return {"models": reports, "provider": collectives.name}
+
+
 def memory(task, collectives):
     """Load the model and tell by how much the peak of the resident memory grew, and how many bytes were read."""
     torch.ones(8) @ torch.ones(8)
     collectives.barrier()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
     before, read_before = status_bytes("VmRSS"), read_bytes()
-    decoder = load_model(task["model"], getattr(torch, task["dtype"]), collectives)
+    decoder = load_model(task["model"], task["dtype"], collectives)
     grown, num_read = status_bytes("VmHWM") - before, read_bytes() - read_before
     collectives.barrier()
     weights = decoder.weight_bytes_per_token
@@ -56,7 +67,7 @@ def memory(task, collectives):
 def main() -> None:
     task = json.loads(Path(sys.argv[1]).read_text())
     collectives = init_distributed()
-    result = {"greedy": greedy, "memory": memory}[task["do"]](task, collectives)
+    result = {"greedy": greedy, "memory": memory, "tokens": tokens}[task["do"]](task, collectives)
     Path(f"{task['output']}.{collectives.rank}").write_text(json.dumps(result))
     collectives.close()
 

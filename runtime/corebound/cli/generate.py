@@ -14,7 +14,7 @@ import click
 from corebound.cli.launch_options import launch_options, spec_from_options
 from corebound.cli.model_job import check_load, check_ranks, model_job
 from corebound.config import env
-from corebound.engine.request import DTYPES, LATER_DTYPES, SamplingParams
+from corebound.engine.request import DTYPE_CHOICES, SamplingParams
 from corebound.errors import EXIT_CONFIG, ConfigError
 from corebound.launcher import LaunchOutcome, run_launch
 from corebound.launcher.launch import report
@@ -33,7 +33,7 @@ def _dashes(name: str) -> str:
 @click.option("--model", metavar="DIR|ID", help="Directory of a Hugging Face model, an id of the hub, or `demo`.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to continue; may be repeated.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), metavar="F", help="File with one prompt a line.")
-@click.option("--dtype", default="bfloat16", show_default=True, metavar=f"{{{','.join(DTYPES + LATER_DTYPES)}}}")
+@click.option("--dtype", default="bfloat16", show_default=True, metavar=f"{{{','.join(DTYPE_CHOICES)}}}")
 @click.option("--max-new-tokens", type=int, default=64, show_default=True, metavar="N", help="Most tokens to add.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens.")
@@ -84,7 +84,7 @@ def generate(
     if no_bind:
         options["bind_cores_to_rank"] = False
     spec = spec_from_options(RANK_COMMAND, bind_by_default=True, rank0_stdin=json.dumps(job).encode(), **options)
-    check_ranks(description, spec)
+    check_ranks(description, spec, dtype)
     forced_isa = env.settings().isa
     if forced_isa is not None:
         native_active_isa(forced_isa)

@@ -13,7 +13,7 @@ import click
 
 from corebound.cli.launch_options import launch_options, spec_from_options
 from corebound.cli.model_job import check_load, check_ranks, model_job
-from corebound.engine.request import DTYPES, LATER_DTYPES
+from corebound.engine.request import DTYPE_CHOICES
 from corebound.errors import ConfigError
 from corebound.launcher import run_launch
 from corebound.launcher.launch import report
@@ -38,7 +38,7 @@ def _dashes(name: str) -> str:
 @click.option(
     "--drain-s", type=float, default=30.0, show_default=True, metavar="S", help="Time to finish when stopped."
 )
-@click.option("--dtype", default="bfloat16", show_default=True, metavar=f"{{{','.join(DTYPES + LATER_DTYPES)}}}")
+@click.option("--dtype", default="bfloat16", show_default=True, metavar=f"{{{','.join(DTYPE_CHOICES)}}}")
 @click.option("--kv-cache-gib", type=float, metavar="GIB", help="KV cache of each rank; by default from free memory.")
 @click.option("--no-bind", is_flag=True, help="Do not give each rank cores of its own.")
 @launch_options
@@ -84,7 +84,7 @@ def serve(
         options["bind_cores_to_rank"] = False
     spec = spec_from_options(RANK_COMMAND, bind_by_default=True, rank0_stdin=json.dumps(job).encode(), **options)
     spec = replace(spec, grace_s=drain_s)
-    check_ranks(description, spec)
+    check_ranks(description, spec, dtype)
     outcome = run_launch(spec)
     report(outcome)
     # To be stopped is how a service ends well.

@@ -62,13 +62,13 @@ class LLM:
         show_progress: bool | None = None,
         collectives: Collectives | None = None,
     ) -> None:
-        torch_dtype = getattr(torch, require_dtype(dtype))
+        require_dtype(dtype)
         self.model_dir = models.resolve_model(str(model))
         self.description = models.describe(self.model_dir, tokenizer=text)
         self._owns_collectives = collectives is None
         self.collectives = init_distributed() if collectives is None else collectives
         with Progress(f"loading {model}", enabled=show_progress if self.is_first else False) as progress:
-            self._decoder = models.load_model(self.model_dir, torch_dtype, self.collectives, progress.update)
+            self._decoder = models.load_model(self.model_dir, dtype, self.collectives, progress.update)
         num_blocks = self._num_blocks(kv_cache_gib, max_num_sequences)
         cache = kv.allocate_kv_cache(
             num_blocks=num_blocks,

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from corebound.config.suggest import require_choice, unknown_name
 from corebound.errors import RequestError
+from corebound.quantization.scheme import DEFAULTS, is_scheme, parse_scheme
 
 FinishReason = Literal["stop", "length"]
 DTYPES = ("float32", "bfloat16", "float16")
-# Named by the command line already, so that scripts need not change when they come.
-LATER_DTYPES = ("int8", "int4")
+# How the command line shows what --dtype takes; schemes have longer forms, see docs/quantization.md.
+DTYPE_CHOICES = (*DTYPES, *DEFAULTS)
 MAX_SEED = 2**64 - 1
 
 
@@ -156,15 +157,14 @@ class RequestOutput:
 
 
 def require_dtype(name: str) -> str:
-    """Return `name` if it is a dtype that models can run in.
+    """Return `name` if it is a dtype that models can run in: a type of floats, or a quantization scheme.
 
-    Raises: RequestError, which says so when the dtype is planned.
+    Raises: ConfigError that lists what can be given.
     """
-    if name in LATER_DTYPES:
-        raise RequestError(
-            f"dtype {name}: weight-only quantisation comes with a later release", hint=f"valid now: {', '.join(DTYPES)}"
-        )
-    return require_choice("dtype", name, DTYPES)
+    if is_scheme(name):
+        parse_scheme(name)
+        return name
+    return require_choice("dtype", name, DTYPE_CHOICES)
 
 
 def _is_int(value: object) -> bool:

@@ -19,7 +19,7 @@ from corebound.kernels.ops import (
     split_qkv,
     store_kv,
 )
-from corebound.kernels.selection import OPS, Row, active_isa, forced, table
+from corebound.kernels.selection import OPS, Row, active_isa, all_native, forced, table
 
 __all__ = [
     "OPS",
@@ -27,6 +27,7 @@ __all__ = [
     "active_isa",
     "add_layer_norm",
     "add_rms_norm",
+    "all_native",
     "attention",
     "forced",
     "gelu",

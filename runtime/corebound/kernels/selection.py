@@ -81,6 +81,7 @@ class Implementations:
         from corebound.kernels import native, reference
 
         modules = {"native": native, "reference": reference}
+        self.__dict__["rows"] = tuple(rows)
         for row in rows:
             setattr(self, row["op"], getattr(modules[row["implementation"]], row["op"]))
 
@@ -90,6 +91,12 @@ class Implementations:
 
 
 active = Implementations()
+
+
+def all_native() -> bool:
+    """Return whether every operator runs natively now, within `forced` too."""
+    rows: tuple[Row, ...] | None = active.__dict__.get("rows")
+    return all(row["implementation"] == "native" for row in (_selected() if rows is None else rows))
 
 
 def table() -> list[Row]:

@@ -13,8 +13,12 @@ from corebound.errors import ModelLoadError
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader, read_config, read_json_object
 from corebound.models.families import ARCHITECTURES
+from corebound.models.quantization_config import packed_format
+from corebound.models.shards import Shards, read_shards
+from corebound.quantization.packed import PackedFormat
 from corebound.sharding.checkpoint import Checkpoint, TensorEntry, read_checkpoint
 from corebound.sharding.match import match_parameters
+from corebound.sharding.plan import model_parameters
 
 # Any one of these is a tokenizer that transformers can load.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
@@ -26,7 +30,9 @@ class ModelDescription(Architecture):
     """A model directory that has been checked: architecture, where each parameter lies, and special tokens.
 
     `dtype` is the type of most weights, as a torch name. `entries` holds the tensor of every parameter by its name
-    without prefix. `eos_token_ids` end a generation.
+    without prefix, or, where `packed` says how, the packed ones that stand for it: `X.qweight`, `X.qzeros` and so on in
+    place of `X.weight`. A model that `corebound shard` wrote has `shards` and no entries. `eos_token_ids` end a
+    generation.
     """
 
     path: Path
@@ -34,6 +40,8 @@ class ModelDescription(Architecture):
     dtype: str
     checkpoint: Checkpoint = field(repr=False)
     entries: Mapping[str, TensorEntry] = field(repr=False)
+    packed: PackedFormat | None = None
+    shards: Shards | None = None
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -41,7 +49,7 @@ class ModelDescription(Architecture):
     @property
     def num_parameters(self) -> int:
         """Return the number of weights; a tied head counts once."""
-        return sum(math.prod(entry.shape) for entry in self.entries.values())
+        return sum(math.prod(parameter.shape) for parameter in model_parameters(self))
 
 
 def describe(model_dir: Path | str, *, tokenizer: bool = True) -> ModelDescription:
@@ -58,18 +66,28 @@ def describe(model_dir: Path | str, *, tokenizer: bool = True) -> ModelDescripti
     config = read_config(path)
     architecture = _architecture_name(config)
     described = ARCHITECTURES[architecture](config, path.resolve().name)
+    stored = packed_format(config)
+    if stored is not None and stored.scheme.group_size is not None:
+        described = dataclasses.replace(described, input_grain=stored.scheme.group_size)
     if tokenizer:
         _check_tokenizer(path)
-    checkpoint = read_checkpoint(path)
-    entries = match_parameters(described, checkpoint)
+    shards = read_shards(path)
+    if shards is None:
+        checkpoint = read_checkpoint(path)
+        entries = match_parameters(described, checkpoint, stored)
+    else:
+        checkpoint = Checkpoint({}, {path / rank.name: shards.files[rank.name][1] for rank in shards.ranks})
+        entries = {}
     generation = _generation_config(path)
     return ModelDescription(
         **{item.name: getattr(described, item.name) for item in dataclasses.fields(described)},
         path=path,
         architecture=architecture,
-        dtype=_main_dtype(entries),
+        dtype="bfloat16" if shards else _main_dtype(entries),
         checkpoint=checkpoint,
         entries=entries,
+        packed=stored,
+        shards=shards,
         bos_token_id=next(iter(_token_ids(config, generation, "bos_token_id", described.vocab_size)), None),
         pad_token_id=next(iter(_token_ids(config, generation, "pad_token_id", described.vocab_size)), None),
         eos_token_ids=_token_ids(config, generation, "eos_token_id", described.vocab_size),
@@ -86,13 +104,6 @@ def _architecture_name(config: ConfigReader) -> str:
         raise ModelLoadError(
             f"{config.path}: architectures: unknown {', '.join(map(str, names))}",
             hint=(f"did you mean `{close}`? " if close else "") + f"known: {', '.join(sorted(ARCHITECTURES))}",
-        )
-    quantisation = config.section("quantization_config")
-    if quantisation is not None:
-        method = quantisation.values.get("quant_method", "unknown")
-        raise ModelLoadError(
-            f"{config.path}: quantization_config: checkpoints quantised by {method!r} cannot be read",
-            hint="use the unquantised checkpoint of this model",
         )
     return str(known[0])
 
@@ -116,7 +127,8 @@ def _check_tokenizer(path: Path) -> None:
 def _main_dtype(entries: Mapping[str, TensorEntry]) -> str:
     sizes: dict[str, int] = {}
     for entry in entries.values():
-        sizes[entry.dtype] = sizes.get(entry.dtype, 0) + math.prod(entry.shape)
+        if entry.dtype in _DTYPES:
+            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + math.prod(entry.shape)
     return _DTYPES[max(sizes, key=lambda dtype: sizes[dtype])]
 
 

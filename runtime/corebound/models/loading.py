@@ -6,32 +6,59 @@ from pathlib import Path
 
 import torch
 
+from corebound import kernels
 from corebound.comm import Collectives
+from corebound.errors import KernelError
 from corebound.logs import get_logger
 from corebound.models.decoder import Decoder
-from corebound.models.description import describe
+from corebound.models.description import ModelDescription, describe
+from corebound.models.native_decoder import NativeDecoder
+from corebound.models.native_source import NativeSource, meter_of, packed_source
+from corebound.models.native_weights import arrange_native, matrix_schemes
+from corebound.models.quantizing import CodeMeaningSink, MeaningSink
+from corebound.models.shard_reading import read_rank
+from corebound.models.stored import scheme_to_apply
 from corebound.models.weights import arrange
-from corebound.sharding import shard_plan
-from corebound.sharding.stream import Progress, load_shard
+from corebound.quantization.scheme import Scheme, is_scheme
+from corebound.sharding import ShardPlan, shard_plan
+from corebound.sharding.arena import allocate
+from corebound.sharding.reading import Progress
+from corebound.sharding.stream import load_shard
+from corebound.topology import read_topology
 
 _log = get_logger(__name__)
 
 
 def load_model(
-    model_dir: Path | str, dtype: torch.dtype, collectives: Collectives, progress: Progress | None = None
-) -> Decoder:
-    """Return this rank's decoder, reading only its part of the weights, in `dtype`.
+    model_dir: Path | str, dtype: str, collectives: Collectives, progress: Progress | None = None
+) -> Decoder | NativeDecoder:
+    """Return this rank's decoder, reading only its part of the weights.
 
-    Call it after the process has been bound: the thread that reads is the one that touches the memory first.
-    `progress` is called with the bytes that were read and the bytes that will be.
+    `dtype` is float32, bfloat16, float16, or a quantization scheme such as `int8` or `int4:g64:sym`: then matrices are
+    quantized while they are read, and everything else is bfloat16. The packed matrices of AWQ and GPTQ stay as they are
+    with bfloat16, and are turned into floats with float32 and float16. Call it after the process has been bound: the
+    thread that reads is the one that touches the memory first. `progress` is called with the bytes that were read and
+    the bytes that will be.
 
     Raises: ModelLoadError for files that are missing, damaged or do not fit; ShardingError for a number of ranks that
-    does not work.
+    does not work; ConfigError for a scheme that is none.
     """
     description = describe(model_dir, tokenizer=False)
+    if description.shards is not None:
+        description.shards.require_ranks(collectives.size)
     plan = shard_plan(description, collectives.size)
-    fields = load_shard(plan, collectives.rank, description.entries, dtype=dtype, progress=progress)
-    decoder = Decoder(description, plan, arrange(fields, description.num_layers), collectives)
+    scheme = scheme_to_apply(description, dtype)
+    torch_dtype = torch.bfloat16 if is_scheme(dtype) else getattr(torch, dtype)
+    decoder: Decoder | NativeDecoder
+    if torch_dtype == torch.bfloat16 and kernels.all_native():
+        decoder = _load_native(description, plan, scheme, collectives, progress)
+    elif description.shards is not None:
+        raise KernelError(
+            f"{description.path}: weights in panels are computed with by native kernels only, and these are off",
+            hint="`corebound doctor` says why; or use the checkpoint that it was made of",
+        )
+    else:
+        decoder = _load_plain(description, plan, scheme, torch_dtype, collectives, progress)
     _log.info(
         "%s: %d of %d heads, %d kv heads, vocabulary rows %d to %d, %.1f MiB of weights",
         description.name,
@@ -40,6 +67,56 @@ def load_model(
         decoder.num_kv_heads,
         decoder.vocab_start,
         decoder.vocab_stop,
-        plan.num_elements(collectives.rank) * dtype.itemsize / 2**20,
+        decoder.weight_bytes_per_token / 2**20,
     )
     return decoder
+
+
+def _load_native(
+    description: ModelDescription,
+    plan: ShardPlan,
+    scheme: Scheme | None,
+    collectives: Collectives,
+    progress: Progress | None,
+) -> NativeDecoder:
+    if description.shards is not None:
+        matrices, fields = read_rank(description, plan, collectives.rank, progress)
+    else:
+        source = NativeSource(description, plan, collectives.rank, scheme)
+        matrices, fields = source.matrices, source.read(progress)
+    weights = arrange_native(matrices, fields, description.num_layers)
+    return NativeDecoder(description, plan, weights, collectives, team_cpus())
+
+
+def _load_plain(
+    description: ModelDescription,
+    plan: ShardPlan,
+    scheme: Scheme | None,
+    dtype: torch.dtype,
+    collectives: Collectives,
+    progress: Progress | None,
+) -> Decoder:
+    """Return the decoder of plain operators. Quantized matrices take as much memory there as their dtype does."""
+    rank = collectives.rank
+    schemes = matrix_schemes(description, plan, rank, scheme)
+    shapes = plan.field_shapes(rank)
+    reader, packed = packed_source(description, plan, rank)
+    quantized = {field: how for field, how in schemes.items() if how is not None}
+    meanings = allocate({field: shapes[field] for field in (*quantized, *packed)}, dtype)
+    sinks = {field: MeaningSink(meanings[field], how) for field, how in quantized.items()}
+    if meanings and rank == 0:
+        reason = ", because native kernels are off" if dtype == torch.bfloat16 else ""
+        name = str(dtype).removeprefix("torch.")
+        _log.warning("%s: quantized weights are turned into %s%s", description.name, name, reason)
+    meter = meter_of(description, plan, rank, reader, packed, progress)
+    fields = load_shard(plan, rank, description.entries, dtype=dtype, sinks=sinks, elsewhere=packed, meter=meter)
+    for field, part in packed.items():
+        assert reader is not None
+        reader.load(part, CodeMeaningSink(meanings[field]), meter)
+    return Decoder(description, plan, arrange({**fields, **meanings}, description.num_layers), collectives)
+
+
+def team_cpus() -> list[int]:
+    """Return the CPUs of this process's team: one of each physical core, as many as torch has threads."""
+    cpus = [core.cpus[0] for core in read_topology().physical_cores()]
+    return cpus[: max(1, torch.get_num_threads())]

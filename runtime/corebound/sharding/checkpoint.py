@@ -110,6 +110,19 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], int]:
     return entries, file_bytes
 
 
+def is_all_zero(entry: TensorEntry) -> bool:
+    """Return whether every byte of a tensor is 0; meant for small ones.
+
+    Raises: ModelLoadError naming the file.
+    """
+    try:
+        with entry.path.open("rb") as file:
+            file.seek(entry.start)
+            return not any(file.read(entry.num_bytes))
+    except OSError as error:
+        raise ModelLoadError(f"{entry.path}: cannot be read: {error.strerror or error}") from error
+
+
 def _parse(path: Path, header: bytes) -> dict[str, TensorEntry]:
     try:
         content = json.loads(header.decode("utf-8"))

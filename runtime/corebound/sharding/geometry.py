@@ -10,7 +10,8 @@ class Geometry:
     """Sizes and optional parts of one model, whole, before any split.
 
     `family` names the table in corebound.sharding.families. `features` are the optional groups of parameters that
-    this model has, by the names its table uses, such as `attention_bias` or `untied_head`.
+    this model has, by the names its table uses, such as `attention_bias` or `untied_head`. `input_grain` is the number
+    of neighbouring inputs of a matrix that one rank must hold together, because they share a scale.
     """
 
     name: str
@@ -23,3 +24,4 @@ class Geometry:
     intermediate_size: int
     vocab_size: int
     features: frozenset[str] = frozenset()
+    input_grain: int = 1

@@ -103,9 +103,17 @@ def shard_plan(geometry: Geometry, num_ranks: int) -> ShardPlan:
     Raises: ShardingError that says which numbers of ranks work.
     """
     _check_splittable(geometry, num_ranks)
+    plan = _deal(geometry, num_ranks)
+    if not _keeps_groups(plan):
+        _refuse_cut_groups(plan)
+    return plan
+
+
+def _deal(geometry: Geometry, num_ranks: int) -> ShardPlan:
     inner = geometry.intermediate_size
+    grain = max(balanced_grain(inner, num_ranks), geometry.input_grain)
     # The first ranks have the surplus heads and rank 0 samples as well, so the surplus of the others goes to the last.
-    intermediate = deal(inner, num_ranks, grain=balanced_grain(inner, num_ranks), surplus_last=True)
+    intermediate = deal(inner, num_ranks, grain=grain, surplus_last=True)
     vocab = deal(geometry.vocab_size, num_ranks, surplus_last=True)
     group = geometry.num_heads // geometry.num_kv_heads
     shares = tuple(
@@ -203,6 +211,35 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
     return tuple(slopes)
 
 
+def _keeps_groups(plan: ShardPlan) -> bool:
+    """Return whether every rank has inputs of each matrix that is cut along them, and only whole groups."""
+    geometry, grain = plan.geometry, plan.geometry.input_grain
+    if plan.num_ranks == 1 or grain == 1:
+        return True
+    for axis in (Axis.QUERY, Axis.INTERMEDIATE):
+        size = axis_size(axis, geometry)
+        for part in (part for share in plan.shares for part in axis_ranges(axis, geometry, share)):
+            if not part or part.start % grain or (part.stop % grain and part.stop != size):
+                return False
+    return True
+
+
+def _refuse_cut_groups(plan: ShardPlan) -> None:
+    geometry = plan.geometry
+    largest = min(geometry.num_heads, geometry.vocab_size, geometry.intermediate_size // geometry.input_grain)
+    counts = [str(count) for count in range(1, max(1, largest) + 1) if _keeps_groups(_deal(geometry, count))]
+    raise ShardingError(
+        f"cannot split {geometry.name} over {plan.num_ranks} ranks: {geometry.input_grain} neighbouring inputs share a "
+        f"scale and must stay on one rank; there are {geometry.num_heads} heads of {geometry.head_dim} inputs and "
+        f"{geometry.intermediate_size} inputs of the MLP",
+        hint=f"use {_listed(counts)}",
+    )
+
+
+def _listed(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
 def _check_splittable(geometry: Geometry, num_ranks: int) -> None:
     limits = {
         "num_attention_heads": geometry.num_heads,
@@ -213,12 +250,7 @@ def _check_splittable(geometry: Geometry, num_ranks: int) -> None:
     if 1 <= num_ranks <= largest:
         return
     counts = [str(count) for count in range(1, largest + 1)]
-    if largest == 1:
-        usable = "1"
-    elif largest > 12:
-        usable = f"any number from 1 to {largest}"
-    else:
-        usable = f"{', '.join(counts[:-1])} or {counts[-1]}"
+    usable = f"any number from 1 to {largest}" if largest > 12 else _listed(counts)
     raise ShardingError(
         f"cannot split {geometry.name} over {num_ranks} ranks: {field} is {largest}", hint=f"use {usable}"
     )

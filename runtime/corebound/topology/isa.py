@@ -53,13 +53,13 @@ class IsaReport:
 
     @property
     def best(self) -> str:
-        """The name of the best variant that can run; never `amx`, which is left to oneDNN inside torch."""
-        return next(variant.name for variant in self.variants if variant.supported and variant.name != "amx")
+        """The name of the best variant that can run."""
+        return next(variant.name for variant in self.variants if variant.supported)
 
 
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
-_AVX512_BF16 = (*_AVX512, "avx512_bf16")
+_AVX512_BF16 = (*_AVX512, "avx512_bf16", "avx512_vnni")
 _AMX = (*_AVX512_BF16, "amx_tile", "amx_bf16", "amx_int8")
 
 # What each variant needs, best first; csrc/isa decides at run time, this table serves where it cannot be asked.

@@ -14,13 +14,21 @@ struct Requirement {
 };
 
 constexpr Requirement requirements[] = {
-    {"avx2", Variant::avx2},          {"fma", Variant::avx2},
-    {"f16c", Variant::avx2},          {"os_avx", Variant::avx2},
-    {"avx512f", Variant::avx512},     {"avx512bw", Variant::avx512},
-    {"avx512vl", Variant::avx512},    {"avx512dq", Variant::avx512},
-    {"os_avx512", Variant::avx512},   {"avx512_bf16", Variant::avx512_bf16},
-    {"amx_tile", Variant::amx},       {"amx_bf16", Variant::amx},
-    {"amx_int8", Variant::amx},       {"os_amx", Variant::amx},
+    {"avx2", Variant::avx2},
+    {"fma", Variant::avx2},
+    {"f16c", Variant::avx2},
+    {"os_avx", Variant::avx2},
+    {"avx512f", Variant::avx512},
+    {"avx512bw", Variant::avx512},
+    {"avx512vl", Variant::avx512},
+    {"avx512dq", Variant::avx512},
+    {"os_avx512", Variant::avx512},
+    {"avx512_bf16", Variant::avx512_bf16},
+    {"avx512_vnni", Variant::avx512_bf16},
+    {"amx_tile", Variant::amx},
+    {"amx_bf16", Variant::amx},
+    {"amx_int8", Variant::amx},
+    {"os_amx", Variant::amx},
     {"amx_permission", Variant::amx},
 };
 
@@ -43,9 +51,8 @@ bool has(const Machine &m, std::string_view what) {
                      [&](const Feature &f) { return f.present && what == f.name; });
 }
 
-// AMX serves prefill, which belongs to oneDNN inside torch; no kernel here uses it, so it is never the default.
 Variant best() {
-  for (Variant v : {Variant::avx512_bf16, Variant::avx512, Variant::avx2}) {
+  for (Variant v : {Variant::amx, Variant::avx512_bf16, Variant::avx512, Variant::avx2}) {
     if (missing(v, machine()).empty()) {
       return v;
     }

@@ -1,6 +1,9 @@
 // Causal attention over the blocked cache with an online softmax: scores exist for 64 keys at a time only.
+#include <type_traits>
+
 #include "kernels/attention_decode.h"
 #include "kernels/attention_prefill.h"
+#include "kernels/attention_prefill_bf16.h"
 #include "kernels/ops_internal.h"
 
 COREBOUND_BEGIN_VARIANT
@@ -20,6 +23,8 @@ template <class T> void attention_range(const AttentionArgs &args, void *scratch
                            queries - first < tile ? queries - first : tile, args.context_lengths[b] - queries + first};
         if (item.num_queries == 1) {
           attend_one_query<T>(args, item, work);
+        } else if constexpr (std::is_same_v<T, bf16>) {
+          attend_bf16_queries(args, item, scratch);
         } else {
           attend_queries<T>(args, item, work);
         }

@@ -1,4 +1,5 @@
 // Chooses a variant's functions, and reports what every variant has. Compiled for the baseline.
+#include <algorithm>
 #include <string>
 
 #include "isa/isa.h"
@@ -18,13 +19,16 @@ extern const KernelSet kernel_set;
 namespace avx512_bf16 {
 extern const KernelSet kernel_set;
 }
+namespace amx {
+extern const KernelSet kernel_set;
+}
 
 namespace {
 
-// AMX has no kernels of its own: where it is forced, the best of the others runs.
 const KernelSet &kernels_of(isa::Variant variant) {
   switch (variant) {
   case isa::Variant::amx:
+    return amx::kernel_set;
   case isa::Variant::avx512_bf16:
     return avx512_bf16::kernel_set;
   case isa::Variant::avx512:
@@ -44,7 +48,7 @@ std::string table_json() {
   const std::string dtypes = "[\"float32\", \"bfloat16\", \"float16\"]";
   std::string variants;
   for (const KernelSet *set :
-       {&avx512_bf16::kernel_set, &avx512::kernel_set, &avx2::kernel_set, &generic::kernel_set}) {
+       {&amx::kernel_set, &avx512_bf16::kernel_set, &avx512::kernel_set, &avx2::kernel_set, &generic::kernel_set}) {
     variants += (variants.empty() ? "{\"name\": \"" : ", {\"name\": \"") + std::string(set->name) +
                 "\", \"dtypes\": " + dtypes + "}";
   }
@@ -77,7 +81,12 @@ int64_t attention_scratch_bytes(const AttentionArgs &args) {
   const int64_t dim = (args.head_dim + 15) / 16 * 16;
   const int64_t rows = attention_query_tile, keys = attention_key_tile;
   // Queries, results, scores, keys transposed, values; then maximum and sum of each row.
-  return static_cast<int64_t>(sizeof(float)) * (2 * rows * dim + rows * keys + 2 * keys * dim + 2 * rows);
+  const int64_t floats = 2 * rows * dim + rows * keys + 2 * keys * dim + 2 * rows;
+  // Several bf16 queries, see Bf16Work: panels of keys and values; queries and weights; scores, results, two of a row.
+  const int64_t padded = (args.head_dim + 31) / 32 * 32, chunks = (args.head_dim + 63) / 64;
+  const int64_t panels = (1 + chunks) * (512 / 2 * 256);
+  const int64_t several = panels + 2 * rows * (padded + 2 * keys) + 4 * rows * (keys + 64 * chunks + 2);
+  return std::max(static_cast<int64_t>(sizeof(float)) * floats, several);
 }
 
 } // namespace corebound::kernels

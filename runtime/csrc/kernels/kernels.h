@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "export.h"
+#include "kernels/panel.h"
 
 namespace corebound::kernels {
 
@@ -130,6 +131,13 @@ struct KernelSet {
   void (*gelu)(const UnaryArgs &, int64_t begin, int64_t end);
   void (*silu_mul)(const SiluMulArgs &, int64_t begin, int64_t end);
   void (*linear)(const LinearArgs &, int64_t begin, int64_t end);
+  // Rows times one panel of weights; `scratch` is panel_scratch_floats(rows) long.
+  void (*panel_product)(const PanelMatrix &, int64_t panel, const PanelInput &, const PanelOutput &, float *scratch);
+  // `tiles` of an input (a range is of row tiles), and its rows in whole numbers for a quantised matrix.
+  void (*make_tiles)(const PanelInput &, int64_t padded_inputs, uint16_t *tiles, int64_t begin, int64_t end);
+  void (*round_rows)(const PanelMatrix &, const PanelInput &, int8_t *high, int8_t *low, float *scales, float *sums);
+  void (*split_rotate_store)(const QkvArgs &, int64_t begin, int64_t end);
+  bool (*takes_tiles)(); // whether panel_product wants `tiles` from min_tile_rows on
 };
 
 // The functions of the active variant: the best compiled one that isa::active() allows.

@@ -16,6 +16,11 @@ constinit const KernelSet kernel_set = {COREBOUND_TEXT(COREBOUND_VARIANT),
                                         attention,
                                         gelu,
                                         silu_mul,
-                                        linear};
+                                        linear,
+                                        panel_product,
+                                        make_tiles,
+                                        round_rows,
+                                        split_rotate_store,
+                                        takes_tiles};
 
 } // namespace corebound::kernels::COREBOUND_VARIANT

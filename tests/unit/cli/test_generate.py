@@ -87,7 +87,7 @@ def test_a_prompt_file_has_one_prompt_a_line(launched, model_dir, tmp_path):
         ([], 2, "no prompt given"),
         (["--prompt", "a", "--prompt-file", "f"], 2, "cannot be used together"),
         (["--prompt-file", "/no/such/file"], 2, "--prompt-file /no/such/file: No such file"),
-        (["--prompt", "a", "--dtype", "int8"], 2, "later release"),
+        (["--prompt", "a", "--dtype", "int8:x"], 2, "unknown part 'x'"),
         (["--prompt", "a", "--dtype", "bfloat61"], 2, "`bfloat16`"),
         (["--prompt", "a", "--top-p", "1.5"], 2, "top_p: expected above 0 and at most 1, found 1.5"),
         (["--prompt", "a", "--max-new-tokens", "0"], 2, "max_new_tokens: expected 1 or more"),

@@ -1,12 +1,14 @@
 """The corpus of the demo model: the same seed gives the same text, and the text is English a reader would accept."""
 
 import hashlib
+import json
 import re
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
+import corebound
 from demo_training import corpus
 
 NUM_TEXTS = 1500
@@ -88,3 +90,10 @@ def test_pronouns_follow_the_name(tmp_path: Path) -> None:
 def test_a_faulty_grammar_is_named(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(corpus.GrammarError, match=re.escape(complaint)):
         corpus.read_grammar(write_grammar(tmp_path, text))
+
+
+def test_the_held_out_text_of_bench_quality_is_that_of_the_training_run() -> None:
+    settings = json.loads((Path(corebound.__file__).parent / "demo" / "training.json").read_text())["settings"]
+    held_out = islice(corpus.texts(settings["seed"] + 1_000_003), settings["num_held_out_texts"])
+    shipped = Path(corebound.__file__).parent / "engine" / "bench" / "held_out.txt"
+    assert shipped.read_text(encoding="utf-8").splitlines() == list(held_out)

@@ -84,9 +84,11 @@ def test_outputs_survive_json_with_their_times():
     assert (back.first_token_s, back.token_gaps_s) == (0.5, (0.1,))
 
 
-def test_a_planned_dtype_says_that_it_is_planned():
-    with pytest.raises(RequestError, match="later release"):
-        require_dtype("int8")
+def test_quantization_schemes_are_dtypes():
+    assert require_dtype("int8") == "int8"
+    assert require_dtype("int4:g64:sym") == "int4:g64:sym"
+    with pytest.raises(ConfigError, match="unknown part 'g48'"):
+        require_dtype("int4:g48")
 
 
 def test_a_mistyped_dtype_names_the_nearest_one():

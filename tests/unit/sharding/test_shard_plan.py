@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from corebound.errors import ShardingError
@@ -136,3 +137,41 @@ def test_a_rule_that_cuts_what_it_must_not_is_refused() -> None:
         Rule("w", "f", (Axis.HIDDEN, Axis.VOCAB), Decision.SPLIT_INPUTS)
     with pytest.raises(AssertionError):
         Rule("w", "f", (Axis.QUERY, Axis.HIDDEN), Decision.REPLICATE)
+
+
+@given(
+    num_heads=st.sampled_from((1, 4, 6, 8, 12, 32)),
+    kv_group=st.sampled_from((1, 2, 4)),
+    head_dim=st.sampled_from((16, 32, 64, 128)),
+    num_grains=st.integers(1, 40),
+    grain=st.sampled_from((32, 64, 128)),
+    num_ranks=st.integers(1, 12),
+)
+def test_neighbouring_inputs_that_share_a_scale_stay_on_one_rank(
+    num_heads: int, kv_group: int, head_dim: int, num_grains: int, grain: int, num_ranks: int
+) -> None:
+    assume(num_heads % kv_group == 0)
+    model = geometry(
+        num_heads=num_heads,
+        num_kv_heads=num_heads // kv_group,
+        head_dim=head_dim,
+        intermediate_size=num_grains * grain,
+        input_grain=grain,
+    )
+    try:
+        plan = shard_plan(model, num_ranks)
+    except ShardingError as error:
+        usable = [int(word) for word in re.findall(r"\d+", str(error.hint))]
+        assert num_ranks not in usable
+        if "neighbouring inputs" in error.message:
+            assert 1 in usable
+            for count in usable:
+                shard_plan(model, count)
+        return
+    if num_ranks == 1:
+        return
+    for share in plan.shares:
+        for part in (share.intermediate, range(share.query_heads.start * head_dim, share.query_heads.stop * head_dim)):
+            assert part
+            assert part.start % grain == 0
+            assert part.stop % grain == 0 or part.stop == num_heads * head_dim

@@ -62,8 +62,9 @@ def test_everything_runs_where_both_sources_agree() -> None:
     assert report.warnings == ()
 
 
-def test_amx_is_never_the_best_because_no_kernel_of_ours_uses_it() -> None:
-    assert assess_isa(native_report(), XEON).best == "avx512_bf16"
+def test_amx_is_the_best_where_it_may_be_used() -> None:
+    assert assess_isa(native_report(), XEON).best == "amx"
+    assert assess_isa(native_report(amx_permission=False), XEON).best == "avx512_bf16"
 
 
 def test_avx512_that_the_system_does_not_save_is_not_used() -> None:

@@ -1,1 +1,1 @@
-"""What `corebound bench generate` runs in other processes: our ranks, transformers, and the models of given shapes."""
+"""What `corebound bench generate` and `quality` measure: ranks, transformers, random models, quantized weights."""

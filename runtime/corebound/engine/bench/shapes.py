@@ -33,6 +33,20 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 250880,
         "tie_word_embeddings": True,
     },
+    # Small enough to try an engine in seconds; all widths divide by 128, which some quantised formats need.
+    "llama-tiny": {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 4000,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    },
     "llama-8b": {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],

@@ -1,0 +1,248 @@
+"""Weight matrices in panels: the layout that the native decoder computes from, decode and prefill alike.
+
+The layout is described in csrc/kernels/panel.h; the structures here follow it field for field.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from corebound import native
+from corebound.errors import KernelError
+
+PANEL_OUTPUTS = 64
+INPUT_UNIT = 32
+Kind = Literal["bfloat16", "int8", "int4"]
+ScaleKind = Literal["float32", "bfloat16", "float16"]
+Activation = Literal["none", "gelu_tanh", "silu_gated"]
+_KINDS: tuple[Kind, ...] = ("bfloat16", "int8", "int4")
+_SCALE_KINDS: tuple[ScaleKind, ...] = ("float32", "bfloat16", "float16")
+ACTIVATIONS: tuple[Activation, ...] = ("none", "gelu_tanh", "silu_gated")
+
+
+class MatrixStruct(ctypes.Structure):
+    """kernels::PanelMatrix."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("padded_inputs", ctypes.c_int64),
+        ("group_inputs", ctypes.c_int64),
+        ("kind", ctypes.c_int),
+        ("scale_kind", ctypes.c_int),
+        ("asymmetric", ctypes.c_bool),
+        ("gated", ctypes.c_bool),
+    ]
+
+
+class _PackStruct(ctypes.Structure):
+    _fields_ = [
+        ("matrix", MatrixStruct),
+        ("values", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("zeros", ctypes.c_void_p),
+        ("first_row", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+    ]
+
+
+class _OutputStruct(ctypes.Structure):
+    _fields_ = [
+        ("y", ctypes.c_void_p),
+        ("logits", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        ("activation", ctypes.c_int),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelFormat:
+    """What each weight is stored as.
+
+    `group_size` inputs share a scale (None: all of a row); it counts for the quantised kinds only, where it must be a
+    multiple of 32. `asymmetric` groups have a zero point each.
+    """
+
+    kind: Kind = "bfloat16"
+    group_size: int | None = None
+    asymmetric: bool = False
+    scale_kind: ScaleKind = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.group_size is not None and (self.group_size < INPUT_UNIT or self.group_size % INPUT_UNIT):
+            raise KernelError(f"panels: expected groups of a multiple of {INPUT_UNIT} inputs, found {self.group_size}")
+
+
+class PanelMatrix:
+    """One weight matrix [outputs, inputs] in panels; rows are put in as they are read.
+
+    `gated` matrices have all gate rows first and as many up rows after them; their product is half as wide.
+    """
+
+    def __init__(self, outputs: int, inputs: int, form: PanelFormat, *, gated: bool = False) -> None:
+        if gated and outputs % 2:
+            raise KernelError(f"panels: a gated matrix has as many gate as up rows, found {outputs} rows")
+        self.outputs, self.inputs, self.form, self.gated = outputs, inputs, form, gated
+        unit = form.group_size if form.kind != "bfloat16" and form.group_size else INPUT_UNIT
+        self.padded_inputs = -(-inputs // unit) * unit
+        group = form.group_size if form.kind != "bfloat16" and form.group_size else self.padded_inputs
+        self.num_groups = self.padded_inputs // group
+        self.struct = MatrixStruct(
+            data=None,
+            outputs=outputs,
+            inputs=inputs,
+            padded_inputs=self.padded_inputs,
+            group_inputs=group,
+            kind=_KINDS.index(form.kind),
+            scale_kind=_SCALE_KINDS.index(form.scale_kind),
+            asymmetric=form.asymmetric and form.kind != "bfloat16",
+            gated=gated,
+        )
+        self.num_bytes = int(library().corebound_panel_matrix_bytes(ctypes.byref(self.struct)))
+        self._memory: torch.Tensor | None = None
+
+    @property
+    def product_columns(self) -> int:
+        """How wide a product is."""
+        return self.outputs // 2 if self.gated else self.outputs
+
+    @property
+    def num_panels(self) -> int:
+        """How many panels of 64 outputs there are."""
+        return -(-self.outputs // PANEL_OUTPUTS)
+
+    @property
+    def memory(self) -> torch.Tensor:
+        """The bytes of the panels, uint8."""
+        assert self._memory is not None, "place() comes first"
+        return self._memory
+
+    def place(self, memory: torch.Tensor) -> None:
+        """Use `memory`, uint8 of `num_bytes`, all zeros and aligned to 64 bytes."""
+        assert memory.numel() == self.num_bytes and memory.data_ptr() % 64 == 0
+        self._memory = memory
+        self.struct.data = memory.data_ptr()
+
+    def put(self, first_row: int, rows: torch.Tensor) -> None:
+        """Store rows of a bfloat16 matrix, [n, inputs]."""
+        assert self.form.kind == "bfloat16" and rows.dtype == torch.bfloat16 and rows.is_contiguous()
+        self._pack(first_row, rows, None, None)
+
+    def put_codes(self, first_row: int, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> None:
+        """Store quantised rows: value = (code - zero) * scale.
+
+        Shapes: codes [n, inputs] uint8; scales and zeros [n, num_groups] float32. Without zeros the middle of the
+        range (128, 8) is zero.
+        """
+        assert self.form.kind != "bfloat16" and codes.dtype == torch.uint8
+        assert scales.shape == (codes.shape[0], self.num_groups), (scales.shape, codes.shape, self.num_groups)
+        zeros = zeros.to(torch.float32).contiguous() if self.struct.asymmetric and zeros is not None else None
+        self._pack(first_row, codes.contiguous(), scales.to(torch.float32).contiguous(), zeros)
+
+    def row(self, index: int) -> torch.Tensor:
+        """Return a row of a bfloat16 matrix."""
+        out = torch.empty(self.inputs, dtype=torch.bfloat16)
+        library().corebound_panel_unpack_row(ctypes.byref(self.struct), index, out.data_ptr())
+        return out
+
+    def bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
+        """Return a bias in the order of the panels, padded to whole ones."""
+        if bias is None:
+            return None
+        padded = torch.zeros(self.num_panels * PANEL_OUTPUTS, dtype=torch.bfloat16)
+        if self.gated:
+            half, lanes = self.outputs // 2, PANEL_OUTPUTS // 2
+            panels = padded.view(self.num_panels, 2, lanes)
+            for part in range(2):
+                wide = torch.zeros(self.num_panels * lanes, dtype=torch.bfloat16)
+                wide[:half] = bias[part * half : (part + 1) * half]
+                panels[:, part] = wide.view(self.num_panels, lanes)
+        else:
+            padded[: self.outputs] = bias
+        return padded
+
+    def multiply(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, activation: Activation = "none"
+    ) -> torch.Tensor:
+        """Return activation(x W^T + bias) by the active variant, on this thread.
+
+        Shapes: x [n, inputs] bfloat16; result [n, product_columns], float32 where there is no activation.
+        """
+        rows = x.shape[0]
+        padded = torch.zeros((rows, self.padded_inputs), dtype=torch.bfloat16)
+        padded[:, : self.inputs] = x
+        in_order = self.bias(bias)
+        columns = self.num_panels * (PANEL_OUTPUTS // 2 if self.gated else PANEL_OUTPUTS)
+        plain = activation == "none"
+        out = torch.empty((rows, self.outputs if plain else columns), dtype=torch.float32 if plain else torch.bfloat16)
+        how = _OutputStruct(
+            y=None if plain else out.data_ptr(),
+            logits=out.data_ptr() if plain else None,
+            bias=None if in_order is None else in_order.data_ptr(),
+            stride=out.shape[1],
+            activation=ACTIVATIONS.index(activation),
+        )
+        library().corebound_panel_multiply(
+            ctypes.byref(self.struct), padded.data_ptr(), rows, self.padded_inputs, ctypes.byref(how)
+        )
+        return out[:, : self.product_columns]
+
+    def _pack(
+        self, first_row: int, values: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None
+    ) -> None:
+        assert self._memory is not None, "place() comes first"
+        assert values.shape[1] == self.inputs and first_row + values.shape[0] <= self.outputs
+        what = _PackStruct(
+            matrix=self.struct,
+            values=values.data_ptr(),
+            scales=None if scales is None else scales.data_ptr(),
+            zeros=None if zeros is None else zeros.data_ptr(),
+            first_row=first_row,
+            rows=values.shape[0],
+        )
+        library().corebound_panel_pack(ctypes.byref(what))
+
+
+def scale_kind_for(scales: torch.Tensor) -> ScaleKind:
+    """Return the narrowest kind that holds every one of `scales` exactly."""
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+        if torch.equal(scales.to(dtype).to(torch.float32), scales):
+            return name  # type: ignore[return-value]  # the loop's strings are two of the three
+    return "float32"
+
+
+def with_scales_of(form: PanelFormat, scales: torch.Tensor) -> PanelFormat:
+    """Return the format with scales stored so that none of `scales` changes."""
+    return replace(form, scale_kind=scale_kind_for(scales))
+
+
+@functools.cache
+def library() -> Any:
+    """Return libcorebound.so with the argument types of csrc/decoder/decoder_api.cpp.
+
+    Raises: KernelError when it was not built.
+    """
+    lib = native.core_library()
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "panel_matrix_bytes": (number, [pointer]),
+        "panel_pack": (None, [pointer]),
+        "panel_unpack_row": (None, [pointer, number, pointer]),
+        "panel_multiply": (None, [pointer, pointer, number, number, pointer]),
+        "decoder_create": (pointer, [pointer, pointer, ctypes.c_int]),
+        "decoder_run": (ctypes.c_int, [pointer, pointer]),
+        "decoder_tune": (ctypes.c_int, [pointer]),
+        "decoder_destroy": (None, [pointer]),
+        "decoder_error": (ctypes.c_char_p, []),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(lib, f"corebound_{name}")
+        function.restype, function.argtypes = result, arguments
+    return lib

@@ -1,0 +1,237 @@
+"""The decoder whose steps run in one native call: a team of threads over weights in panels.
+
+It computes what `Decoder` computes; `Decoder` remains for float32 and float16, and where native kernels are off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from corebound.comm import Collectives
+from corebound.comm.shm import ShmCollectives
+from corebound.comm.shm_ops import failure
+from corebound.errors import KernelError
+from corebound.kernels.panels import ACTIVATIONS, PanelMatrix, library
+from corebound.logs import get_logger
+from corebound.models.batch import StepBatch
+from corebound.models.description import ModelDescription
+from corebound.models.native_structs import (
+    ALL_REDUCE,
+    HeadGroupStruct,
+    LayerStruct,
+    ModelStruct,
+    NormStruct,
+    StepStruct,
+)
+from corebound.models.native_weights import NativeLayer, NativeWeights
+from corebound.models.rope import RotaryTable
+from corebound.sharding import ShardPlan, alibi_slopes
+
+_log = get_logger(__name__)
+KvCache = Sequence[tuple[Tensor, Tensor]]
+_MAX_GROUP_HEADS = 8  # kernels::max_group_heads
+_FAILED_ITSELF = 100  # csrc/decoder/decoder_api.cpp
+
+
+class NativeDecoder:
+    """A rank's part of a model. All ranks call forward with equal batches; two all-reduces a layer join their parts.
+
+    `cpus` are the CPUs of the team, one thread each; the first is the caller's for as long as a step takes.
+
+    Raises: KernelError when the native library cannot make the team.
+    """
+
+    def __init__(
+        self,
+        description: ModelDescription,
+        plan: ShardPlan,
+        weights: NativeWeights,
+        collectives: Collectives,
+        cpus: Sequence[int],
+    ) -> None:
+        self.description = description
+        self.weights = weights
+        self.dtype = torch.bfloat16
+        share = plan.shares[collectives.rank]
+        self.num_layers = description.num_layers
+        self.num_heads, self.num_kv_heads = len(share.query_heads), len(share.kv_heads)
+        self.head_dim = description.head_dim
+        self.vocab_start, self.vocab_stop = share.vocab.start, share.vocab.stop
+        self._collectives = collectives
+        self._failure: Exception | None = None
+        self._rotary = RotaryTable(description.rope, description.head_dim) if description.rope else None
+        self._caches: tuple[KvCache, ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_void_p]] | None = None
+        self._kept: list[object] = []  # what the native side points to
+        self._per_head_qkv = plan.table.qkv_layout == "per_head"
+        self._slopes: Tensor | None = None
+        if description.rope is None:
+            slopes = alibi_slopes(description.num_heads)
+            self._slopes = torch.tensor(slopes[share.query_heads.start : share.query_heads.stop], dtype=torch.float32)
+        model = self._model(share.kv_head_map)
+        threads = (ctypes.c_int * len(cpus))(*cpus)
+        handle = library().corebound_decoder_create(ctypes.byref(model), threads, len(cpus))
+        if not handle:
+            raise KernelError(f"native decoder: {library().corebound_decoder_error().decode()}")
+        self._handle = handle
+        weakref.finalize(self, library().corebound_decoder_destroy, handle)
+        paced = library().corebound_decoder_tune(handle)
+        if paced < 0:
+            raise KernelError(f"native decoder: {library().corebound_decoder_error().decode()}")
+        _log.debug("weights are read %s", "paced" if paced else "without a pace")
+
+    @property
+    def weight_bytes_per_token(self) -> int:
+        """Return the bytes of weights that this rank reads to compute one token of one sequence."""
+        weights = self.weights
+        total = weights.head.num_bytes
+        total += sum(tensor.nbytes for tensor in (*weights.embedding_norm, *weights.final_norm))
+        for layer in weights.layers:
+            total += sum(tensor.nbytes for tensor in (*layer.attention_norm, *layer.mlp_norm))
+            total += sum(matrix.num_bytes for matrix in layer.matrices())
+            total += sum(bias.nbytes for bias in layer.biases() if bias is not None)
+        return total
+
+    @torch.inference_mode()
+    def forward(self, batch: StepBatch, kv_cache: KvCache) -> Tensor:
+        """Return the logits of this rank's words for the rows that the batch asks for, and store all keys and values.
+
+        Shapes: as `Decoder.forward`.
+
+        Raises: CommError when a sum over the ranks fails; KernelError for a failure of the step itself.
+        """
+        keys, values = self._cache_pointers(kv_cache)
+        angles = None
+        if self._rotary is not None:
+            angles = self._rotary.up_to(int(batch.context_lengths.max()))
+        rows = batch.logits_rows.shape[0]
+        logits = torch.empty((rows, self.vocab_stop - self.vocab_start), dtype=torch.float32)
+        tensors = [batch.token_ids, batch.positions, batch.slots, batch.block_tables]
+        tensors += [batch.query_starts, batch.context_lengths, batch.logits_rows]
+        whole = [tensor.contiguous() for tensor in tensors]
+        step = StepStruct(
+            batch.num_tokens,
+            batch.num_sequences,
+            batch.block_tables.shape[1],
+            rows,
+            *(tensor.data_ptr() for tensor in whole),
+            ctypes.addressof(keys),
+            ctypes.addressof(values),
+            kv_cache[0][0].shape[2],
+            angles[0].data_ptr() if angles else None,
+            angles[1].data_ptr() if angles else None,
+            logits.data_ptr(),
+        )
+        code = library().corebound_decoder_run(self._handle, ctypes.byref(step))
+        if code:
+            raise self._error(code)
+        return logits
+
+    def _error(self, code: int) -> Exception:
+        if self._failure is not None:
+            error, self._failure = self._failure, None
+            return error
+        if code == _FAILED_ITSELF:
+            return KernelError(f"native decoder: {library().corebound_decoder_error().decode()}")
+        return failure(code)
+
+    def _cache_pointers(self, kv_cache: KvCache) -> tuple[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_void_p]]:
+        if self._caches is None or self._caches[0] is not kv_cache:
+            array = ctypes.c_void_p * len(kv_cache)
+            for keys, values in kv_cache:
+                assert keys.is_contiguous() and values.is_contiguous() and keys.dtype == self.dtype
+            pointers = [array(*(pair[which].data_ptr() for pair in kv_cache)) for which in range(2)]
+            self._caches = (kv_cache, pointers[0], pointers[1])
+        return self._caches[1], self._caches[2]
+
+    def _model(self, kv_head_map: Sequence[int]) -> ModelStruct:
+        description, weights = self.description, self.weights
+        layers = (LayerStruct * self.num_layers)(*(self._layer(layer) for layer in weights.layers))
+        groups = _head_groups(kv_head_map)
+        first_head = (ctypes.c_int32 * (self.num_kv_heads + 1))(
+            *(sum(kv < head for kv in kv_head_map) for head in range(self.num_kv_heads + 1))
+        )
+        group, all_reduce = self._sum_over_ranks()
+        self._kept += [layers, groups, first_head, all_reduce]
+        return ModelStruct(
+            num_layers=self.num_layers,
+            hidden=description.hidden_size,
+            heads=self.num_heads,
+            kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            vocab_start=self.vocab_start,
+            layers=ctypes.addressof(layers),
+            embedding=_pointer(weights.embedding),
+            num_words=self.vocab_stop - self.vocab_start,
+            embedding_norm=_norm(weights.embedding_norm),
+            final_norm=_norm(weights.final_norm),
+            head=weights.head.struct,
+            groups=ctypes.addressof(groups),
+            num_groups=len(groups),
+            first_head=ctypes.addressof(first_head),
+            alibi_slopes=_pointer(self._slopes),
+            scale=self.head_dim**-0.5,
+            norm_eps=description.norm_eps,
+            activation=ACTIVATIONS.index(description.activation),
+            rms_norm=description.norm == "rms",
+            norm_as_residual=description.norm_as_residual,
+            per_head_qkv=self._per_head_qkv,
+            comm_group=group,
+            all_reduce=all_reduce,
+        )
+
+    def _layer(self, layer: NativeLayer) -> LayerStruct:
+        struct = LayerStruct(attention_norm=_norm(layer.attention_norm), mlp_norm=_norm(layer.mlp_norm))
+        for name in ("qkv", "attention_out", "mlp_in", "mlp_out"):
+            matrix: PanelMatrix = getattr(layer, name)
+            bias = matrix.bias(getattr(layer, f"{name}_bias"))
+            self._kept.append(bias)
+            setattr(struct, name, matrix.struct)
+            setattr(struct, f"{name}_bias", _pointer(bias))
+        return struct
+
+    def _sum_over_ranks(self) -> tuple[int, object]:
+        """Return the group in shared memory, or 0 and what else sums over the ranks, if there are several."""
+        collectives = self._collectives
+        if collectives.size == 1:
+            return 0, ALL_REDUCE()
+        if isinstance(collectives, ShmCollectives):
+            return collectives.handle, ALL_REDUCE()
+        me = weakref.proxy(self)
+
+        def all_reduce(data: int, count: int) -> int:
+            memory = (ctypes.c_uint16 * count).from_address(data)
+            try:
+                collectives.all_reduce(torch.frombuffer(memory, dtype=torch.bfloat16))
+            except Exception as error:  # an exception cannot pass through the native frames: forward raises it
+                with contextlib.suppress(ReferenceError):
+                    me._failure = error
+                return _FAILED_ITSELF
+            return 0
+
+        return 0, ALL_REDUCE(all_reduce)
+
+
+def _head_groups(kv_head_map: Sequence[int]) -> ctypes.Array[HeadGroupStruct]:
+    """Return runs of query heads that read the same kv head, each no longer than the kernel takes at once."""
+    groups: list[list[int]] = []
+    for head, kv in enumerate(kv_head_map):
+        if groups and groups[-1][2] == kv and groups[-1][1] < _MAX_GROUP_HEADS:
+            groups[-1][1] += 1
+        else:
+            groups.append([head, 1, kv])
+    return (HeadGroupStruct * len(groups))(*(HeadGroupStruct(*group) for group in groups))
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _norm(tensors: tuple[Tensor, ...]) -> NormStruct:
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    return NormStruct(*pointers, *([None] * (2 - len(pointers))))

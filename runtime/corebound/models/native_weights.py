@@ -1,0 +1,121 @@
+"""The weights of a rank for the native decoder: matrices in panels, and the small tensors beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from corebound.kernels.panels import PanelFormat, PanelMatrix
+from corebound.models.description import ModelDescription
+from corebound.models.quantizing import head_scheme
+from corebound.quantization.scheme import Scheme
+from corebound.sharding import ShardPlan
+from corebound.sharding.arena import allocate
+
+_MATRICES = ("qkv", "attention_out", "mlp_in", "mlp_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeLayer:
+    """One layer. A norm is its weight, or weight and bias; an absent bias is None."""
+
+    attention_norm: tuple[Tensor, ...]
+    mlp_norm: tuple[Tensor, ...]
+    qkv: PanelMatrix
+    attention_out: PanelMatrix
+    mlp_in: PanelMatrix
+    mlp_out: PanelMatrix
+    qkv_bias: Tensor | None
+    attention_out_bias: Tensor | None
+    mlp_in_bias: Tensor | None
+    mlp_out_bias: Tensor | None
+
+    def matrices(self) -> tuple[PanelMatrix, ...]:
+        """Return the matrices in the order in which a step reads them."""
+        return (self.qkv, self.attention_out, self.mlp_in, self.mlp_out)
+
+    def biases(self) -> tuple[Tensor | None, ...]:
+        """Return the biases in the same order."""
+        return (self.qkv_bias, self.attention_out_bias, self.mlp_in_bias, self.mlp_out_bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeWeights:
+    """All weights of a rank. `embedding` is None where the panels of the head serve for it."""
+
+    embedding: Tensor | None
+    embedding_norm: tuple[Tensor, ...]
+    layers: tuple[NativeLayer, ...]
+    final_norm: tuple[Tensor, ...]
+    head: PanelMatrix
+
+
+def matrix_schemes(
+    description: ModelDescription, plan: ShardPlan, rank: int, scheme: Scheme | None
+) -> dict[str, Scheme | None]:
+    """Return the fields that are matrices of products, each with the scheme that it is quantized by, if any.
+
+    A tied embedding stays plain, because rows are looked up in it.
+    """
+    schemes: dict[str, Scheme | None] = {}
+    for field in plan.field_shapes(rank):
+        name = field.rpartition(".")[2]
+        if name.removesuffix("_weight") in _MATRICES:
+            schemes[field] = scheme
+        elif name == "head_weight":
+            schemes[field] = head_scheme(scheme)
+        elif name == "embedding_weight" and description.tied_head:
+            schemes[field] = None
+    return schemes
+
+
+def panel_matrices(
+    description: ModelDescription, plan: ShardPlan, rank: int, forms: Mapping[str, PanelFormat]
+) -> dict[str, PanelMatrix]:
+    """Return the matrices of a rank by field, each in its format and still without memory."""
+    shapes = plan.field_shapes(rank)
+    matrices: dict[str, PanelMatrix] = {}
+    for field, form in forms.items():
+        gated = field.endswith("mlp_in_weight") and description.activation == "silu_gated"
+        matrices[field] = PanelMatrix(shapes[field][0], shapes[field][1], form, gated=gated)
+    return matrices
+
+
+def place_matrices(matrices: Mapping[str, PanelMatrix]) -> dict[str, Tensor]:
+    """Give the matrices memory of their own, and return it by field."""
+    memory = allocate({field: (matrix.num_bytes,) for field, matrix in matrices.items()}, torch.uint8)
+    for field, matrix in matrices.items():
+        matrix.place(memory[field])
+    return memory
+
+
+def arrange_native(matrices: Mapping[str, PanelMatrix], fields: Mapping[str, Tensor], num_layers: int) -> NativeWeights:
+    """Return the weights of a rank, given by the field names of the family tables."""
+
+    def norm(prefix: str) -> tuple[Tensor, ...]:
+        return tuple(fields[name] for name in (f"{prefix}_weight", f"{prefix}_bias") if name in fields)
+
+    def layer(prefix: str) -> NativeLayer:
+        return NativeLayer(
+            attention_norm=norm(f"{prefix}attention_norm"),
+            mlp_norm=norm(f"{prefix}mlp_norm"),
+            qkv=matrices[f"{prefix}qkv_weight"],
+            attention_out=matrices[f"{prefix}attention_out_weight"],
+            mlp_in=matrices[f"{prefix}mlp_in_weight"],
+            mlp_out=matrices[f"{prefix}mlp_out_weight"],
+            qkv_bias=fields.get(f"{prefix}qkv_bias"),
+            attention_out_bias=fields.get(f"{prefix}attention_out_bias"),
+            mlp_in_bias=fields.get(f"{prefix}mlp_in_bias"),
+            mlp_out_bias=fields.get(f"{prefix}mlp_out_bias"),
+        )
+
+    return NativeWeights(
+        embedding=fields.get("embedding_weight"),
+        embedding_norm=norm("embedding_norm"),
+        layers=tuple(layer(f"layers.{index}.") for index in range(num_layers)),
+        final_norm=norm("final_norm"),
+        head=matrices["head_weight"] if "head_weight" in matrices else matrices["embedding_weight"],
+    )

@@ -1,0 +1,100 @@
+// The C functions that Python calls: matrices into panels, and steps.
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "decoder/walker.h"
+
+using corebound::decoder::Buffer;
+using corebound::decoder::Model;
+using corebound::decoder::Step;
+using corebound::decoder::Walker;
+using corebound::kernels::Activation;
+using corebound::kernels::PackArgs;
+using corebound::kernels::PanelInput;
+using corebound::kernels::PanelMatrix;
+using corebound::kernels::PanelOutput;
+
+// A code that no collective has: an exception of our own.
+constexpr int failed_itself = 100;
+
+namespace {
+thread_local std::string last_error;
+}
+
+COREBOUND_API const char *corebound_decoder_error(void) { return last_error.c_str(); }
+
+COREBOUND_API int64_t corebound_panel_matrix_bytes(const PanelMatrix *matrix) {
+  return matrix->num_panels() * matrix->panel_bytes();
+}
+
+COREBOUND_API void corebound_panel_pack(const PackArgs *args) { corebound::kernels::pack_rows(*args); }
+
+COREBOUND_API void corebound_panel_unpack_row(const PanelMatrix *matrix, int64_t row, uint16_t *out) {
+  corebound::kernels::unpack_row(*matrix, row, out);
+}
+
+// The whole product on the calling thread, by the active variant: for tests, and for layers outside a decoder.
+COREBOUND_API void corebound_panel_multiply(const PanelMatrix *matrix, const uint16_t *x, int64_t rows, int64_t stride,
+                                            const PanelOutput *out) {
+  const auto &kernels = corebound::kernels::active_kernels();
+  Buffer<uint16_t> tiles;
+  Buffer<int8_t> high, low;
+  Buffer<float> scales, scratch;
+  PanelInput in{};
+  in.x = x;
+  in.rows = rows;
+  in.stride = stride;
+  if (kernels.takes_tiles() && rows >= corebound::kernels::min_tile_rows) {
+    uint16_t *made = tiles.get(corebound::kernels::tile_elements(rows, matrix->padded_inputs));
+    kernels.make_tiles(in, matrix->padded_inputs, made, 0, (rows + 15) / 16);
+    in.tiles = made;
+  }
+  if (!in.tiles && matrix->kind != corebound::kernels::WeightKind::bfloat16) {
+    const int64_t blocks = rows * matrix->num_blocks();
+    int8_t *upper = high.get(rows * matrix->padded_inputs), *lower = low.get(rows * matrix->padded_inputs);
+    float *of_blocks = scales.get(2 * blocks);
+    kernels.round_rows(*matrix, in, upper, lower, of_blocks, of_blocks + blocks);
+    in.high = upper;
+    in.low = lower;
+    in.block_scales = of_blocks;
+    in.block_sums = of_blocks + blocks;
+  }
+  float *memory = scratch.get(corebound::kernels::panel_scratch_floats(rows));
+  for (int64_t panel = 0; panel < matrix->num_panels(); ++panel) {
+    kernels.panel_product(*matrix, panel, in, *out, memory);
+  }
+}
+
+// `model` is copied; what it points to must live as long as the decoder. Null after an error.
+COREBOUND_API void *corebound_decoder_create(const Model *model, const int *cpus, int num_cpus) {
+  try {
+    return new Walker(*model, std::vector<int>(cpus, cpus + num_cpus));
+  } catch (const std::exception &error) {
+    last_error = error.what();
+    return nullptr;
+  }
+}
+
+// Tries how to read the weights here; returns whether paced (kernels/pace.h), or -1 after an error.
+COREBOUND_API int corebound_decoder_tune(void *decoder) {
+  try {
+    auto *walker = static_cast<Walker *>(decoder);
+    walker->choose_pace();
+    return walker->paced() ? 1 : 0;
+  } catch (const std::exception &error) {
+    last_error = error.what();
+    return -1;
+  }
+}
+
+COREBOUND_API int corebound_decoder_run(void *decoder, const Step *step) {
+  try {
+    return static_cast<Walker *>(decoder)->run(*step);
+  } catch (const std::exception &error) {
+    last_error = error.what();
+    return failed_itself;
+  }
+}
+
+COREBOUND_API void corebound_decoder_destroy(void *decoder) { delete static_cast<Walker *>(decoder); }

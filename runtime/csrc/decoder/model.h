@@ -1,0 +1,55 @@
+// One rank's part of a model as the walker reads it, and one step. Plain C layouts: Python fills them in by ctypes
+// (corebound/models/native_structs.py), field for field.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/kernels.h"
+
+namespace corebound::decoder {
+
+struct Norm {
+  const uint16_t *weight; // bf16 [hidden]
+  const uint16_t *bias;   // null for RMS norms
+};
+
+struct Layer {
+  Norm attention_norm, mlp_norm;
+  kernels::PanelMatrix qkv, attention_out, mlp_in, mlp_out;
+  const uint16_t *qkv_bias, *attention_out_bias, *mlp_in_bias, *mlp_out_bias; // in panel order, whole panels, or null
+};
+
+// Sums `count` bf16 values over all ranks in place; returns 0, or a code that run() hands on.
+using AllReduce = int (*)(void *data, int64_t count);
+
+struct Model {
+  int64_t num_layers, hidden, heads, kv_heads, head_dim, vocab_start;
+  const Layer *layers;
+  const uint16_t *embedding;       // bf16 rows of this rank's words, or null: `head` holds them
+  int64_t num_words;               // of this rank
+  Norm embedding_norm, final_norm; // no embedding norm where its weight is null
+  kernels::PanelMatrix head;
+  const kernels::HeadGroup *groups; // query heads by the kv head that they read
+  int64_t num_groups;
+  const int32_t *first_head; // [kv_heads + 1]
+  const float *alibi_slopes; // [heads] or null
+  float scale, norm_eps;
+  int32_t activation; // kernels::Activation
+  bool rms_norm, norm_as_residual, per_head_qkv;
+  int64_t comm_group;   // handle of a shared-memory group, or 0
+  AllReduce all_reduce; // where there are ranks and no such group; else null
+};
+
+// Shapes as in corebound.models.batch.StepBatch.
+struct Step {
+  int64_t tokens, sequences, max_blocks, rows;
+  const int64_t *token_ids, *positions, *slots;
+  const int32_t *block_tables, *query_starts, *context_lengths;
+  const int64_t *logits_rows;
+  void *const *key_caches, *const *value_caches; // by layer
+  int64_t block_size;
+  const float *cos, *sin; // rotary tables, or null
+  float *logits;          // [rows, num_words]
+};
+
+} // namespace corebound::decoder

@@ -1,0 +1,106 @@
+// A team of threads that walks one job together: one wake-up for a whole step of the model, then barriers.
+//
+// The caller is member 0; the others are pinned to a CPU each and sleep between jobs. A barrier spins for as long as
+// members at work differ, then gives the processor away, so that a team whose cores others need too stays useful.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace corebound::decoder {
+
+class Team {
+public:
+  // Members 1 and up run on `cpus[1]` and up, whoever calls run() on cpus[0] until it returns.
+  explicit Team(const std::vector<int> &cpus);
+  ~Team();
+  Team(const Team &) = delete;
+  Team &operator=(const Team &) = delete;
+
+  int size() const { return size_; }
+  // Every member calls `job(member)`; returns when all have. Not to be called by two threads at once.
+  void run(const std::function<void(int)> &job);
+  // Returns when every member has called it. `while_waiting` is called now and then until then.
+  template <class F> void barrier(F &&while_waiting);
+  void barrier() {
+    barrier([] {});
+  }
+
+private:
+  struct alignas(128) Line {
+    std::atomic<uint32_t> value{0};
+  };
+
+  void serve(int member);
+  bool arrive(uint32_t &round);
+  void wait_slowly(uint32_t round);
+
+  const int size_;
+  const int first_cpu_;
+  Line job_, arrived_, round_;
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> ending_{false};
+  const std::function<void(int)> *work_ = nullptr;
+  std::vector<std::jthread> threads_;
+};
+
+template <class F> void Team::barrier(F &&while_waiting) {
+  uint32_t round = 0;
+  if (arrive(round)) {
+    return;
+  }
+  constexpr int num_spins = 2000;
+  for (int spin = 0; spin < num_spins; ++spin) {
+    if (round_.value.load(std::memory_order_acquire) != round) {
+      return;
+    }
+    if (spin % 64 == 0) {
+      while_waiting();
+    }
+    __builtin_ia32_pause();
+  }
+  wait_slowly(round);
+}
+
+// Panels of one matrix, handed out to members: each has a run of neighbours, which it reads as one stream, and who has
+// finished takes from the others. So a member that loses its core for a while delays one panel, not its whole run.
+class Shares {
+public:
+  explicit Shares(int num_members) : lines_(static_cast<size_t>(num_members)) {}
+
+  // By one member, before a barrier that precedes take().
+  void deal(int64_t count) {
+    const auto members = static_cast<int64_t>(lines_.size());
+    for (int64_t m = 0; m < members; ++m) {
+      lines_[static_cast<size_t>(m)].end = count * (m + 1) / members;
+      lines_[static_cast<size_t>(m)].next.store(count * m / members, std::memory_order_relaxed);
+    }
+  }
+
+  // The next index for a member, or -1.
+  int64_t take(int member) {
+    const auto members = static_cast<int>(lines_.size());
+    for (int step = 0; step < members; ++step) {
+      Line &line = lines_[static_cast<size_t>((member + step) % members)];
+      if (line.next.load(std::memory_order_relaxed) < line.end) {
+        const int64_t index = line.next.fetch_add(1, std::memory_order_relaxed);
+        if (index < line.end) {
+          return index;
+        }
+      }
+    }
+    return -1;
+  }
+
+private:
+  struct alignas(128) Line {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  std::vector<Line> lines_;
+};
+
+} // namespace corebound::decoder

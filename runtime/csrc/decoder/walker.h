@@ -1,0 +1,83 @@
+// Walks a step of the model with a team of threads: Python calls once, everything between is here.
+#pragma once
+
+#include <vector>
+
+#include "decoder/memory.h"
+#include "decoder/model.h"
+#include "decoder/team.h"
+
+namespace corebound::decoder {
+
+class Walker {
+public:
+  Walker(const Model &model, const std::vector<int> &cpus);
+
+  // Computes the logits of a step, and stores its keys and values. Returns 0, or the code of a failed all-reduce.
+  int run(const Step &step);
+  // Reads some of the weights with and without a pace (kernels/pace.h), and keeps what was faster. Results do not
+  // depend on it.
+  void choose_pace();
+  bool paced() const { return paced_; }
+
+private:
+  using Matrix = kernels::PanelMatrix;
+  // One member's view of the step: where it is in the sequence of stages.
+  struct Member {
+    int index = 0;
+    int turn = 0; // products begun
+    Buffer<float> panel;
+    Buffer<char> attention;
+    Buffer<int8_t> high, low; // its own copy of a few rows in whole numbers: cheaper than to wait for another's
+    Buffer<float> scales;
+    Buffer<uint16_t> trial;
+  };
+  struct Rows {
+    uint16_t *data;
+    int64_t stride;
+    uint16_t *row(int64_t index) const { return data + index * stride; }
+  };
+  struct Range {
+    int64_t begin, end;
+  };
+
+  void make_room(const Step &step);
+  void walk(Member &member);
+  bool embed(Member &member); // false when the sum over the ranks failed
+  // The norm of `x` (+ the residual stream, which it replaces) for `rows` rows, made ready for `next`.
+  void normalise(Member &member, const Norm &norm, bool with_residual, int64_t rows, const Matrix *next);
+  void attend(Member &member, int64_t layer);
+  void keep_wanted_rows(Member &member);
+  // One matrix for all rows of `in`; `next` is the matrix after it (of the next product), whose panels are dealt here.
+  void multiply(Member &member, const Matrix &matrix, Rows in, int64_t rows, const kernels::PanelOutput &out,
+                const Matrix *next, bool prepared);
+  // Some of `all` rows as the matrix wants them: in tiles, or in whole numbers.
+  void prepare(const Matrix &matrix, Rows in, Range rows, int64_t all);
+  bool sum_over_ranks(Member &member, int64_t rows, const uint16_t *bias);
+  void round_alone(Member &member, const Matrix &matrix, kernels::PanelInput &input) const;
+  void read_alone(Member &member, const Matrix &matrix);
+  void wait(const Matrix *next, const Member &member);
+  Range tiles_of(const Member &member, int64_t rows) const;
+  bool wants_tiles(int64_t rows) const;
+  bool rounds_alone(const Matrix &matrix, int64_t rows) const;
+
+  Model model_;
+  const kernels::KernelSet &kernels_;
+  Team team_;
+  std::vector<Member> members_;
+  Shares shares_[3], items_;
+  const Step *step_ = nullptr;
+  Rows x_{}, stream_{}, normed_{}, qkv_{}, attended_{}, inner_{};
+  uint16_t *q_ = nullptr;
+  uint16_t *tiles_ = nullptr;
+  int8_t *high_ = nullptr, *low_ = nullptr;
+  float *block_scales_ = nullptr, *block_sums_ = nullptr;
+  Buffer<uint16_t> buffers_[8];
+  Buffer<int8_t> rounded_[2];
+  Buffer<float> blocks_[2];
+  int64_t attended_columns_, inner_columns_, max_inputs_, max_blocks_;
+  bool paced_ = false;
+  int code_ = 0; // of the all-reduce that failed; written before a barrier, read after it
+};
+
+} // namespace corebound::decoder

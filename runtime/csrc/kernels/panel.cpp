@@ -1,0 +1,111 @@
+// The product of rows with one panel of weights. Few rows: bound by memory, so the panel is one ascending stream and
+// all that happens to it happens in registers. Many rows: bound by arithmetic, so pieces of the panel that fit the
+// cache serve all rows, by AMX tiles where the variant has them.
+#include "kernels/panel_codes.h"
+#include "kernels/panel_finish.h"
+#include "kernels/panel_sums.h"
+#ifdef __AMX_BF16__
+#include "kernels/panel_amx.h"
+#endif
+
+COREBOUND_BEGIN_VARIANT
+
+void compute_sums(const PanelMatrix &matrix, const char *panel, const PanelInput &in, const PanelScratch &scratch) {
+#ifdef __AMX_BF16__
+  if (in.tiles && in.rows >= min_tile_rows) {
+    return sum_by_tiles(matrix, panel, in, scratch);
+  }
+#endif
+  std::memset(scratch.sums, 0, static_cast<size_t>(in.rows * panel_outputs) * sizeof(float));
+  switch (matrix.kind) {
+  case WeightKind::bfloat16:
+    return sum_pairs(matrix, panel, in, scratch.sums);
+  case WeightKind::int8:
+    return sum_codes<false>(matrix, panel, in, scratch.sums);
+  case WeightKind::int4:
+    return sum_codes<true>(matrix, panel, in, scratch.sums);
+  }
+}
+
+// One block of inputs in whole numbers: scale * (128 * high + low). Returns the scale, and their sum in `sum`.
+float round_block(const bf16 *x, int64_t count, int8_t *high, int8_t *low, float &sum) {
+  Vec largest = Vec::zero(), nothing = Vec::zero();
+  for (int64_t i = 0; i < count; i += Vec::width) {
+    const Vec values = load_upto(x + i, count - i);
+    largest = max(largest, abs(values));
+    nothing = fma(values, Vec::zero(), nothing); // 0, or NaN where a value is not finite
+  }
+  const float top = largest.largest();
+  constexpr float range = 127 * 128;
+  if (const float check = nothing.sum(); !(top > 0) || check != 0) {
+    std::memset(high, 0, static_cast<size_t>(count));
+    std::memset(low, 0, static_cast<size_t>(count));
+    sum = 0;
+    return check; // so that what is not finite makes the product NaN
+  }
+  const float scale = top / range, inverse = range / top;
+  int32_t total = 0;
+  for (int64_t i = 0; i < count; i += Vec::width) {
+    float whole[Vec::width];
+    round(load_upto(x + i, count - i) * Vec::set(inverse)).store(whole);
+    for (int64_t k = 0; k < Vec::width && i + k < count; ++k) {
+      const auto value = static_cast<int32_t>(whole[k]);
+      const int32_t upper = (value + 64) >> 7;
+      high[i + k] = static_cast<int8_t>(upper);
+      low[i + k] = static_cast<int8_t>(value - 128 * upper);
+      total += value;
+    }
+  }
+  sum = static_cast<float>(total);
+  return scale;
+}
+
+COREBOUND_END_VARIANT
+
+namespace corebound::kernels::COREBOUND_VARIANT {
+
+void panel_product(const PanelMatrix &matrix, int64_t panel, const PanelInput &in, const PanelOutput &out,
+                   float *memory) {
+  const PanelScratch scratch(memory, in.rows);
+  compute_sums(matrix, matrix.panel(panel), in, scratch);
+  finish_panel(matrix, panel, in.rows, scratch.sums, out);
+}
+
+void make_tiles(const PanelInput &in, int64_t padded_inputs, uint16_t *tiles, int64_t begin, int64_t end) {
+  const int64_t steps = padded_inputs / 32;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    for (int64_t step = 0; step < steps; ++step) {
+      for (int64_t row = 0; row < 16; ++row) {
+        uint16_t *to = tiles + ((tile * steps + step) * 16 + row) * 32;
+        if (tile * 16 + row < in.rows) {
+          std::memcpy(to, in.x + (tile * 16 + row) * in.stride + step * 32, 64);
+        } else {
+          std::memset(to, 0, 64);
+        }
+      }
+    }
+  }
+}
+
+void round_rows(const PanelMatrix &matrix, const PanelInput &in, int8_t *high, int8_t *low, float *scales,
+                float *sums) {
+  const int64_t size = matrix.block_inputs(), blocks = matrix.num_blocks();
+  for (int64_t row = 0; row < in.rows; ++row) {
+    const bf16 *x = reinterpret_cast<const bf16 *>(in.x) + row * in.stride;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t at = block * size, left = matrix.padded_inputs - at, to = row * matrix.padded_inputs + at;
+      float &scale = scales[row * blocks + block];
+      scale = round_block(x + at, left < size ? left : size, high + to, low + to, sums[row * blocks + block]);
+    }
+  }
+}
+
+bool takes_tiles() {
+#ifdef __AMX_BF16__
+  return true;
+#else
+  return false;
+#endif
+}
+
+} // namespace corebound::kernels::COREBOUND_VARIANT

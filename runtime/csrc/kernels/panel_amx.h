@@ -1,0 +1,191 @@
+// Sums of a panel by AMX tiles: 16 rows x 32 inputs against 16 pairs x 16 outputs, with four tiles of sums at a time.
+#pragma once
+
+#include "kernels/panel_codes.h"
+
+COREBOUND_BEGIN_VARIANT
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; } // std::min would be shared between variants
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// All eight tiles whole; tiles are configured while this lives.
+class Tiles {
+public:
+  Tiles() {
+    TileShapes shapes;
+    for (int i = 0; i < 8; ++i) {
+      shapes.row_bytes[i] = 64;
+      shapes.rows[i] = 16;
+    }
+    // g++ 12 does not know that the instruction reads all of it, and would drop most of the stores.
+    asm volatile("" ::"r"(&shapes) : "memory");
+    _tile_loadconfig(&shapes);
+  }
+  ~Tiles() { _tile_release(); }
+  Tiles(const Tiles &) = delete;
+  Tiles &operator=(const Tiles &) = delete;
+};
+
+constexpr int64_t sum_row_bytes = panel_outputs * 4, pair_row_bytes = 256, tile_size = 16 * 32, step_bytes = 16 * 256;
+// Inputs that all rows pass before the next ones. A half of the piece (16 KiB), two tiles of rows (16 KiB) and their
+// sums (8 KiB) then stay in the first-level cache; with twice as many, every tile would come from the second.
+constexpr int64_t tile_piece_inputs = 256, half_piece_bytes = tile_piece_inputs * 64;
+
+// Two row tiles against two output tiles: sums[32][64 floats, the first 32 used]; `pairs` are [step][2][16 pairs][64].
+inline void add_square(const uint16_t *tiles, int64_t tile_stride, const char *pairs, int64_t steps, float *sums) {
+  float *below = sums + 16 * panel_outputs;
+  _tile_loadd(0, sums, sum_row_bytes);
+  _tile_loadd(1, sums + 16, sum_row_bytes);
+  _tile_loadd(2, below, sum_row_bytes);
+  _tile_loadd(3, below + 16, sum_row_bytes);
+  for (int64_t step = 0; step < steps; ++step, tiles += tile_size, pairs += step_bytes / 2) {
+    _tile_loadd(4, tiles, 64);
+    _tile_loadd(6, pairs, 64);
+    _tile_loadd(7, pairs + 1024, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, tiles + tile_stride, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, sums, sum_row_bytes);
+  _tile_stored(1, sums + 16, sum_row_bytes);
+  _tile_stored(2, below, sum_row_bytes);
+  _tile_stored(3, below + 16, sum_row_bytes);
+}
+
+// One row tile against all four output tiles.
+inline void add_line(const uint16_t *tiles, const char *pairs, int64_t steps, float *sums) {
+  _tile_loadd(0, sums, sum_row_bytes);
+  _tile_loadd(1, sums + 16, sum_row_bytes);
+  _tile_loadd(2, sums + 32, sum_row_bytes);
+  _tile_loadd(3, sums + 48, sum_row_bytes);
+  for (int64_t step = 0; step < steps; ++step, tiles += tile_size, pairs += step_bytes) {
+    _tile_loadd(4, tiles, 64);
+    _tile_loadd(5, pairs, pair_row_bytes);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(6, pairs + 64, pair_row_bytes);
+    _tile_dpbf16ps(1, 4, 6);
+    _tile_loadd(7, pairs + 128, pair_row_bytes);
+    _tile_dpbf16ps(2, 4, 7);
+    _tile_loadd(5, pairs + 192, pair_row_bytes);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+  _tile_stored(0, sums, sum_row_bytes);
+  _tile_stored(1, sums + 16, sum_row_bytes);
+  _tile_stored(2, sums + 32, sum_row_bytes);
+  _tile_stored(3, sums + 48, sum_row_bytes);
+}
+
+// All row tiles against a piece in tile order, [half][step][2][16 pairs][64]. What is at `fetch`, the piece after it,
+// comes into the cache meanwhile.
+inline void add_tile_rows(const uint16_t *tiles, int64_t tile_stride, int64_t num_tiles, int64_t steps,
+                          const char *piece, float *sums, const char *fetch, int64_t fetch_bytes) {
+  const int64_t share = (fetch_bytes / 64 + (num_tiles + 1) / 2 * 2 - 1) / ((num_tiles + 1) / 2 * 2) * 64;
+  const char *fetch_end = fetch + fetch_bytes;
+  for (int64_t half = 0; half < 2; ++half) {
+    for (int64_t tile = 0; tile < num_tiles; tile += 2) {
+      // A last odd tile has an empty one beside it: see tile_elements.
+      add_square(tiles + tile * tile_stride, tile_stride, piece + half * half_piece_bytes, steps,
+                 sums + tile * 16 * panel_outputs + half * 32);
+      for (const char *end = fetch + share; fetch < end && fetch < fetch_end; fetch += 64) {
+        _mm_prefetch(fetch, _MM_HINT_T1);
+      }
+    }
+  }
+}
+
+// Where 16 outputs of a pair belong in a piece.
+inline char *piece_place(char *piece, int64_t pair, int64_t part) {
+  return piece + part / 2 * half_piece_bytes + pair / 16 * (step_bytes / 2) + part % 2 * 1024 + pair % 16 * 64;
+}
+
+inline void copy_piece(const char *pairs, int64_t count, char *piece) {
+  for (int64_t pair = 0; pair < count; ++pair, pairs += pair_row_bytes) {
+    for (int64_t part = 0; part < 4; ++part) {
+      _mm512_storeu_si512(piece_place(piece, pair, part), _mm512_loadu_si512(pairs + part * 64));
+    }
+  }
+}
+
+// Two floats of each of 16 outputs, rounded, as a bf16 pair.
+inline __m512i joined(__m512 first, __m512 second) {
+  const __m512i low = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(first)));
+  const __m512i high = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(second)));
+  return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+// Writes (code - zero) * scale of `inputs` inputs as bf16 pairs into a piece, from pair `first` on. Here, unlike with
+// few rows, each weight is rounded.
+template <bool nibbles>
+inline void widen(const char *codes, int64_t inputs, const GroupScales &of, char *piece, int64_t first) {
+  __m512 scales[4], offsets[4];
+  for (int j = 0; j < 4; ++j) {
+    scales[j] = _mm512_loadu_ps(of.scales + 16 * j);
+    offsets[j] = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(_mm512_loadu_ps(of.zeros + 16 * j), scales[j]));
+  }
+  const __m512i byte = _mm512_set1_epi32(255);
+  for (int64_t i = 0; i < inputs; i += 4, codes += nibbles ? 128 : 256) {
+    Quads16 quads[4];
+    load_quads<nibbles>(codes, quads);
+    for (int j = 0; j < 4; ++j) {
+      __m512 value[4];
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const __m512i code = _mm512_and_si512(_mm512_srli_epi32(quads[j].v, 8 * k), byte);
+        value[k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), scales[j], offsets[j]);
+      }
+      const int64_t pair = first + i / 2;
+      _mm512_storeu_si512(piece_place(piece, pair, j), joined(value[0], value[1]));
+      _mm512_storeu_si512(piece_place(piece, pair + 1, j), joined(value[2], value[3]));
+    }
+  }
+}
+
+// Fills a piece with up to `count` inputs from input `at` on, of one group or of several small ones.
+inline void widen_piece(const PanelMatrix &matrix, const char *panel, int64_t at, int64_t count, char *piece) {
+  for (int64_t filled = 0; filled < count;) {
+    const int64_t index = (at + filled) / matrix.group_inputs, within = (at + filled) % matrix.group_inputs;
+    const int64_t part = smaller(matrix.group_inputs - within, count - filled);
+    const char *codes = panel + index * matrix.group_bytes();
+    const GroupScales of(matrix, codes + matrix.group_inputs * matrix.input_bytes());
+    codes += within * matrix.input_bytes();
+    if (matrix.kind == WeightKind::int4) {
+      widen<true>(codes, part, of, piece, filled / 2);
+    } else {
+      widen<false>(codes, part, of, piece, filled / 2);
+    }
+    filled += part;
+  }
+}
+
+inline void sum_by_tiles(const PanelMatrix &matrix, const char *panel, const PanelInput &in,
+                         const PanelScratch &scratch) {
+  const Tiles tiles;
+  const int64_t padded = (in.rows + 31) / 32 * 32;
+  std::memset(scratch.sums, 0, static_cast<size_t>(padded * panel_outputs) * sizeof(float));
+  const bool plain = matrix.kind == WeightKind::bfloat16;
+  if (plain && in.rows <= 16) { // bound by memory: straight from the panel
+    return add_line(in.tiles, panel, matrix.padded_inputs / 32, scratch.sums);
+  }
+  char *piece = reinterpret_cast<char *>(scratch.piece);
+  for (int64_t at = 0; at < matrix.padded_inputs; at += tile_piece_inputs) {
+    const int64_t count = smaller(tile_piece_inputs, matrix.padded_inputs - at);
+    if (plain) {
+      copy_piece(panel + at / 2 * pair_row_bytes, count / 2, piece);
+    } else {
+      widen_piece(matrix, panel, at, count, piece);
+    }
+    // Behind the last piece lies the next panel, which is most often the next to be computed.
+    const char *fetch = panel + (at + count) * matrix.panel_bytes() / matrix.padded_inputs;
+    add_tile_rows(in.tiles + at / 32 * tile_size, matrix.padded_inputs * 16, (in.rows + 15) / 16, count / 32, piece,
+                  scratch.sums, fetch, tile_piece_inputs * matrix.input_bytes());
+  }
+}
+
+COREBOUND_END_VARIANT

@@ -1,0 +1,193 @@
+// Sums of a quantised panel, in whole numbers: codes times inputs that were rounded to 15 bits.
+//
+// A block of inputs (a group, or 128 of a larger one) is taken as scale * (128 * high + low), where the scale is the
+// largest magnitude over 127 * 128, so that high and low are signed bytes: that is finer than bf16 itself for all but
+// inputs far below the largest of their block. Codes are unsigned, products are exact, and sums of a block fit 32 bits.
+#pragma once
+
+#include "kernels/panel_sums.h"
+
+COREBOUND_BEGIN_VARIANT
+
+// The scales of 64 outputs, and what their codes have as zero.
+struct GroupScales {
+  float scales[panel_outputs], zeros[panel_outputs];
+  GroupScales(const PanelMatrix &matrix, const char *after_codes) {
+    for (int64_t i = 0; i < panel_outputs; i += Vec::width) {
+      Vec scale = Vec::zero();
+      switch (matrix.scale_kind) {
+      case ScaleKind::float32:
+        scale = Vec::load(reinterpret_cast<const float *>(after_codes) + i);
+        break;
+      case ScaleKind::bfloat16:
+        scale = Vec::load(reinterpret_cast<const bf16 *>(after_codes) + i);
+        break;
+      case ScaleKind::float16:
+        scale = Vec::load(reinterpret_cast<const f16 *>(after_codes) + i);
+        break;
+      }
+      scale.store(scales + i);
+    }
+    const auto *points = reinterpret_cast<const uint8_t *>(after_codes + matrix.scale_bytes());
+    const float middle = matrix.kind == WeightKind::int8 ? 128.0F : 8.0F;
+    for (int64_t i = 0; i < panel_outputs; ++i) {
+      zeros[i] = matrix.asymmetric ? static_cast<float>(points[i]) : middle;
+    }
+  }
+};
+
+// sums += (128 * high + low - zeros * sum of inputs) * scale of inputs * scales, for one row.
+inline void add_block(const Counts16 *high, const Counts16 *low, const GroupScales &of, float input_scale,
+                      float input_sum, float *sums) {
+  float upper[panel_outputs], lower[panel_outputs];
+  for (int j = 0; j < 4; ++j) {
+    high[j].store(upper + 16 * j);
+    low[j].store(lower + 16 * j);
+  }
+  const Vec base = Vec::set(128.0F), scale = Vec::set(input_scale), sum = Vec::set(-input_sum);
+  for (int64_t i = 0; i < panel_outputs; i += Vec::width) {
+    const Vec product = fma(Vec::load(upper + i), base, Vec::load(lower + i));
+    const Vec centred = fma(Vec::load(of.zeros + i), sum, product);
+    fma(centred, scale * Vec::load(of.scales + i), Vec::load(sums + i)).store(sums + i);
+  }
+}
+
+template <bool nibbles> inline void load_quads(const char *codes, Quads16 (&quads)[4]) {
+  if constexpr (nibbles) {
+    const Quads16 first = Quads16::load(codes), second = Quads16::load(codes + 64);
+    quads[0] = low_nibbles(first);
+    quads[1] = high_nibbles(first);
+    quads[2] = low_nibbles(second);
+    quads[3] = high_nibbles(second);
+  } else {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      quads[j] = Quads16::load(codes + 64 * j);
+    }
+  }
+}
+
+// One block of `inputs` inputs from input `at` on, for M rows from `row` on.
+template <bool nibbles, int M>
+inline void sum_block(const PanelMatrix &matrix, const char *codes, const GroupScales &of, const PanelInput &in,
+                      int64_t row, int64_t at, int64_t inputs, float *sums) {
+  Counts16 high[M][4], low[M][4];
+  for (int m = 0; m < M; ++m) {
+    for (int j = 0; j < 4; ++j) {
+      high[m][j] = low[m][j] = Counts16::zero();
+    }
+  }
+  const int8_t *upper = in.high + row * matrix.padded_inputs + at, *lower = in.low + row * matrix.padded_inputs + at;
+  for (int64_t i = 0; i < inputs; i += 4, codes += nibbles ? 128 : 256) {
+    Quads16 quads[4];
+    load_quads<nibbles>(codes, quads);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      const InputQuad h = InputQuad::load(upper + m * matrix.padded_inputs + i);
+      const InputQuad l = InputQuad::load(lower + m * matrix.padded_inputs + i);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        high[m][j] = add_products(high[m][j], quads[j], h);
+        low[m][j] = add_products(low[m][j], quads[j], l);
+      }
+    }
+  }
+  const int64_t blocks = matrix.num_blocks(), block = at / matrix.block_inputs();
+  for (int m = 0; m < M; ++m) {
+    const int64_t of_row = (row + m) * blocks + block;
+    add_block(high[m], low[m], of, in.block_scales[of_row], in.block_sums[of_row], sums + (row + m) * panel_outputs);
+  }
+}
+
+// One block of a row, on its way.
+struct RowBlock {
+  const char *codes;
+  int64_t at;
+  Counts16 high[4], low[4];
+
+  RowBlock(const PanelMatrix &matrix, const char *panel, int64_t index) : at(index * matrix.block_inputs()) {
+    codes = panel + at / matrix.group_inputs * matrix.group_bytes() + at % matrix.group_inputs * matrix.input_bytes();
+    for (int j = 0; j < 4; ++j) {
+      high[j] = low[j] = Counts16::zero();
+    }
+  }
+  template <bool nibbles> void add_quad(const PanelInput &in, int64_t i) {
+    Quads16 quads[4];
+    load_quads<nibbles>(codes + i * (nibbles ? 32 : 64), quads);
+    const InputQuad h = InputQuad::load(in.high + at + i), l = InputQuad::load(in.low + at + i);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      high[j] = add_products(high[j], quads[j], h);
+      low[j] = add_products(low[j], quads[j], l);
+    }
+  }
+  void finish(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) const {
+    const char *group = panel + at / matrix.group_inputs * matrix.group_bytes();
+    const GroupScales of(matrix, group + matrix.group_inputs * matrix.input_bytes());
+    const int64_t block = at / matrix.block_inputs();
+    add_block(high, low, of, in.block_scales[block], in.block_sums[block], sums);
+  }
+};
+
+// One row: the panel is read as two streams, its first and its second half, eight lines of one and eight of the other.
+// Returns how many blocks are done.
+template <bool nibbles, bool paced>
+inline int64_t sum_two_streams(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
+  constexpr int64_t turn_inputs = nibbles ? 16 : 8;
+  const int64_t size = matrix.block_inputs(), half = matrix.padded_inputs / size / 2;
+  Pace<paced> pace;
+  for (int64_t block = 0; block < half; ++block) {
+    RowBlock streams[2] = {RowBlock(matrix, panel, block), RowBlock(matrix, panel, half + block)};
+    for (int64_t i = 0; i < size; i += turn_inputs) {
+#pragma GCC unroll 2
+      for (int s = 0; s < 2; ++s) {
+#pragma GCC unroll 4
+        for (int64_t k = 0; k < turn_inputs; k += 4) {
+          streams[s].template add_quad<nibbles>(in, i + k);
+          const char *lines = streams[s].codes + (i + k) * (nibbles ? 32 : 64);
+#pragma GCC unroll 4
+          for (int line = 0; line < (nibbles ? 2 : 4); ++line) {
+            pace.follow(lines + 64 * line);
+          }
+        }
+        pace.turn();
+      }
+    }
+    streams[0].finish(matrix, panel, in, sums);
+    streams[1].finish(matrix, panel, in, sums);
+  }
+  return 2 * half;
+}
+
+template <bool nibbles>
+inline void sum_codes(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
+  constexpr int together = Vec::width == 16 ? 3 : 1; // rows whose sums fit the registers
+  const int64_t size = matrix.block_inputs();
+  int64_t done = 0;
+  if (Vec::width == 16 && in.rows == 1) {
+    done = in.paced ? sum_two_streams<nibbles, true>(matrix, panel, in, sums)
+                    : sum_two_streams<nibbles, false>(matrix, panel, in, sums);
+  }
+  for (int64_t at = done * size; at < matrix.padded_inputs; at += size) {
+    const int64_t group = at / matrix.group_inputs;
+    const char *codes = panel + group * matrix.group_bytes();
+    const GroupScales of(matrix, codes + matrix.group_inputs * matrix.input_bytes());
+    codes += at % matrix.group_inputs * matrix.input_bytes();
+    const int64_t left = matrix.padded_inputs - at, inputs = left < size ? left : size;
+    int64_t row = 0;
+    if constexpr (together == 3) {
+      for (; row + 3 <= in.rows; row += 3) {
+        sum_block<nibbles, 3>(matrix, codes, of, in, row, at, inputs, sums);
+      }
+      if (row + 2 == in.rows) {
+        sum_block<nibbles, 2>(matrix, codes, of, in, row, at, inputs, sums);
+        row += 2;
+      }
+    }
+    for (; row < in.rows; ++row) {
+      sum_block<nibbles, 1>(matrix, codes, of, in, row, at, inputs, sums);
+    }
+  }
+}
+
+COREBOUND_END_VARIANT

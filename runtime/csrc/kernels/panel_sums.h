@@ -1,0 +1,146 @@
+// Sums of a bf16 panel by pairs of inputs: decode in every variant, and prefill where there is no AMX.
+#pragma once
+
+#include "kernels/pace.h"
+#include "kernels/pairs.h"
+#include "kernels/panel.h"
+
+COREBOUND_BEGIN_VARIANT
+
+// What a thread works with: sums [rows][64], and a piece of the panel as AMX wants it.
+struct PanelScratch {
+  float *sums, *piece;
+  PanelScratch(float *memory, int64_t rows) : sums(memory), piece(memory + (rows + 31) / 32 * 32 * panel_outputs) {}
+};
+
+// Rows whose sums fit the registers beside the weights of a pair.
+constexpr int rows_at_once = Vec::width == 16 ? 6 : 1;
+
+// Chains of sums that go on side by side: a bf16 dot product takes about twelve cycles, two start in each.
+template <int M> constexpr int chains = Vec::width < 16 ? 1 : M == 1 ? 4 : M == 2 ? 2 : 1;
+
+template <int M> using RowSums = Sums16[M][4];
+
+// sums += weights * x for one pair.
+template <int M> inline void add_pair(RowSums<M> &sums, const char *weights, const uint16_t *x, int64_t stride) {
+  const Pairs16 pair[4] = {Pairs16::load(weights), Pairs16::load(weights + 64), Pairs16::load(weights + 128),
+                           Pairs16::load(weights + 192)};
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    const InputPair input = InputPair::load(x + m * stride);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      sums[m][j] = add_products(sums[m][j], pair[j], input);
+    }
+  }
+}
+
+template <int M>
+inline void add_pairs(const char *weights, int64_t pairs, const uint16_t *x, int64_t stride, float *sums) {
+  constexpr int U = chains<M>;
+  RowSums<M> acc[U];
+  for (int m = 0; m < M; ++m) {
+    for (int j = 0; j < 4; ++j) {
+      acc[0][m][j] = Sums16::load(sums + m * panel_outputs + 16 * j);
+      for (int u = 1; u < U; ++u) {
+        acc[u][m][j] = Sums16::zero();
+      }
+    }
+  }
+  // Inputs are padded to 32, so there are 16 pairs or a multiple.
+  for (int64_t i = 0; i < pairs; i += U) {
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) {
+      add_pair<M>(acc[u], weights + (i + u) * 256, x + 2 * (i + u), stride);
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int j = 0; j < 4; ++j) {
+      for (int u = 1; u < U; ++u) {
+        acc[0][m][j] = acc[0][m][j] + acc[u][m][j];
+      }
+      acc[0][m][j].store(sums + m * panel_outputs + 16 * j);
+    }
+  }
+}
+
+// One row: the panel is read as two streams, its first and its second half, eight lines of one and eight of the other.
+template <bool paced> inline void add_two_streams(const char *weights, int64_t pairs, const uint16_t *x, float *sums) {
+  RowSums<1> acc[4];
+  for (int j = 0; j < 4; ++j) {
+    for (auto &sum : acc) {
+      sum[0][j] = Sums16::zero();
+    }
+  }
+  const int64_t half = pairs / 2; // inputs are padded to 32, so it is even
+  Pace<paced> pace;
+  for (int64_t i = 0; i < half; i += 2) {
+#pragma GCC unroll 2
+    for (int stream = 0; stream < 2; ++stream) {
+#pragma GCC unroll 2
+      for (int u = 0; u < 2; ++u) {
+        const int64_t pair = stream * half + i + u;
+        const char *from = weights + pair * 256;
+        add_pair<1>(acc[2 * stream + u], from, x + 2 * pair, 0);
+#pragma GCC unroll 4
+        for (int line = 0; line < 4; ++line) {
+          pace.follow(from + 64 * line);
+        }
+      }
+      pace.turn();
+    }
+  }
+  for (int j = 0; j < 4; ++j) {
+    const Sums16 sum = (acc[0][0][j] + acc[1][0][j]) + (acc[2][0][j] + acc[3][0][j]);
+    (Sums16::load(sums + 16 * j) + sum).store(sums + 16 * j);
+  }
+}
+
+// The same for any number of rows.
+inline void add_rows(const char *weights, int64_t pairs, const uint16_t *x, int64_t stride, int64_t rows, float *sums) {
+  int64_t row = 0;
+  while (row < rows) {
+    const uint16_t *from = x + row * stride;
+    float *to = sums + row * panel_outputs;
+    const int64_t count = rows - row < rows_at_once ? rows - row : rows_at_once;
+    if constexpr (rows_at_once == 1) {
+      add_pairs<1>(weights, pairs, from, stride, to);
+    } else {
+      switch (count) {
+      case 1:
+        add_pairs<1>(weights, pairs, from, stride, to);
+        break;
+      case 2:
+        add_pairs<2>(weights, pairs, from, stride, to);
+        break;
+      case 3:
+        add_pairs<3>(weights, pairs, from, stride, to);
+        break;
+      case 4:
+        add_pairs<4>(weights, pairs, from, stride, to);
+        break;
+      case 5:
+        add_pairs<5>(weights, pairs, from, stride, to);
+        break;
+      default:
+        add_pairs<6>(weights, pairs, from, stride, to);
+      }
+    }
+    row += count;
+  }
+}
+
+// Rows that share a piece of the panel read it from the cache after the first few; a piece is 16 KiB.
+inline void sum_pairs(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
+  if (Vec::width == 16 && in.rows == 1) {
+    return in.paced ? add_two_streams<true>(panel, matrix.padded_inputs / 2, in.x, sums)
+                    : add_two_streams<false>(panel, matrix.padded_inputs / 2, in.x, sums);
+  }
+  const int64_t piece = in.rows > rows_at_once ? 128 : matrix.padded_inputs;
+  for (int64_t at = 0; at < matrix.padded_inputs; at += piece) {
+    const int64_t left = matrix.padded_inputs - at, count = left < piece ? left : piece;
+    add_rows(panel + at * matrix.input_bytes(), count / 2, in.x + at, in.stride, in.rows, sums);
+  }
+}
+
+COREBOUND_END_VARIANT

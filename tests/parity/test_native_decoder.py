@@ -1,0 +1,174 @@
+"""Whole steps by the native decoder: every variant, teams of several sizes, quantized weights, and failures inside."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import multiprocessing.synchronize
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from corebound.comm.single import SingleCollectives
+from corebound.errors import CommError
+from corebound.models import loading
+from corebound.models.loading import load_model
+from corebound.models.native_decoder import NativeDecoder
+from corebound.quantization.reference import dequantize
+from corebound.quantization.rtn import quantize
+from corebound.quantization.scheme import parse_scheme
+from fixtures.decoding import Runner
+from fixtures.thread_group import ThreadCollectives, run_ranks
+from fixtures.tiny_models import NUM_LAYERS, VOCAB_SIZE, build_bloom, build_llama
+
+pytestmark = pytest.mark.native
+
+Builder = Callable[[Path], Path]
+MODELS: dict[str, Builder] = {
+    "bloom": lambda path: build_bloom(path, tied=True),
+    "llama": lambda path: build_llama(path, num_kv_heads=2, tied=False),
+    "llama-odd": lambda path: build_llama(path, num_heads=15, num_kv_heads=3, attention_bias=True, mlp_bias=True),
+}
+PROMPTS = [
+    [int(token) for token in torch.randint(3, VOCAB_SIZE, (length,), generator=torch.Generator().manual_seed(length))]
+    for length in (37, 1, 9, 16)
+]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return MODELS[request.param](tmp_path_factory.mktemp(request.param) / request.param)
+
+
+@pytest.fixture
+def team(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes teams of the given size, more threads than CPUs if need be."""
+    available = loading.team_cpus()
+
+    def set_size(size: int) -> None:
+        cpus = (available * size)[:size]
+        monkeypatch.setattr(loading, "team_cpus", lambda: cpus)
+
+    return set_size
+
+
+def logits_of(path: Path, dtype: str = "bfloat16", prompts: Sequence[Sequence[int]] = PROMPTS) -> torch.Tensor:
+    runner = Runner(path, SingleCollectives(), dtype)
+    assert isinstance(runner.decoder, NativeDecoder)
+    return torch.cat(runner.logits(prompts))
+
+
+def exact_logits(path: Path, scheme: str | None = None) -> torch.Tensor:
+    """float32, with the weights that the scheme, or bfloat16, leaves; by transformers."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).float()
+    if scheme is not None:
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear) and "lm_head" not in name:
+                module.weight.data = dequantize(quantize(module.weight.data, parse_scheme(scheme)))
+    with torch.inference_mode():
+        return torch.cat([model(torch.tensor([prompt])).logits[0] for prompt in PROMPTS])
+
+
+def rms(x: torch.Tensor) -> float:
+    return math.sqrt(float(x.square().mean()))
+
+
+def bound_of(exact: torch.Tensor) -> float:
+    """The root mean square error of bfloat16 activations, three times the expected one."""
+    return 3 * 2**-9 * math.sqrt(8 * NUM_LAYERS + 4) * rms(exact)
+
+
+def test_every_variant_gives_the_logits_of_bf16(variant: str, model: Path) -> None:
+    exact = exact_logits(model)
+    assert rms(logits_of(model) - exact) <= bound_of(exact)
+
+
+def test_a_team_of_any_size_gives_the_same_bits(team: Callable[[int], None], model: Path) -> None:
+    found = []
+    for size in (1, 2, 5):
+        team(size)
+        found.append(logits_of(model))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_logits_of_one_sequence_do_not_depend_on_a_broken_one(model: Path) -> None:
+    whole = logits_of(model, prompts=PROMPTS[:2])
+    decoder = Runner(model, SingleCollectives(), "bfloat16")
+    embedding = decoder.decoder.weights.embedding
+    if embedding is None:
+        pytest.skip("a tied embedding is in panels, where no test writes")
+    embedding[PROMPTS[1][0]] = float("nan")
+    first, second = decoder.logits(PROMPTS[:2])
+    assert torch.equal(first, whole[: len(PROMPTS[0])])
+    assert bool(second.isnan().all())
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8:g32:asym", "int4", "int4:channel:sym"])
+@pytest.mark.parametrize("batched", [True, False])
+def test_quantized_logits_are_those_of_what_the_codes_mean(
+    variant: str, tmp_path: Path, scheme: str, batched: bool
+) -> None:
+    path = build_llama(tmp_path / "llama", num_kv_heads=2, tied=True)
+    exact = exact_logits(path, scheme)
+    if batched:
+        found = logits_of(path, scheme)
+    else:
+        found = torch.cat([logits_of(path, scheme, [prompt[:1]]) for prompt in PROMPTS])
+        starts = torch.tensor([0, *(len(prompt) for prompt in PROMPTS[:-1])]).cumsum(0)
+        exact = exact[starts]
+    # AMX rounds weights with group scales to bf16 too, which doubles the square of the error.
+    assert rms(found - exact) <= 1.5 * bound_of(exact)
+
+
+def test_a_failing_sum_over_ranks_reaches_the_caller(model: Path) -> None:
+    class Failing(ThreadCollectives):
+        def all_reduce(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
+            raise CommError("rank 1 is gone")
+
+    def work(group: ThreadCollectives) -> str:
+        runner = Runner(model, group, "bfloat16")
+        group.__class__ = Failing
+        with pytest.raises(CommError) as caught:
+            runner.logits(PROMPTS)
+        return caught.value.message
+
+    assert run_ranks(2, work) == ["rank 1 is gone"] * 2
+
+
+def _spin(cpu: int, ready: multiprocessing.synchronize.Event) -> None:
+    os.sched_setaffinity(0, {cpu})
+    ready.set()
+    while True:
+        pass
+
+
+@pytest.fixture
+def busy_core() -> Iterator[None]:
+    """Another process that never rests on the last CPU of the team."""
+    ready = multiprocessing.Event()
+    process = multiprocessing.Process(target=_spin, args=(loading.team_cpus()[-1], ready), daemon=True)
+    process.start()
+    assert ready.wait(30)
+    yield
+    process.kill()
+    process.join()
+
+
+@pytest.mark.usefixtures("busy_core")
+def test_a_team_that_must_share_a_core_goes_on(model: Path) -> None:
+    runner = Runner(model, SingleCollectives(), "bfloat16")
+    assert len(runner.greedy(PROMPTS, 40)[0]) == 40
+
+
+def test_weights_are_in_memory_once(model: Path) -> None:
+    decoder = load_model(model, "bfloat16", SingleCollectives())
+    assert isinstance(decoder, NativeDecoder)
+    smallest = 2 * decoder.description.num_parameters
+    matrices = [decoder.weights.head, *(m for layer in decoder.weights.layers for m in layer.matrices())]
+    assert all(matrix.num_bytes >= 2 * matrix.outputs * matrix.inputs for matrix in matrices)
+    assert decoder.weight_bytes_per_token <= 3 * smallest  # these matrices are tiny: panels are 64 outputs by 32 inputs
