@@ -12,8 +12,9 @@ from corebound.logs import get_logger
 from corebound.models.decoder import Decoder
 from corebound.models.description import ModelDescription, describe
 from corebound.models.native_decoder import NativeDecoder
-from corebound.models.native_weights import arrange_native, matrix_schemes, panel_matrices
+from corebound.models.native_weights import arrange_native, panel_matrices
 from corebound.models.quantizing import MeaningSink, PanelSink
+from corebound.models.storage import matrix_schemes
 from corebound.models.weights import arrange
 from corebound.quantization.scheme import Scheme, is_scheme, parse_scheme
 from corebound.sharding import ShardPlan, shard_plan

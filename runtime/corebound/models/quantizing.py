@@ -6,23 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from corebound.kernels.panels import Kind, PanelFormat, PanelMatrix
+from corebound.kernels.panels import PanelMatrix
 from corebound.quantization.reference import dequantize
 from corebound.quantization.rtn import quantize
-from corebound.quantization.scheme import DEFAULTS, Scheme
-
-
-def panel_format(scheme: Scheme | None) -> PanelFormat:
-    """Return how a matrix is stored that is quantized by `scheme`, or plain where there is none."""
-    if scheme is None:
-        return PanelFormat()
-    kind: Kind = "int8" if scheme.bits == 8 else "int4"
-    return PanelFormat(kind=kind, group_size=scheme.group_size, asymmetric=not scheme.symmetric)
-
-
-def head_scheme(scheme: Scheme | None) -> Scheme | None:
-    """Return the scheme of an untied head: its errors reach the logits directly, so it never has less than 8 bits."""
-    return DEFAULTS["int8"] if scheme is not None and scheme.bits < 8 else scheme
+from corebound.quantization.scheme import Scheme
 
 
 @dataclass(frozen=True)
