@@ -1,0 +1,135 @@
+"""Measures the ceilings of this machine in a few seconds, all cores at once. Needs libcorebound, but not torch."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import statistics
+from collections.abc import Sequence
+
+from corebound import native
+from corebound.engine.predict.ceilings import Ceilings, SumTime
+from corebound.engine.predict.model import attention_flop
+from corebound.errors import KernelError
+from corebound.kernels.memory_probe import measure_read
+from corebound.kernels.panel_probe import FORMATS, AlignedMemory, PanelProbe, ProductRate, on_each
+from corebound.models.decoder_probe import DecoderProbe
+from corebound.topology import Topology
+from corebound.topology.native_report import native_active_isa
+
+_MIB = 1 << 20
+_MOST_BYTES = 1 << 30  # of one set of weights, more only where many cores have little each
+_LEAST_PER_THREAD = 32 * _MIB
+_COMPUTED_BYTES = 8 * _MIB  # of each thread's weights, where many rows meet them
+_ROWS = (4, 16, 64, 512)
+_REPETITIONS = 3
+_SUM_BYTES = (4096, 16384, 65536, 1 << 20, 4 << 20)
+_SUM_ROUNDS = (2000, 1000, 400, 40, 12)
+_PROMPT_TOKENS = 512
+_KV_HEADS, _HEADS, _HEAD_DIM = 4, 32, 64
+_CACHE_MULTIPLE = 4
+
+
+def measure_ceilings(topology: Topology) -> Ceilings:
+    """Return what one thread on each physical core reaches now.
+
+    Raises: KernelError where the native library is missing, or memory for the measurement.
+    """
+    cpus = [core.cpus[0] for core in topology.physical_cores()]
+    isa = native_active_isa()
+    per_thread = max(_LEAST_PER_THREAD, _MOST_BYTES // len(cpus))
+    # What other processes need stays theirs; below the least, caches would be measured.
+    per_thread = min(per_thread, topology.memory.available_bytes // _CACHE_MULTIPLE // len(cpus)) // _MIB * _MIB
+    if per_thread < _COMPUTED_BYTES:
+        raise KernelError(
+            f"ceilings: {topology.memory.available_bytes >> 20} MiB of memory are available, expected "
+            f"{_CACHE_MULTIPLE * len(cpus) * _COMPUTED_BYTES >> 20}",
+            hint="free memory, or take --ceilings of a file measured at another time",
+        )
+    read = measure_read(cpus, bytes_per_thread=per_thread, num_repetitions=_REPETITIONS)
+    attention, layer_s = _attention(cpus)
+    return Ceilings(
+        host=socket.gethostname(),
+        isa=isa,
+        num_cores=len(cpus),
+        num_numa_nodes=len(topology.cpu_nodes()),
+        memory_bytes=topology.memory.available_bytes,
+        read_gb_per_s=read.median_gb_per_s,
+        products=_products(cpus, per_thread),
+        sums=_sums(cpus),
+        layer_us=layer_s * 1e6,
+        attention_gflop_per_s=attention,
+    )
+
+
+def _products(cpus: Sequence[int], per_thread: int) -> tuple[ProductRate, ...]:
+    probe = PanelProbe(cpus, per_thread)
+    try:
+        sizes = sorted({_COMPUTED_BYTES, min(per_thread, 128 * _MIB), per_thread})
+        rates = []
+        for kind in FORMATS:
+            rates += [probe.measure(kind, 1, size, _REPETITIONS) for size in sizes]
+            rates += [probe.measure(kind, rows, _COMPUTED_BYTES, _REPETITIONS) for rows in _ROWS]
+        return tuple(rates)
+    finally:
+        probe.close()
+
+
+def _attention(cpus: Sequence[int]) -> tuple[float, float]:
+    """Return the 10^9 operations a second of a prompt's attention, and the seconds of a layer beside its products."""
+    probe = DecoderProbe(cpus, num_layers=4, num_kv_heads=_KV_HEADS, num_heads=_HEADS, tokens=_PROMPT_TOKENS)
+    try:
+        whole_s = probe.layer_seconds(_REPETITIONS, whole=True)
+    finally:
+        probe.close()
+    short = DecoderProbe(cpus, num_layers=16, num_kv_heads=_KV_HEADS, num_heads=_HEADS, tokens=1)
+    try:
+        layer_s = short.layer_seconds(20, whole=False)
+    finally:
+        short.close()
+    return attention_flop(_HEADS * _HEAD_DIM, 0, _PROMPT_TOKENS) / whole_s * 1e-9, layer_s
+
+
+def _sums(cpus: Sequence[int]) -> tuple[SumTime, ...]:
+    """Return times of the floor of an all-reduce: what the hardware needs, see csrc/bench/pingpong.cpp."""
+    if len(cpus) < 2:
+        return ()
+    # Neighbours, and the farthest apart.
+    return tuple(
+        SumTime(num_ranks=2, num_bytes=size, time_us=max(_floor(pair, size, rounds) for pair in _pairs(cpus)))
+        for size, rounds in zip(_SUM_BYTES, _SUM_ROUNDS, strict=True)
+    )
+
+
+def _pairs(cpus: Sequence[int]) -> set[tuple[int, int]]:
+    return {(cpus[0], cpus[1]), (cpus[0], cpus[-1])}
+
+
+def _floor(cpus: tuple[int, int], num_bytes: int, num_rounds: int) -> float:
+    """Return the microseconds of the faster kind of store; threads stand for ranks, memory is memory."""
+    library = native.core_library()
+    library.corebound_bench_floor_bytes.restype = ctypes.c_size_t
+    shared_bytes = library.corebound_bench_floor_bytes(len(cpus), ctypes.c_size_t(num_bytes))
+    medians = []
+    for streaming in (0, 1):
+        shared = AlignedMemory(shared_bytes)
+
+        def run(rank: int, shared: AlignedMemory = shared, streaming: int = streaming) -> list[float]:
+            payload, times = AlignedMemory(num_bytes), (ctypes.c_double * num_rounds)()
+            code = library.corebound_bench_floor(
+                ctypes.c_void_p(shared.address),
+                rank,
+                len(cpus),
+                ctypes.c_void_p(payload.address),
+                ctypes.c_size_t(num_bytes),
+                streaming,
+                ctypes.c_int64(0),
+                ctypes.c_int64(num_rounds),
+                times,
+            )
+            if code:
+                raise KernelError(f"floor of an all-reduce: {num_bytes} bytes cannot be measured")
+            return list(times)
+
+        medians.append(statistics.median(on_each(cpus, run)[0]))
+    return min(medians)
