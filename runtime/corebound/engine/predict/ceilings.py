@@ -70,7 +70,8 @@ class Ceilings:
         near = min({row.num_ranks for row in self.sums}, key=lambda number: abs(number - num_ranks))
         times = sorted((row.num_bytes, row.time_us * 1e-6) for row in self.sums if row.num_ranks == near)
         # One-shot: a member reads what every other has written.
-        return _between(times, num_bytes) * max(1.0, (num_ranks - 1) / (near - 1))
+        beyond = max(1.0, num_bytes / times[-1][0])
+        return _between(times, num_bytes) * beyond * max(1.0, (num_ranks - 1) / (near - 1))
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the file."""
@@ -78,7 +79,7 @@ class Ceilings:
 
 
 def _between(points: Sequence[tuple[float, float]], x: float) -> float:
-    """Return the value at `x` on the lines between points in rising order; constant before, proportional after."""
+    """Return the value at `x` on the lines between points in rising order; constant before and after them."""
     index = bisect_left([at for at, _ in points], x)
     if index == 0:
         return points[0][1]

@@ -16,12 +16,14 @@ from corebound.sharding import ShardPlan, shard_plan
 # As in LLM: a longer prompt goes in steps of so many tokens.
 STEP_TOKENS = 512
 _ELEMENT_BYTES = 2
-# What a step costs rank 0 in Python: scheduling, its message, sampling. Measured with llama-tiny on an Emerald Rapids
-# core at 2.6 GHz: the time between tokens less the time in the native call.
-PYTHON_STEP_S = 250e-6
-# Resident memory of a rank before it has a model, torch imported: measured with torch 2.13.0 on x86-64.
-PROCESS_BYTES = 220 << 20
-# Two all-reduces a layer and that of the embedding; and the step's message and the candidates of every rank.
+# What a step costs rank 0 in Python, scheduling, message and sampling: with llama-tiny on a Xeon with AMX at 2.6 GHz,
+# the time between tokens less that of the native call, p10 of 200 on a busy machine. And what each further word of the
+# vocabulary adds to sampling, between 4096 and 250880 words there.
+PYTHON_STEP_S = 450e-6
+SAMPLED_WORD_S = 0.5e-9
+# Resident memory of a rank beside its weights, cache and buffers, torch imported: llama-tiny with torch 2.13.0, x86-64.
+PROCESS_BYTES = 232 << 20
+# Beside the sums of the layers: the step's message and the candidates of every rank.
 _SMALL_SUMS = 2
 # Our all-reduce against the floor that is measured: the bound that the project holds itself to at 8 KiB.
 _SUM_OVER_FLOOR = 1.5
@@ -134,8 +136,11 @@ def predict(
     caches = [_cache_bytes(architecture, plan, rank, work) for rank in range(plan.num_ranks)]
     hosts = [range(first, first + ranks_per_host) for first in range(0, plan.num_ranks, ranks_per_host)]
     model = _Model(architecture, plan, tuple(stored), ceilings, ranks_per_host, num_hosts)
-    of_host = [sum(stored[rank].num_bytes + caches[rank] + PROCESS_BYTES for rank in host) for host in hosts]
-    heaviest = max(range(plan.num_ranks), key=lambda rank: stored[rank].num_bytes + caches[rank])
+    needs = [
+        stored[rank].num_bytes + caches[rank] + _buffer_bytes(architecture, plan, rank, work) + PROCESS_BYTES
+        for rank in range(plan.num_ranks)
+    ]
+    heaviest = max(range(plan.num_ranks), key=lambda rank: needs[rank])
     return Prediction(
         dtype=dtype,
         num_ranks=plan.num_ranks,
@@ -144,8 +149,8 @@ def predict(
         next_token=model.step([work.context - 1] * work.batch, 1, work.batch),
         weight_bytes=stored[heaviest].num_bytes,
         cache_bytes=caches[heaviest],
-        rank_bytes=stored[heaviest].num_bytes + caches[heaviest] + PROCESS_BYTES,
-        host_bytes=max(of_host),
+        rank_bytes=needs[heaviest],
+        host_bytes=max(sum(needs[rank] for rank in host) for host in hosts),
         available_bytes=ceilings.memory_bytes,
     )
 
@@ -160,6 +165,17 @@ def _cache_bytes(architecture: Architecture, plan: ShardPlan, rank: int, work: W
         block_size=BLOCK_SIZE,
     )
     return work.batch * blocks_for(max(work.context, work.prompt_tokens), BLOCK_SIZE) * one
+
+
+def _buffer_bytes(architecture: Architecture, plan: ShardPlan, rank: int, work: Workload) -> int:
+    """Return the bytes of what a step of many tokens keeps between its products, as Walker::make_room has it."""
+    share = plan.shares[rank]
+    rows = max(min(work.prompt_tokens, STEP_TOKENS), work.batch)
+    attended = len(share.query_heads) * architecture.head_dim
+    projected = attended + 2 * len(share.kv_heads) * architecture.head_dim
+    inner = len(share.intermediate)
+    columns = 3 * architecture.hidden_size + projected + 2 * attended + inner
+    return rows * _ELEMENT_BYTES * (columns + max(architecture.hidden_size, attended, inner))
 
 
 @dataclass(frozen=True)
@@ -213,15 +229,15 @@ class _Model:
             width = len(share.query_heads) * sizes.head_dim
             flop = sizes.num_layers * sum(attention_flop(width, count, tokens) for count in before)
             total_s += ranks * flop / self.ceilings.attention_gflop_per_s * 1e-9
-        layers_s = sizes.num_layers * self.ceilings.layer_us * 1e-6
-        return Times(memory_s=memory_s, arithmetic_s=total_s - memory_s, overhead_s=layers_s)
+        overhead_s = sizes.num_layers * self.ceilings.layer_us * 1e-6 + num_logits * len(share.vocab) * SAMPLED_WORD_S
+        return Times(memory_s=memory_s, arithmetic_s=total_s - memory_s, overhead_s=overhead_s)
 
     def _all_reduces(self, rows: int, num_logits: int) -> float:
         if self.plan.num_ranks == 1:
             return 0.0
         width = self.architecture.hidden_size * _ELEMENT_BYTES
         # The last layer's two are of the rows whose logits are wanted.
-        full = 2 * self.architecture.num_layers - 1
+        full = 2 * self.architecture.num_layers - 2 + 1  # and the embedding's
         sums_s = full * self._sum_s(rows * width) + (2 * self._sum_s(num_logits * width) if num_logits else 0.0)
         return sums_s + _SMALL_SUMS * self._sum_s(4096)
 
