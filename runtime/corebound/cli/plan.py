@@ -67,7 +67,7 @@ def plan(script: str | None, args: tuple[str, ...], as_json: bool, root: Path | 
     whole = make_plan(spec, topology_reader(root), environ=env.snapshot())
     for text in (*whole.warnings, *(f"{node.host}: {text}" for node in whole.nodes for text in node.warnings)):
         click.echo(f"warning: {text}", err=True)
-    predicted = predict_model(whole, spec.num_accelerators, **asked)
+    predicted = predict_model(whole, spec.num_accelerators, root is not None, **asked)
     if as_json:
         found = as_dict(whole, agent_commands(spec, whole))
         click.echo(json.dumps(found if predicted is None else found | model_as_dict(*predicted), indent=2))

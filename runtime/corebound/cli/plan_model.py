@@ -57,6 +57,7 @@ def model_options(command: _Command) -> _Command:
 def predict_model(
     whole: LaunchPlan,
     ranks_per_host: int | None,
+    is_elsewhere: bool,
     *,
     model: str | None,
     shape: str | None,
@@ -68,6 +69,8 @@ def predict_model(
     measure: Path | None,
 ) -> tuple[list[Prediction], Ceilings] | None:
     """Return the predictions that the options ask for and what they stand on, or None where they ask for none.
+
+    `is_elsewhere` says that the plan is of another machine than this one.
 
     Raises: ConfigError, ModelLoadError, ShardingError, KernelError.
     """
@@ -81,6 +84,8 @@ def predict_model(
     _check_dtype(dtype)
     if model is None and shape is None and measure is None:
         return None
+    if is_elsewhere and ceilings is None:
+        raise ConfigError("--root shows another machine, whose ceilings cannot be measured here", hint="add --ceilings")
     architecture = _architecture(model, shape)
     limits = read_ceilings(ceilings) if ceilings else _measured(measure)
     if architecture is None:

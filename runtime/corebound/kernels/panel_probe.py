@@ -24,6 +24,7 @@ _INPUTS = 2048
 # Bytes of 0x3c are a small normal number as bfloat16, as float32, and as scales: no product meets denormals or NaN.
 FILL = 0x3C
 _ALIGN_BYTES = 64
+_WAIT_S = 120.0  # for the other threads, on a machine with other work
 # The defaults of `--dtype int8` and `--dtype int4`.
 FORMATS: dict[Kind, PanelFormat] = {
     "bfloat16": PanelFormat(),
@@ -87,7 +88,7 @@ class PanelProbe:
             how = OutputStruct(y=y.address, logits=None, bias=None, stride=outputs, activation=0)
             times = []
             for _ in range(num_repetitions + 1):
-                barrier.wait()
+                barrier.wait(_WAIT_S)
                 started_s = time.perf_counter()
                 self._library.corebound_panel_multiply(
                     ctypes.byref(matrix),
@@ -129,14 +130,21 @@ def on_each(cpus: Sequence[int], job: Callable[[int], _Result]) -> list[_Result]
 
     Raises: KernelError when a CPU may not be used.
     """
+    together = threading.Barrier(len(cpus))
 
     def pinned(index: int) -> _Result:
         try:
             os.sched_setaffinity(0, {cpus[index]})  # of this thread alone
         except OSError as error:
+            together.abort()  # or the others would wait for this one in their jobs
             raise KernelError(f"cannot pin a thread to CPU {cpus[index]}: {error.strerror}") from error
+        together.wait(_WAIT_S)
         return job(index)
 
     with ThreadPoolExecutor(len(cpus)) as pool:
         futures = [pool.submit(pinned, index) for index in range(len(cpus))]
-        return [future.result() for future in futures]
+        errors = [error for future in futures if (error := future.exception()) is not None]
+    # A thread that gave up waiting says less than the one that it waited for.
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+    return [future.result() for future in futures]

@@ -12,6 +12,7 @@ from corebound.cli.main import main
 from corebound.engine.predict.ceilings import Ceilings, SumTime, read_ceilings, write_ceilings
 from corebound.kernels.panel_format import KINDS
 from corebound.kernels.panel_probe import ProductRate
+from fixtures.topology_trees import write_machine
 
 
 @pytest.fixture
@@ -115,6 +116,15 @@ def test_mistakes_are_errors_with_a_hint(
 def test_ceilings_are_either_read_or_measured(capsys: pytest.CaptureFixture[str], ceilings: Path) -> None:
     assert run("--shape", "llama-1.1b", "--ceilings", ceilings, "--measure", ceilings) == 2
     assert "give one of them" in capsys.readouterr().err
+
+
+def test_another_machine_is_not_measured_here(
+    capsys: pytest.CaptureFixture[str], ceilings: Path, tmp_path: Path
+) -> None:
+    root = write_machine("interleaved", tmp_path / "root")
+    assert run("--root", root, "--shape", "llama-1.1b") == 2
+    assert "--root shows another machine" in capsys.readouterr().err
+    assert run("--root", root, "--shape", "llama-1.1b", "--ceilings", ceilings) == 0
 
 
 def test_predicting_imports_no_torch(ceilings: Path) -> None:
