@@ -1,4 +1,4 @@
-"""Measures what a step costs beside its products: barriers and norms, and the attention of a prompt. Needs no torch."""
+"""Times steps of made-up decoders: of small matrices for what costs beside products, of large ones for prompts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import ctypes
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from corebound import native
 from corebound.errors import KernelError
-from corebound.kernels.panel_format import INPUT_UNIT, PanelFormat, matrix_struct
+from corebound.kernels.panel_format import PanelFormat, matrix_struct
 from corebound.kernels.panel_probe import FILL, AlignedMemory
 from corebound.models.native_structs import (
-    ALL_REDUCE,
     HeadGroupStruct,
     LayerStruct,
     ModelStruct,
@@ -22,40 +22,61 @@ from corebound.models.native_structs import (
 )
 
 _BLOCK_SIZE = 32
-_HIDDEN = 64
-_HEAD_DIM = 64
-_GROUP = 8
+HEAD_DIM = 64
+_GELU = 1  # kernels::Activation
+_MATRICES = ("qkv", "attention_out", "mlp_in", "mlp_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeShape:
+    """Sizes of the decoder that is timed. Small matrices cost next to nothing: what is left is all else."""
+
+    num_layers: int
+    num_kv_heads: int = 4
+    num_heads: int = 32
+    hidden: int = 64
+    inner: int = 64
+    form: PanelFormat = field(default_factory=PanelFormat)
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """Return outputs and inputs of the matrices of a layer, in the order of a step."""
+        attended = self.num_heads * HEAD_DIM
+        wide = attended + 2 * self.num_kv_heads * HEAD_DIM
+        return ((wide, self.hidden), (self.hidden, attended), (self.inner, self.hidden), (self.hidden, self.inner))
+
+    @property
+    def prompt_weights(self) -> int:
+        """Return how many weights meet all tokens of a prompt: of the last layer, only those before its attention."""
+        sizes = [outputs * inputs for outputs, inputs in self.matrices]
+        return (self.num_layers - 1) * sum(sizes) + sizes[0]
 
 
 class DecoderProbe:
-    """A decoder of small matrices, so that its steps consist of all else. Every layer shares one set of weights.
+    """A decoder whose layers share one set of weights.
 
     Raises: KernelError when the library cannot make the team.
     """
 
-    def __init__(self, cpus: Sequence[int], *, num_layers: int, num_kv_heads: int, num_heads: int, tokens: int) -> None:
-        assert num_heads <= _GROUP * num_kv_heads and num_heads % num_kv_heads == 0
+    def __init__(self, cpus: Sequence[int], shape: ProbeShape, *, tokens: int) -> None:
         self._library: Any = native.core_library()
         self._library.corebound_decoder_create.restype = ctypes.c_void_p
         self._library.corebound_decoder_create.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
         self._library.corebound_decoder_error.restype = ctypes.c_char_p
-        self._tokens, self._layers = tokens, num_layers
+        self._tokens, self._shape = tokens, shape
         num_blocks = -(-tokens // _BLOCK_SIZE)
-        cache_bytes = num_blocks * _BLOCK_SIZE * num_kv_heads * _HEAD_DIM * 2
-        self._caches = [AlignedMemory(cache_bytes) for _ in range(2)]
-        for cache in self._caches:
-            ctypes.memset(cache.address, FILL, cache_bytes)
-        wide = (num_heads + 2 * num_kv_heads) * _HEAD_DIM
-        self._weights = AlignedMemory(2 * _HIDDEN * max(wide, INPUT_UNIT))
-        ctypes.memset(self._weights.address, FILL, 2 * _HIDDEN * wide)
-        self._model = self._make_model(num_kv_heads, num_heads, wide)
+        self._caches = [_filled(num_blocks * _BLOCK_SIZE * shape.num_kv_heads * HEAD_DIM * 2) for _ in range(2)]
+        self._weights = [_filled(shape.form.matrix_bytes(*size)) for size in shape.matrices]
+        self._norm = _filled(2 * shape.hidden)
+        self._head = _filled(PanelFormat().matrix_bytes(1, shape.hidden))
+        self._model = self._make_model()
         threads = (ctypes.c_int * len(cpus))(*cpus)
         self._handle = self._library.corebound_decoder_create(ctypes.byref(self._model), threads, len(cpus))
         if not self._handle:
             raise KernelError(f"decoder probe: {self._library.corebound_decoder_error().decode()}")
 
-    def layer_seconds(self, num_repetitions: int, *, whole: bool) -> float:
-        """Return the time of a layer: of all tokens as one prompt if `whole`, else of the last alone."""
+    def seconds(self, num_repetitions: int, *, whole: bool) -> float:
+        """Return the time of a step: of all tokens as one prompt if `whole`, else of the last alone."""
         first = 0 if whole else self._tokens - 1
         step, kept = self._make_step(first)
         times = []
@@ -66,54 +87,48 @@ class DecoderProbe:
             if code:
                 raise KernelError(f"decoder probe: a step ended with code {code}")
         kept.clear()
-        return statistics.median(times[1:]) / self._layers
+        return statistics.median(times[1:])
 
     def close(self) -> None:
         """End the team."""
         self._library.corebound_decoder_destroy(ctypes.c_void_p(self._handle))
 
-    def _make_model(self, num_kv_heads: int, num_heads: int, wide: int) -> ModelStruct:
-        def matrix(outputs: int, inputs: int) -> Any:
-            made = matrix_struct(outputs, inputs, PanelFormat())
-            made.data = self._weights.address
-            return made
-
-        norm = NormStruct(self._weights.address, None)
-        columns = num_heads * _HEAD_DIM
+    def _make_model(self) -> ModelStruct:
+        shape = self._shape
+        norm = NormStruct(self._norm.address, None)
         layer = LayerStruct(attention_norm=norm, mlp_norm=norm)
-        layer.qkv, layer.attention_out = matrix(wide, _HIDDEN), matrix(_HIDDEN, columns)
-        layer.mlp_in, layer.mlp_out = matrix(_HIDDEN, _HIDDEN), matrix(_HIDDEN, _HIDDEN)
-        self._kept_layers = (LayerStruct * self._layers)(*([layer] * self._layers))
-        group = num_heads // num_kv_heads
-        self._groups = (HeadGroupStruct * num_kv_heads)(
-            *(HeadGroupStruct(kv * group, group, kv) for kv in range(num_kv_heads))
+        for name, size, memory in zip(_MATRICES, shape.matrices, self._weights, strict=True):
+            matrix = matrix_struct(*size, shape.form)
+            matrix.data = memory.address
+            setattr(layer, name, matrix)
+        head = matrix_struct(1, shape.hidden, PanelFormat())
+        head.data = self._head.address
+        self._layers = (LayerStruct * shape.num_layers)(*([layer] * shape.num_layers))
+        group = shape.num_heads // shape.num_kv_heads
+        self._groups = (HeadGroupStruct * shape.num_kv_heads)(
+            *(HeadGroupStruct(kv * group, group, kv) for kv in range(shape.num_kv_heads))
         )
-        self._first_head = (ctypes.c_int32 * (num_kv_heads + 1))(*(kv * group for kv in range(num_kv_heads + 1)))
+        self._first_head = (ctypes.c_int32 * (shape.num_kv_heads + 1))(
+            *(kv * group for kv in range(shape.num_kv_heads + 1))
+        )
         return ModelStruct(
-            num_layers=self._layers,
-            hidden=_HIDDEN,
-            heads=num_heads,
-            kv_heads=num_kv_heads,
-            head_dim=_HEAD_DIM,
-            vocab_start=0,
-            layers=ctypes.addressof(self._kept_layers),
-            embedding=self._weights.address,
+            num_layers=shape.num_layers,
+            hidden=shape.hidden,
+            heads=shape.num_heads,
+            kv_heads=shape.num_kv_heads,
+            head_dim=HEAD_DIM,
+            layers=ctypes.addressof(self._layers),
+            embedding=self._norm.address,
             num_words=1,
-            embedding_norm=NormStruct(None, None),
             final_norm=norm,
-            head=matrix(1, _HIDDEN),
+            head=head,
             groups=ctypes.addressof(self._groups),
-            num_groups=num_kv_heads,
+            num_groups=shape.num_kv_heads,
             first_head=ctypes.addressof(self._first_head),
-            alibi_slopes=None,
-            scale=_HEAD_DIM**-0.5,
+            scale=HEAD_DIM**-0.5,
             norm_eps=1e-5,
-            activation=1,
+            activation=_GELU,
             rms_norm=True,
-            norm_as_residual=False,
-            per_head_qkv=False,
-            comm_group=0,
-            all_reduce=ALL_REDUCE(),
         )
 
     def _make_step(self, first: int) -> tuple[StepStruct, list[Any]]:
@@ -126,7 +141,10 @@ class DecoderProbe:
         of_int32 = [
             (ctypes.c_int32 * len(row))(*row) for row in (list(range(num_blocks)), [0, len(positions)], [self._tokens])
         ]
-        caches = [(ctypes.c_void_p * self._layers)(*([cache.address] * self._layers)) for cache in self._caches]
+        caches = [
+            (ctypes.c_void_p * self._shape.num_layers)(*([cache.address] * self._shape.num_layers))
+            for cache in self._caches
+        ]
         logits = (ctypes.c_float * 1)()
         token_ids, where, slots, rows = (ctypes.addressof(array) for array in of_int64)
         step = StepStruct(
@@ -146,3 +164,9 @@ class DecoderProbe:
             ctypes.addressof(logits),
         )
         return step, [*of_int64, *of_int32, *caches, logits]
+
+
+def _filled(num_bytes: int) -> AlignedMemory:
+    memory = AlignedMemory(num_bytes)
+    ctypes.memset(memory.address, FILL, num_bytes)
+    return memory

@@ -6,14 +6,16 @@ import ctypes
 import socket
 import statistics
 from collections.abc import Sequence
+from contextlib import closing
 
 from corebound import native
 from corebound.engine.predict.ceilings import Ceilings, SumTime
 from corebound.engine.predict.model import attention_flop
 from corebound.errors import KernelError
 from corebound.kernels.memory_probe import measure_read
+from corebound.kernels.panel_format import Kind
 from corebound.kernels.panel_probe import FORMATS, AlignedMemory, PanelProbe, ProductRate, on_each
-from corebound.models.decoder_probe import DecoderProbe
+from corebound.models.decoder_probe import HEAD_DIM, DecoderProbe, ProbeShape
 from corebound.topology import Topology
 from corebound.topology.native_report import native_active_isa
 
@@ -21,12 +23,12 @@ _MIB = 1 << 20
 _MOST_BYTES = 1 << 30  # of one set of weights, more only where many cores have little each
 _LEAST_PER_THREAD = 32 * _MIB
 _COMPUTED_BYTES = 8 * _MIB  # of each thread's weights, where many rows meet them
-_ROWS = (4, 16, 64, 512)
+_ROWS = (4, 16, 64)
 _REPETITIONS = 3
 _SUM_BYTES = (4096, 16384, 65536, 1 << 20, 4 << 20)
 _SUM_ROUNDS = (2000, 1000, 400, 40, 12)
 _PROMPT_TOKENS = 512
-_KV_HEADS, _HEADS, _HEAD_DIM = 4, 32, 64
+_QUERY_WIDTH = ProbeShape(num_layers=1).num_heads * HEAD_DIM
 _CACHE_MULTIPLE = 4
 
 
@@ -47,7 +49,8 @@ def measure_ceilings(topology: Topology) -> Ceilings:
             hint="free memory, or take --ceilings of a file measured at another time",
         )
     read = measure_read(cpus, bytes_per_thread=per_thread, num_repetitions=_REPETITIONS)
-    attention, layer_s = _attention(cpus)
+    prompt_layer_s = _layer_seconds(cpus, _PROMPT_TOKENS)
+    prompts = tuple(_prompt_rate(cpus, kind, prompt_layer_s) for kind in FORMATS)
     return Ceilings(
         host=socket.gethostname(),
         isa=isa,
@@ -55,10 +58,10 @@ def measure_ceilings(topology: Topology) -> Ceilings:
         num_numa_nodes=len(topology.cpu_nodes()),
         memory_bytes=topology.memory.available_bytes,
         read_gb_per_s=read.median_gb_per_s,
-        products=_products(cpus, per_thread),
+        products=(*_products(cpus, per_thread), *prompts),
         sums=_sums(cpus),
-        layer_us=layer_s * 1e6,
-        attention_gflop_per_s=attention,
+        layer_us=_layer_seconds(cpus, 1) * 1e6,
+        attention_gflop_per_s=attention_flop(_QUERY_WIDTH, 0, _PROMPT_TOKENS) / prompt_layer_s * 1e-9,
     )
 
 
@@ -75,19 +78,29 @@ def _products(cpus: Sequence[int], per_thread: int) -> tuple[ProductRate, ...]:
         probe.close()
 
 
-def _attention(cpus: Sequence[int]) -> tuple[float, float]:
-    """Return the 10^9 operations a second of a prompt's attention, and the seconds of a layer beside its products."""
-    probe = DecoderProbe(cpus, num_layers=4, num_kv_heads=_KV_HEADS, num_heads=_HEADS, tokens=_PROMPT_TOKENS)
-    try:
-        whole_s = probe.layer_seconds(_REPETITIONS, whole=True)
-    finally:
-        probe.close()
-    short = DecoderProbe(cpus, num_layers=16, num_kv_heads=_KV_HEADS, num_heads=_HEADS, tokens=1)
-    try:
-        layer_s = short.layer_seconds(20, whole=False)
-    finally:
-        short.close()
-    return attention_flop(_HEADS * _HEAD_DIM, 0, _PROMPT_TOKENS) / whole_s * 1e-9, layer_s
+def _layer_seconds(cpus: Sequence[int], tokens: int) -> float:
+    """Return what a layer costs beside its products: of a prompt of `tokens`, or of one token."""
+    shape = ProbeShape(num_layers=4 if tokens > 1 else 16)
+    with closing(DecoderProbe(cpus, shape, tokens=tokens)) as probe:
+        return probe.seconds(_REPETITIONS if tokens > 1 else 20, whole=True) / shape.num_layers
+
+
+def _prompt_rate(cpus: Sequence[int], kind: Kind, beside_s: float) -> ProductRate:
+    """Return the rate of products in a prompt, whose layers take `beside_s` for all else.
+
+    A decoder's own team and buffers do them: tiles are made once for all members, and the weights come from memory.
+    """
+    shape = ProbeShape(num_layers=2, hidden=2048, inner=5632, form=FORMATS[kind])
+    with closing(DecoderProbe(cpus, shape, tokens=_PROMPT_TOKENS)) as probe:
+        whole_s = probe.seconds(_REPETITIONS, whole=True)
+    # Both were measured on a machine that may have other work: what is left is not to become nothing.
+    products_s = max(whole_s - shape.num_layers * beside_s, whole_s / 2)
+    return ProductRate(
+        kind=kind,
+        num_rows=_PROMPT_TOKENS,
+        matrix_bytes=sum(shape.form.matrix_bytes(*size) for size in shape.matrices),
+        weights_per_s=shape.prompt_weights / products_s,
+    )
 
 
 def _sums(cpus: Sequence[int]) -> tuple[SumTime, ...]:
