@@ -23,7 +23,6 @@ _Result = TypeVar("_Result")
 _INPUTS = 2048
 # Bytes of 0x3c are a small normal number as bfloat16, as float32, and as scales: no product meets denormals or NaN.
 FILL = 0x3C
-_ALIGN_BYTES = 64
 _WAIT_S = 120.0  # for the other threads, on a machine with other work
 # The defaults of `--dtype int8` and `--dtype int4`.
 FORMATS: dict[Kind, PanelFormat] = {
@@ -117,12 +116,12 @@ class PanelProbe:
 
 
 class AlignedMemory:
-    """Memory of a number of bytes at a multiple of 64."""
+    """Zeroed memory at the beginning of a page; in huge pages where it is large, as weights are."""
 
     def __init__(self, num_bytes: int) -> None:
-        self._memory = ctypes.create_string_buffer(num_bytes + _ALIGN_BYTES)
-        start = ctypes.addressof(self._memory)
-        self.address = -(-start // _ALIGN_BYTES) * _ALIGN_BYTES
+        self._memory = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
 
 
 def on_each(cpus: Sequence[int], job: Callable[[int], _Result]) -> list[_Result]:

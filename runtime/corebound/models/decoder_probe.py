@@ -46,10 +46,9 @@ class ProbeShape:
         return ((wide, self.hidden), (self.hidden, attended), (self.inner, self.hidden), (self.hidden, self.inner))
 
     @property
-    def prompt_weights(self) -> int:
-        """Return how many weights meet all tokens of a prompt: of the last layer, only those before its attention."""
-        sizes = [outputs * inputs for outputs, inputs in self.matrices]
-        return (self.num_layers - 1) * sum(sizes) + sizes[0]
+    def layer_weights(self) -> int:
+        """Return how many weights the matrices of a layer have."""
+        return sum(outputs * inputs for outputs, inputs in self.matrices)
 
 
 class DecoderProbe:

@@ -30,6 +30,7 @@ _SUM_ROUNDS = (2000, 1000, 400, 40, 12)
 _PROMPT_TOKENS = 512
 _QUERY_WIDTH = ProbeShape(num_layers=1).num_heads * HEAD_DIM
 _CACHE_MULTIPLE = 4
+_LEAST_S = 1e-4
 
 
 def measure_ceilings(topology: Topology) -> Ceilings:
@@ -90,16 +91,20 @@ def _prompt_rate(cpus: Sequence[int], kind: Kind, beside_s: float) -> ProductRat
 
     A decoder's own team and buffers do them: tiles are made once for all members, and the weights come from memory.
     """
-    shape = ProbeShape(num_layers=2, hidden=2048, inner=5632, form=FORMATS[kind])
-    with closing(DecoderProbe(cpus, shape, tokens=_PROMPT_TOKENS)) as probe:
-        whole_s = probe.seconds(_REPETITIONS, whole=True)
-    # Both were measured on a machine that may have other work: what is left is not to become nothing.
-    products_s = max(whole_s - shape.num_layers * beside_s, whole_s / 2)
+    one, two = (ProbeShape(num_layers=count, hidden=2048, inner=5632, form=FORMATS[kind]) for count in (1, 2))
+    with (
+        closing(DecoderProbe(cpus, one, tokens=_PROMPT_TOKENS)) as short,
+        closing(DecoderProbe(cpus, two, tokens=_PROMPT_TOKENS)) as long,
+    ):
+        # What both begin and end with falls out.
+        layer_s = long.seconds(_REPETITIONS, whole=True) - short.seconds(_REPETITIONS, whole=True)
+    # They were measured on a machine that may have other work: what is left is not to become nothing.
+    products_s = max(layer_s - beside_s, layer_s / 2, _LEAST_S)
     return ProductRate(
         kind=kind,
         num_rows=_PROMPT_TOKENS,
-        matrix_bytes=sum(shape.form.matrix_bytes(*size) for size in shape.matrices),
-        weights_per_s=shape.prompt_weights / products_s,
+        matrix_bytes=sum(one.form.matrix_bytes(*size) for size in one.matrices),
+        weights_per_s=one.layer_weights / products_s,
     )
 
 
