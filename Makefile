@@ -153,10 +153,15 @@ test-images: native ## Build the images, look into them and run them, two on a n
 
 .PHONY: bench
 bench: native ## Measure this machine and Corebound on it, and check the promised ratios (a quiet machine; writes 2.2 GB)
-	@$(BIN)/corebound bench memory
+	@$(BIN)/corebound bench machine
 	@$(BIN)/corebound bench allreduce
 	@$(BIN)/corebound bench generate --shape llama-1.1b --num-ranks 2 --compare transformers
 	@$(PYTHON) -m pytest -m bench --timeout=1800 $(TESTS)
+
+.PHONY: bench-peers
+bench-peers: native ## Install the engines that `corebound bench peers` compares with (PEERS="llama_cpp vllm"; some GB each)
+	@$(PYTHON3) runtime/packaging/setup_peers.py $(PEERS)
+	@echo "installed; now: $(BIN)/corebound bench peers --output docs/benchmarks.md (a quiet machine; an hour)" >&2
 
 .PHONY: lint
 lint: setup ## Check style, layers, playbooks, scripts and the project's own rules

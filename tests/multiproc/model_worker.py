@@ -38,6 +38,17 @@ def greedy(task, collectives):
     return {"tokens": tokens, "digest": digest.hexdigest(), "provider": collectives.name}
 
 
+def tokens(task, collectives):
+    """Generate with each of several models, and digest the logits of its prompts."""
+    reports = []
+    for model, dtype in task["models"]:
+        runner = Runner(Path(model), collectives, dtype)
+        logits = torch.cat(runner.logits(task["prompts"]))
+        digest = hashlib.sha256(logits.numpy().tobytes()).hexdigest()
+        reports.append({"tokens": runner.greedy(task["prompts"], task["num_new_tokens"]), "digest": digest})
+    return {"models": reports, "provider": collectives.name}
+
+
 def memory(task, collectives):
     """Load the model and tell by how much the peak of the resident memory grew, and how many bytes were read."""
     torch.ones(8) @ torch.ones(8)
@@ -56,7 +67,7 @@ def memory(task, collectives):
 def main() -> None:
     task = json.loads(Path(sys.argv[1]).read_text())
     collectives = init_distributed()
-    result = {"greedy": greedy, "memory": memory}[task["do"]](task, collectives)
+    result = {"greedy": greedy, "memory": memory, "tokens": tokens}[task["do"]](task, collectives)
     Path(f"{task['output']}.{collectives.rank}").write_text(json.dumps(result))
     collectives.close()
 

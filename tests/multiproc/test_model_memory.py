@@ -77,6 +77,8 @@ def test_peak_memory_is_the_shard_and_a_small_constant(tmp_path: Path, stored: s
         print(f"rank {rank}:", {name: f"{value / MIB:.1f} MiB" for name, value in report.items()})
         assert report["peak_bytes"] < report["weight_bytes"] + CONSTANT_BYTES
         source_bytes = report["weight_bytes"] * dtype.itemsize // torch.bfloat16.itemsize
-        assert source_bytes <= report["read_bytes"] < source_bytes + MIB
+        # Panels are padded to 64 outputs: 63 rows of 4096 inputs of the head are in memory and in no file.
+        padding_bytes = 63 * CONFIG["hidden_size"] * dtype.itemsize
+        assert source_bytes - padding_bytes <= report["read_bytes"] < source_bytes + MIB
     # Both together hold the model once, but for the norms.
     assert sum(report["weight_bytes"] for report in reports) * dtype.itemsize // 2 < 1.01 * file_bytes

@@ -83,11 +83,7 @@ def bound_of(exact: torch.Tensor) -> float:
     return 3 * 2**-9 * math.sqrt(8 * NUM_LAYERS + 4) * rms(exact)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_every_variant_and_team_gives_the_logits_of_bf16(
-    variant: str, team: Callable[[int], None], model: Path, size: int
-) -> None:
-    team(size)
+def test_every_variant_gives_the_logits_of_bf16(variant: str, model: Path) -> None:
     exact = exact_logits(model)
     assert rms(logits_of(model) - exact) <= bound_of(exact)
 
@@ -112,7 +108,7 @@ def test_logits_of_one_sequence_do_not_depend_on_a_broken_one(model: Path) -> No
     assert bool(second.isnan().all())
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8:g32:asym", "int4", "int4:g32:sym", "int4:channel:sym"])
+@pytest.mark.parametrize("scheme", ["int8", "int8:g32:asym", "int4", "int4:channel:sym"])
 @pytest.mark.parametrize("batched", [True, False])
 def test_quantized_logits_are_those_of_what_the_codes_mean(
     variant: str, tmp_path: Path, scheme: str, batched: bool

@@ -10,7 +10,9 @@ from corebound.cli.lazy_group import LazyGroup
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "allreduce": ("corebound.cli.bench_allreduce", "Time the sum over ranks, beside the floor and gloo."),
     "generate": ("corebound.cli.bench_generate", "Time prefill and decode of a model."),
+    "machine": ("corebound.cli.bench_machine", "Measure all ceilings: reads, products of matrices, cache lines."),
     "memory": ("corebound.cli.bench_memory", "Measure the read bandwidth of memory, the ceiling of decode."),
+    "peers": ("corebound.cli.bench_peers", "Measure Corebound and other engines in turns, and write a report."),
     "quality": ("corebound.cli.bench_quality", "Measure what int8 and int4 weights cost in perplexity and logits."),
 }
 
@@ -21,6 +23,7 @@ def bench() -> None:
 
     \b
     Examples:
+      corebound bench machine
       corebound bench memory
       corebound bench allreduce --bytes 8KiB
       corebound bench generate --shape llama-1.1b --num-ranks 2 --compare transformers

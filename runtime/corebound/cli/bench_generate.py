@@ -1,72 +1,79 @@
-"""`corebound bench generate`: prefill and decode of a model, against the machine's ceiling and against transformers."""
+"""`corebound bench generate`: prefill and decode of a model, against the machine's ceilings and transformers."""
 
 from __future__ import annotations
 
 import json
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
 from corebound.cli.bench_model import benchmark_model_dir
-from corebound.cli.tables import format_bytes, render_table
+from corebound.cli.tables import count, format_bytes, render_table
 from corebound.config.suggest import require_choice
-from corebound.engine.bench.job import BenchJob, BenchReport, read_report
+from corebound.engine.bench import series as measured
+from corebound.engine.bench import session
+from corebound.engine.bench.cases import make_cases
+from corebound.engine.bench.load import LoadWatch
+from corebound.engine.bench.peers.adapters.protocol import BenchJob
+from corebound.engine.bench.peers.catalog import DEFAULT_FOLDER, PEERS
+from corebound.engine.bench.ruler import Ruler
 from corebound.engine.bench.shapes import SHAPES
+from corebound.engine.bench.work import work_of
 from corebound.engine.request import require_dtype
-from corebound.errors import CoreboundError, LaunchError
-from corebound.kernels.memory_probe import bytes_beyond_caches, measure_read
-from corebound.launcher import LaunchSpec, launch
-from corebound.models import describe
-from corebound.topology import Topology, read_topology
+from corebound.errors import ConfigError
+from corebound.models import ModelDescription, describe
+from corebound.models.stored import scheme_to_apply
+from corebound.topology import read_topology
 
-_RANK_COMMAND = (sys.executable, "-m", "corebound.engine.bench.rank_main")
-_PEER_COMMAND = (sys.executable, "-m", "corebound.engine.bench.transformers_main")
-PEERS = ("transformers",)
-_NUM_WARM_UP_TOKENS = 8
+COMPARABLE = ("transformers",)
+NUM_WARM_UP_TOKENS = 8
 _COLUMNS = (
     ("engine", "engine", None),
     ("dtype", "dtype", None),
     ("ranks", "num_ranks", None),
     ("threads", "num_threads", None),
+    ("prompt", "num_prompt_tokens", None),
+    ("batch", "batch_size", None),
     ("first ms", "first_token_ms", 1),
+    ("GFLOP/s", "prefill_gflop_per_s", 0),
+    ("of peak", "prefill_fraction_of_gemm", 2),
     ("next ms", "next_token_ms", 2),
-    ("tokens/s", "tokens_per_s", 2),
+    ("p99 ms", "next_token_p99_ms", 2),
+    ("tokens/s", "decode_tokens_per_s", 2),
     ("read GB/s", "read_gb_per_s", 1),
     ("ceiling GB/s", "ceiling_gb_per_s", 1),
     ("of ceiling", "fraction_of_ceiling", 2),
 )
 
 
-@dataclass
-class _Series:
-    """The rounds of one engine; figures of the row are medians over them."""
+class NumbersType(click.ParamType[tuple[int, ...]]):
+    """Numbers of 1 or more, separated by commas: 1,4,16."""
 
-    engine: str
-    num_ranks: int
-    reports: list[BenchReport] = field(default_factory=list)
+    name = "numbers"
 
-    def median(self, name: str) -> float:
-        """Return the median of a figure over the rounds."""
-        return float(statistics.median(getattr(report, name) for report in self.reports))
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the numbers, each once."""
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in str(value).split(",")]
+        if not all(word.isdecimal() and int(word) > 0 for word in words):
+            self.fail(f"expected numbers of 1 or more such as 1,4,16, found {value!r}", param, ctx)
+        return tuple(dict.fromkeys(map(int, words)))
 
 
 @click.command()
 @click.option("--model", metavar="DIR|ID", help="Directory of a Hugging Face model, an id of the hub, or `demo`.")
 @click.option("--shape", metavar=f"{{{','.join(SHAPES)}}}", help="A random model of this shape, written once.")
-@click.option("--dtype", default="bfloat16", show_default=True)
+@click.option("--dtype", default="bfloat16", show_default=True, metavar="NAME[,NAME]")
 @click.option("--num-ranks", default=2, show_default=True, type=click.IntRange(1), help="Ranks on this machine.")
-@click.option("--prompt-tokens", default=32, show_default=True, type=click.IntRange(1), metavar="N")
+@click.option("--prompt-tokens", default="32", show_default=True, type=NumbersType(), metavar="N[,N]")
+@click.option("--batch", default="1", show_default=True, type=NumbersType(), metavar="N[,N]", help="Prompts at a time.")
 @click.option("--new-tokens", default=48, show_default=True, type=click.IntRange(2), metavar="N")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Rounds; figures are medians.")
-@click.option("--compare", metavar=f"{{{','.join(PEERS)}}}", help="Alternate with another engine, same weights.")
+@click.option("--compare", metavar=f"{{{','.join(COMPARABLE)}}}", help="Alternate with another engine, same weights.")
 @click.option("--cache-dir", type=click.Path(path_type=Path), help="Where models of a shape are kept.", metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def generate(
@@ -74,141 +81,137 @@ def generate(
     shape: str | None,
     dtype: str,
     num_ranks: int,
-    prompt_tokens: int,
+    prompt_tokens: tuple[int, ...],
+    batch: tuple[int, ...],
     new_tokens: int,
     rounds: int,
     compare: str | None,
     cache_dir: Path | None,
     as_json: bool,
 ) -> int:
-    """Measure prefill and decode of one prompt, and how much of the memory's read bandwidth decode reaches.
+    """Measure prefill and decode, and how much of the machine's ceilings they reach.
 
-    Every round starts the ranks anew. The ceiling is what as many threads read from memory on the same cores, measured
-    before and after each round. With --compare the rounds of both engines alternate, so that both see the same machine.
+    Every round starts the ranks anew and runs each prompt length with each batch size. Before and after it the same
+    cores read memory, which bounds decode, and multiply bfloat16 matrices, which bounds prefill. With --compare the
+    rounds of both engines alternate, so that both see the same machine.
 
     \b
     Examples:
       corebound bench generate --model demo --num-ranks 2
       corebound bench generate --shape llama-1.1b --num-ranks 2 --compare transformers
+      corebound bench generate --shape llama-1.1b --prompt-tokens 32,512 --batch 1,4,16 --rounds 5
     """  # noqa: D301  click reads the \b
-    require_dtype(dtype)
+    dtypes = [require_dtype(name) for name in dtype.split(",")]
     if compare is not None:
-        require_choice("engine", compare, PEERS, where="--compare")
-    model_dir = benchmark_model_dir(model, shape, cache_dir)
-    description = describe(model_dir, tokenizer=False)
-    prompt = [3 + (7 * position) % (description.vocab_size - 3) for position in range(prompt_tokens)]
-    ours, theirs = _Series("corebound", num_ranks), _Series(compare or "", 1)
-    ceilings: list[float] = []
-    topology = read_topology()
-    with tempfile.TemporaryDirectory(prefix="corebound-bench-") as directory:
-        job = BenchJob(
-            model_dir=str(model_dir.resolve()),
-            dtype=dtype,
-            prompt_token_ids=prompt,
-            num_new_tokens=new_tokens,
-            num_warm_up_tokens=_NUM_WARM_UP_TOKENS,
-            report_path=str(Path(directory) / "report.json"),
-            num_threads=len(topology.physical_cores()),
-        )
-        for index in range(rounds):
-            ours.reports.append(_round(job, lambda: _run_ours(job, num_ranks)))
-            cpus = ours.reports[-1].cpus or list(topology.allowed_cpus)
-            ceilings.append(_ceiling(topology, cpus))
-            if compare:
-                theirs.reports.append(_round(job, lambda: _run_peer(job)))
-                ceilings.append(_ceiling(topology, cpus))
-            click.echo(f"round {index + 1} of {rounds}: {_line(ours, theirs)}", err=True)
-    result = _result(description.name, dtype, [series for series in (ours, theirs) if series.reports], ceilings)
-    click.echo(json.dumps(result, indent=2) if as_json else _table(result))
+        require_choice("engine", compare, COMPARABLE, where="--compare")
+    directory = benchmark_model_dir(model, shape, cache_dir)
+    _check(describe(directory, tokenizer=False), dtypes, num_ranks, compare)
+    contenders = []
+    for name in dtypes:
+        contenders.append(session.our_ranks(name, num_ranks))
+        if compare is not None:
+            contenders.append(session.peer_engine(compare, PEERS[compare], name, DEFAULT_FOLDER))
+    watch = LoadWatch()
+    outcome = run(contenders, directory, prompt_tokens, batch, new_tokens, rounds)
+    result = result_of(outcome) | {"load": watch.finish().to_json()}
+    click.echo(json.dumps(result, indent=2) if as_json else table(result))
     return 0
 
 
-def _round(job: BenchJob, run: Callable[[], None]) -> BenchReport:
-    path = Path(job.report_path)
-    path.unlink(missing_ok=True)
-    run()
-    if not path.is_file():
-        raise CoreboundError("a round ended without a report")
-    return read_report(path)
+def _check(description: ModelDescription, dtypes: Sequence[str], num_ranks: int, compare: str | None) -> None:
+    """Check before any rank starts what a rank would refuse."""
+    for dtype in dtypes:
+        scheme_to_apply(description, dtype)
+    if description.shards is not None:
+        description.shards.require_ranks(num_ranks)
+        if compare is not None:
+            raise ConfigError(
+                f"--compare {compare}: reads checkpoints, and {description.path} was written for our ranks"
+            )
 
 
-def _run_ours(job: BenchJob, num_ranks: int) -> None:
-    # None binds where every rank can have a core of its own.
-    spec = LaunchSpec(
-        command=_RANK_COMMAND, num_accelerators=num_ranks, bind_cores_to_rank=None, rank0_stdin=job.to_bytes()
-    )
-    if (code := launch(spec)) != 0:
-        raise LaunchError(f"the ranks of a round ended with exit code {code}", hint="the lines above say why")
+def run(
+    contenders: Sequence[session.Contender],
+    directory: Path,
+    prompt_tokens: Sequence[int],
+    batch: Sequence[int],
+    new_tokens: int,
+    rounds: int,
+    *,
+    batch_all_lengths: bool = True,
+    on_round: Callable[[session.Outcome], object] | None = None,
+) -> session.Outcome:
+    """Return what rounds of these engines come to, on the model in `directory`.
+
+    Without `batch_all_lengths` only the first length is measured in batches. `on_round` is called after each round.
+    """
+    description = describe(directory, tokenizer=False)
+    topology = read_topology()
+    with tempfile.TemporaryDirectory(prefix="corebound-bench-") as scratch:
+        job = BenchJob(
+            model_dir=str(directory.resolve()),
+            dtype=contenders[0].dtype,
+            cases=[
+                case
+                for case in make_cases(prompt_tokens, batch, new_tokens, description.vocab_size)
+                if batch_all_lengths or case.batch_size == 1 or case.num_prompt_tokens == prompt_tokens[0]
+            ],
+            num_warm_up_tokens=NUM_WARM_UP_TOKENS,
+            report_path=str(Path(scratch) / "report.json"),
+            num_threads=len(topology.physical_cores()),
+        )
+        return session.take_turns(
+            contenders,
+            job,
+            model=description.name,
+            work=work_of(description),
+            ruler=Ruler.of(topology),
+            num_rounds=rounds,
+            announce=lambda text: click.echo(text, err=True),
+            on_round=on_round,
+        )
 
 
-def _run_peer(job: BenchJob) -> None:
-    done = subprocess.run(_PEER_COMMAND, input=job.to_bytes(), stderr=subprocess.PIPE, check=False)
-    if done.returncode != 0:
-        tail = done.stderr.decode(errors="replace").strip().splitlines()[-5:]
-        raise CoreboundError("the other engine failed: " + "\n".join(tail))
-
-
-def _ceiling(topology: Topology, cpus: Sequence[int]) -> float:
-    allowed = sorted(set(cpus) & os.sched_getaffinity(0))
-    size = bytes_beyond_caches(topology, allowed)
-    return measure_read(allowed, bytes_per_thread=size, num_repetitions=5).median_gb_per_s
-
-
-def _line(ours: _Series, theirs: _Series) -> str:
-    parts = [
-        f"{series.reports[-1].next_token_ms:.2f} ms ({series.engine})" for series in (ours, theirs) if series.reports
+def result_of(outcome: session.Outcome) -> dict[str, Any]:
+    """Return rows, comparisons with ours, and failures, as JSON values."""
+    comparisons = [
+        measured.compare(ours, theirs)
+        for ours in outcome.series
+        if ours.engine == session.OURS
+        for theirs in outcome.series
+        if theirs.engine != session.OURS
+        and (theirs.dtype, theirs.case) == (ours.dtype, ours.case)
+        and len(theirs.samples) == len(ours.samples)
     ]
-    return "next token " + ", ".join(parts)
-
-
-def _result(model: str, dtype: str, series: Sequence[_Series], ceilings: Sequence[float]) -> dict[str, Any]:
-    weight_bytes = series[0].reports[0].weight_bytes_per_token or 0
-    rows = [_row(model, dtype, item, weight_bytes, statistics.median(ceilings)) for item in series]
-    result: dict[str, Any] = {"rows": rows}
-    if len(series) > 1:
-        ratios = [
-            theirs.next_token_ms / ours.next_token_ms
-            for ours, theirs in zip(series[0].reports, series[1].reports, strict=True)
-        ]
-        result["comparison"] = {
-            "with": series[1].engine,
-            "decode_speed_ratio": round(statistics.median(ratios), 3),
-            "ratio_per_round": [round(ratio, 3) for ratio in ratios],
-        }
+    result: dict[str, Any] = {
+        "rows": [series.row() for series in outcome.series],
+        "comparisons": comparisons,
+        "failures": [vars(failure) for failure in outcome.failures],
+    }
+    if len(comparisons) == 1:
+        result["comparison"] = comparisons[0]
     return result
 
 
-def _row(model: str, dtype: str, series: _Series, weight_bytes: int, ceiling: float) -> dict[str, Any]:
-    next_ms = series.median("next_token_ms")
-    read_gb_per_s = weight_bytes / next_ms / 1e6
-    return {
-        "engine": series.engine,
-        "model": model,
-        "dtype": dtype,
-        "num_ranks": series.num_ranks,
-        "num_threads": int(series.median("num_threads")),
-        "first_token_ms": round(series.median("first_token_ms"), 3),
-        "next_token_ms": round(next_ms, 3),
-        "tokens_per_s": round(series.median("tokens_per_s"), 3),
-        "weight_bytes_per_token": weight_bytes,
-        "read_gb_per_s": round(read_gb_per_s, 3),
-        "ceiling_gb_per_s": round(ceiling, 3),
-        "fraction_of_ceiling": round(read_gb_per_s / ceiling, 4),
-        "peak_rss_bytes": int(series.median("peak_rss_bytes")),
-    }
-
-
-def _table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> str:
+    """Return the tables for humans."""
     cells = [
-        [row[key] if digits is None else round(row[key], digits) for _, key, digits in _COLUMNS]
+        [row[key] if digits is None else round(row[key], digits or None) for _, key, digits in _COLUMNS]
         + [format_bytes(row["peak_rss_bytes"])]
         for row in result["rows"]
     ]
     lines = [result["rows"][0]["model"], render_table([*(title for title, _, _ in _COLUMNS), "peak memory"], cells)]
-    comparison = result.get("comparison")
-    if comparison:
-        rounds = ", ".join(f"{ratio:.2f}" for ratio in comparison["ratio_per_round"])
+    for item in result["comparisons"]:
+        rounds = ", ".join(f"{ratio:.2f}" for ratio in item["ratio_per_round"])
         lines.append(
-            f"decode is {comparison['decode_speed_ratio']:.2f} times as fast as {comparison['with']} ({rounds})"
+            f"{count(item['num_ranks'], 'rank')}, {item['dtype']}, prompt {item['num_prompt_tokens']}, "
+            f"batch {item['batch_size']}: "
+            f"decode is {item['decode_speed_ratio']:.2f} times as fast as {item['with']} ({rounds})"
         )
+    lines += [f"{item['engine']} {item['dtype']}: {item['reason']}" for item in result["failures"]]
+    load = result["load"]
+    lines.append(
+        f"other processes took {load['other_share']:.0%} of the processors' time, the hypervisor "
+        f"{load['steal_share']:.0%}"
+    )
     return "\n".join(lines)

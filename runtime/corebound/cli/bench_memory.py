@@ -27,7 +27,8 @@ def memory(repetitions: int, whole_machine: bool, max_gib: float | None, as_json
     """Measure how fast memory is read by one core, by the cores of each NUMA node and by all allowed cores.
 
     Every token that is decoded reads all weights once, so this is the most that decode can reach. The figure is the
-    median of the repetitions; on a machine that others share, compare it with the best.
+    median of the repetitions; on a machine that others share, compare it with the best. Several ways to read are tried
+    first, and the fastest is used.
 
     \b
     Examples:
@@ -54,12 +55,22 @@ def _row(result: ReadBandwidth) -> dict[str, object]:
         "read_gb_per_s": round(result.median_gb_per_s, 2),
         "best_gb_per_s": round(result.best_gb_per_s, 2),
         "bytes_per_thread": result.bytes_per_thread,
+        "loop": result.loop,
+        "huge_page_fraction": round(result.huge_page_fraction, 3),
     }
 
 
 def _table(results: list[ReadBandwidth]) -> str:
-    header = ("threads", "CPUs", "read GB/s", "best GB/s")
+    header = ("threads", "CPUs", "read GB/s", "best GB/s", "huge pages", "loop")
     rows = [
-        (len(r.cpus), format_cpu_list(r.cpus), round(r.median_gb_per_s, 1), round(r.best_gb_per_s, 1)) for r in results
+        (
+            len(r.cpus),
+            format_cpu_list(r.cpus),
+            round(r.median_gb_per_s, 1),
+            round(r.best_gb_per_s, 1),
+            f"{r.huge_page_fraction:.0%}",
+            r.loop,
+        )
+        for r in results
     ]
     return render_table(header, rows)

@@ -78,7 +78,9 @@ def quality(
       corebound bench quality --shape llama-tiny --json
     """  # noqa: D301  click reads the \b
     chosen = [parse_scheme(name) for name in schemes]
-    description = describe(benchmark_model_dir(model, shape, cache_dir), tokenizer=shape is None, packed=True)
+    description = describe(benchmark_model_dir(model, shape, cache_dir), tokenizer=shape is None)
+    if description.shards is not None:
+        raise ConfigError(f"{description.path}: was written for ranks", hint="measure the checkpoint it was made of")
     if shape is None:
         texts = encode_texts(description, _read_texts(text or HELD_OUT_FILE)[:num_texts])
     else:

@@ -84,7 +84,7 @@ def generate(
     if no_bind:
         options["bind_cores_to_rank"] = False
     spec = spec_from_options(RANK_COMMAND, bind_by_default=True, rank0_stdin=json.dumps(job).encode(), **options)
-    check_ranks(description, spec)
+    check_ranks(description, spec, dtype)
     forced_isa = env.settings().isa
     if forced_isa is not None:
         native_active_isa(forced_isa)

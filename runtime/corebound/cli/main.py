@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("corebound.cli.plan", "Show what a launch would do, without doing it."),
     "run": ("corebound.cli.run", "Run a script on core-bound ranks."),
     "serve": ("corebound.cli.serve", "Answer completion requests over HTTP, on core-bound ranks."),
+    "shard": ("corebound.cli.shard", "Write a model once in the form that its ranks read without converting."),
     "topology": ("corebound.cli.topology", "Show CPUs, sockets, NUMA nodes, caches and instruction sets."),
 }
 

@@ -15,6 +15,7 @@ from corebound.launcher.plan import plan
 from corebound.launcher.spec import LaunchSpec
 from corebound.models import ModelDescription, model_listing, verify_manifest
 from corebound.models.manifest import MAX_VERIFIED_BYTES
+from corebound.models.stored import scheme_to_apply
 from corebound.sharding import shard_plan
 from corebound.sharding.activation_order import check_activation_order
 
@@ -42,11 +43,15 @@ def model_job(model_dir: Path, dtype: str, kv_cache_gib: float | None) -> dict[s
     }
 
 
-def check_ranks(description: ModelDescription, spec: LaunchSpec) -> None:
-    """Check that the model can be split over the ranks of the launch, before any of them starts.
+def check_ranks(description: ModelDescription, spec: LaunchSpec, dtype: str) -> None:
+    """Check that the model can be loaded as `dtype` and split over the ranks of the launch, before any of them starts.
 
-    Raises: ShardingError with the numbers of ranks that work; ConfigError for a launch that cannot be planned.
+    Raises: ShardingError with the numbers of ranks that work; ConfigError for a launch that cannot be planned, or a
+    dtype that weights cannot have which are packed.
     """
+    scheme_to_apply(description, dtype)
     whole = plan(spec, topology_reader(), environ=env.snapshot())
+    if description.shards is not None:
+        description.shards.require_ranks(len(whole.ranks))
     split = shard_plan(description, len(whole.ranks))
     check_activation_order(split, description.packed, description.entries)

@@ -84,7 +84,7 @@ def serve(
         options["bind_cores_to_rank"] = False
     spec = spec_from_options(RANK_COMMAND, bind_by_default=True, rank0_stdin=json.dumps(job).encode(), **options)
     spec = replace(spec, grace_s=drain_s)
-    check_ranks(description, spec)
+    check_ranks(description, spec, dtype)
     outcome = run_launch(spec)
     report(outcome)
     # To be stopped is how a service ends well.

@@ -18,22 +18,30 @@ _CACHE_MULTIPLE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ReadBandwidth:
-    """What the threads on `cpus` read together, in 10^9 bytes a second: median and best of the repetitions."""
+    """What the threads on `cpus` read together, in 10^9 bytes a second: median and best of the repetitions.
+
+    `loop` is the way to read that was fastest here; `huge_page_fraction` how much of the memory was in huge pages.
+    """
 
     cpus: tuple[int, ...]
     bytes_per_thread: int
     median_gb_per_s: float
     best_gb_per_s: float
+    loop: str = ""
+    huge_page_fraction: float = 0.0
 
 
 def measure_read(cpus: Sequence[int], *, bytes_per_thread: int, num_repetitions: int = 9) -> ReadBandwidth:
     """Return the read bandwidth of one pinned thread on each of `cpus`, each with memory of its own.
+
+    The threads first try several loops, with and without prefetching, and use the one that is fastest here.
 
     Raises: KernelError when a CPU may not be used or the memory is not there.
     """
     if not cpus:
         raise KernelError("memory bandwidth: expected at least one CPU, found none")
     rates = (ctypes.c_double * num_repetitions)()
+    loop, huge_bytes = ctypes.c_char_p(), ctypes.c_uint64()
     error = ctypes.create_string_buffer(256)
     status = native.core_library().corebound_bench_memory(
         (ctypes.c_int32 * len(cpus))(*cpus),
@@ -41,6 +49,8 @@ def measure_read(cpus: Sequence[int], *, bytes_per_thread: int, num_repetitions:
         ctypes.c_uint64(bytes_per_thread),
         num_repetitions,
         rates,
+        ctypes.byref(loop),
+        ctypes.byref(huge_bytes),
         error,
         ctypes.c_size_t(len(error)),
     )
@@ -51,6 +61,8 @@ def measure_read(cpus: Sequence[int], *, bytes_per_thread: int, num_repetitions:
         bytes_per_thread=bytes_per_thread,
         median_gb_per_s=statistics.median(rates),
         best_gb_per_s=max(rates),
+        loop=(loop.value or b"").decode(),
+        huge_page_fraction=min(1.0, huge_bytes.value / (bytes_per_thread * len(cpus))),
     )
 
 

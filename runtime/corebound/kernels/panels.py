@@ -64,6 +64,12 @@ class PanelMatrix:
         """How many panels of 64 outputs there are."""
         return -(-self.outputs // PANEL_OUTPUTS)
 
+    @property
+    def memory(self) -> torch.Tensor:
+        """The bytes of the panels, uint8."""
+        assert self._memory is not None, "place() comes first"
+        return self._memory
+
     def place(self, memory: torch.Tensor) -> None:
         """Use `memory`, uint8 of `num_bytes`, all zeros and aligned to 64 bytes."""
         assert memory.numel() == self.num_bytes and memory.data_ptr() % 64 == 0
@@ -178,6 +184,7 @@ def library() -> Any:
         "panel_multiply": (None, [pointer, pointer, number, number, pointer]),
         "decoder_create": (pointer, [pointer, pointer, ctypes.c_int]),
         "decoder_run": (ctypes.c_int, [pointer, pointer]),
+        "decoder_tune": (ctypes.c_int, [pointer]),
         "decoder_destroy": (None, [pointer]),
         "decoder_error": (ctypes.c_char_p, []),
     }

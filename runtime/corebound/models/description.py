@@ -13,7 +13,8 @@ from corebound.errors import ModelLoadError
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader, read_config, read_json_object
 from corebound.models.families import ARCHITECTURES
-from corebound.models.quantization_config import FIELD, packed_format
+from corebound.models.quantization_config import packed_format
+from corebound.models.shards import Shards, read_shards
 from corebound.quantization.packed import PackedFormat
 from corebound.sharding.checkpoint import Checkpoint, TensorEntry, read_checkpoint
 from corebound.sharding.match import match_parameters
@@ -30,7 +31,8 @@ class ModelDescription(Architecture):
 
     `dtype` is the type of most weights, as a torch name. `entries` holds the tensor of every parameter by its name
     without prefix, or, where `packed` says how, the packed ones that stand for it: `X.qweight`, `X.qzeros` and so on in
-    place of `X.weight`. `eos_token_ids` end a generation.
+    place of `X.weight`. A model that `corebound shard` wrote has `shards` and no entries. `eos_token_ids` end a
+    generation.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class ModelDescription(Architecture):
     checkpoint: Checkpoint = field(repr=False)
     entries: Mapping[str, TensorEntry] = field(repr=False)
     packed: PackedFormat | None = None
+    shards: Shards | None = None
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -49,12 +52,11 @@ class ModelDescription(Architecture):
         return sum(math.prod(parameter.shape) for parameter in model_parameters(self))
 
 
-def describe(model_dir: Path | str, *, tokenizer: bool = True, packed: bool = False) -> ModelDescription:
+def describe(model_dir: Path | str, *, tokenizer: bool = True) -> ModelDescription:
     """Return the description of a local model directory, after checking all that can be checked without torch.
 
     That is config.json, the architecture, the header and length of every weight file, the name, shape and type of
-    every parameter, and, unless `tokenizer` is False, the presence of a tokenizer. The packed matrices of AWQ and GPTQ
-    are described, but nothing computes with them yet: only with `packed` are they no error.
+    every parameter, and, unless `tokenizer` is False, the presence of a tokenizer.
 
     Raises: ModelLoadError naming the file.
     """
@@ -69,22 +71,23 @@ def describe(model_dir: Path | str, *, tokenizer: bool = True, packed: bool = Fa
         described = dataclasses.replace(described, input_grain=stored.scheme.group_size)
     if tokenizer:
         _check_tokenizer(path)
-    checkpoint = read_checkpoint(path)
-    entries = match_parameters(described, checkpoint, stored)
-    if stored is not None and not packed:
-        raise ModelLoadError(
-            f"{config.path}: {FIELD}: {stored.name}: packed weights are read, but not computed with yet",
-            hint="use the unquantised checkpoint of this model",
-        )
+    shards = read_shards(path)
+    if shards is None:
+        checkpoint = read_checkpoint(path)
+        entries = match_parameters(described, checkpoint, stored)
+    else:
+        checkpoint = Checkpoint({}, {path / rank.name: shards.files[rank.name][1] for rank in shards.ranks})
+        entries = {}
     generation = _generation_config(path)
     return ModelDescription(
         **{item.name: getattr(described, item.name) for item in dataclasses.fields(described)},
         path=path,
         architecture=architecture,
-        dtype=_main_dtype(entries),
+        dtype="bfloat16" if shards else _main_dtype(entries),
         checkpoint=checkpoint,
         entries=entries,
         packed=stored,
+        shards=shards,
         bos_token_id=next(iter(_token_ids(config, generation, "bos_token_id", described.vocab_size)), None),
         pad_token_id=next(iter(_token_ids(config, generation, "pad_token_id", described.vocab_size)), None),
         eos_token_ids=_token_ids(config, generation, "eos_token_id", described.vocab_size),

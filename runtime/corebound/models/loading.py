@@ -8,18 +8,23 @@ import torch
 
 from corebound import kernels
 from corebound.comm import Collectives
+from corebound.errors import KernelError
 from corebound.logs import get_logger
 from corebound.models.decoder import Decoder
 from corebound.models.description import ModelDescription, describe
 from corebound.models.native_decoder import NativeDecoder
-from corebound.models.native_weights import arrange_native, panel_matrices
-from corebound.models.quantizing import MeaningSink, PanelSink
+from corebound.models.native_source import NativeSource, meter_of, packed_source
+from corebound.models.native_weights import arrange_native
+from corebound.models.quantizing import CodeMeaningSink, MeaningSink
+from corebound.models.shard_reading import read_rank
 from corebound.models.storage import matrix_schemes
+from corebound.models.stored import scheme_to_apply
 from corebound.models.weights import arrange
-from corebound.quantization.scheme import Scheme, is_scheme, parse_scheme
+from corebound.quantization.scheme import Scheme, is_scheme
 from corebound.sharding import ShardPlan, shard_plan
 from corebound.sharding.arena import allocate
-from corebound.sharding.stream import Progress, RowSink, load_shard
+from corebound.sharding.reading import Progress
+from corebound.sharding.stream import load_shard
 from corebound.topology import read_topology
 
 _log = get_logger(__name__)
@@ -31,20 +36,28 @@ def load_model(
     """Return this rank's decoder, reading only its part of the weights.
 
     `dtype` is float32, bfloat16, float16, or a quantization scheme such as `int8` or `int4:g64:sym`: then matrices are
-    quantized while they are read, and everything else is bfloat16. Call it after the process has been bound: the thread
-    that reads is the one that touches the memory first. `progress` is called with the bytes that were read and the
-    bytes that will be.
+    quantized while they are read, and everything else is bfloat16. The packed matrices of AWQ and GPTQ stay as they are
+    with bfloat16, and are turned into floats with float32 and float16. Call it after the process has been bound: the
+    thread that reads is the one that touches the memory first. `progress` is called with the bytes that were read and
+    the bytes that will be.
 
     Raises: ModelLoadError for files that are missing, damaged or do not fit; ShardingError for a number of ranks that
     does not work; ConfigError for a scheme that is none.
     """
     description = describe(model_dir, tokenizer=False)
+    if description.shards is not None:
+        description.shards.require_ranks(collectives.size)
     plan = shard_plan(description, collectives.size)
-    scheme = parse_scheme(dtype) if is_scheme(dtype) else None
-    torch_dtype = torch.bfloat16 if scheme else getattr(torch, dtype)
+    scheme = scheme_to_apply(description, dtype)
+    torch_dtype = torch.bfloat16 if is_scheme(dtype) else getattr(torch, dtype)
     decoder: Decoder | NativeDecoder
     if torch_dtype == torch.bfloat16 and kernels.all_native():
         decoder = _load_native(description, plan, scheme, collectives, progress)
+    elif description.shards is not None:
+        raise KernelError(
+            f"{description.path}: weights in panels are computed with by native kernels only, and these are off",
+            hint="`corebound doctor` says why; or use the checkpoint that it was made of",
+        )
     else:
         decoder = _load_plain(description, plan, scheme, torch_dtype, collectives, progress)
     _log.info(
@@ -67,14 +80,11 @@ def _load_native(
     collectives: Collectives,
     progress: Progress | None,
 ) -> NativeDecoder:
-    rank = collectives.rank
-    schemes = matrix_schemes(description, plan, rank, scheme)
-    matrices = panel_matrices(description, plan, rank, schemes)
-    sinks: dict[str, RowSink] = {}
-    for field, matrix in matrices.items():
-        how = schemes[field]
-        sinks[field] = matrix if how is None else PanelSink(matrix, how)
-    fields = load_shard(plan, rank, description.entries, dtype=torch.bfloat16, sinks=sinks, progress=progress)
+    if description.shards is not None:
+        matrices, fields = read_rank(description, plan, collectives.rank, progress)
+    else:
+        source = NativeSource(description, plan, collectives.rank, scheme)
+        matrices, fields = source.matrices, source.read(progress)
     weights = arrange_native(matrices, fields, description.num_layers)
     return NativeDecoder(description, plan, weights, collectives, team_cpus())
 
@@ -91,12 +101,19 @@ def _load_plain(
     rank = collectives.rank
     schemes = matrix_schemes(description, plan, rank, scheme)
     shapes = plan.field_shapes(rank)
+    reader, packed = packed_source(description, plan, rank)
     quantized = {field: how for field, how in schemes.items() if how is not None}
-    meanings = allocate({field: shapes[field] for field in quantized}, dtype)
+    meanings = allocate({field: shapes[field] for field in (*quantized, *packed)}, dtype)
     sinks = {field: MeaningSink(meanings[field], how) for field, how in quantized.items()}
-    if quantized:
-        _log.warning("%s: quantized weights are computed with as %s: native kernels are off", description.name, dtype)
-    fields = load_shard(plan, rank, description.entries, dtype=dtype, sinks=sinks, progress=progress)
+    if meanings and rank == 0:
+        reason = ", because native kernels are off" if dtype == torch.bfloat16 else ""
+        name = str(dtype).removeprefix("torch.")
+        _log.warning("%s: quantized weights are turned into %s%s", description.name, name, reason)
+    meter = meter_of(description, plan, rank, reader, packed, progress)
+    fields = load_shard(plan, rank, description.entries, dtype=dtype, sinks=sinks, elsewhere=packed, meter=meter)
+    for field, part in packed.items():
+        assert reader is not None
+        reader.load(part, CodeMeaningSink(meanings[field]), meter)
     return Decoder(description, plan, arrange({**fields, **meanings}, description.num_layers), collectives)
 
 

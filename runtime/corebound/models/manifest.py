@@ -14,6 +14,8 @@ from corebound.logs import get_logger
 from corebound.models.config_reader import read_json_object
 
 MANIFEST_FILE = "corebound-manifest.json"
+# What `corebound shard` writes has its digests beside the description of the shards.
+SHARDS_FILE = "corebound-shards.json"
 
 _SUFFIXES = (".safetensors", ".json", ".model", ".txt")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -72,7 +74,7 @@ def verify_manifest(
         return None
     done = 0
     for name, (digest, num_bytes) in listed.items():
-        found = _digest(model_dir / name)
+        found = file_digest(model_dir / name)
         if found != digest:
             raise ModelLoadError(
                 f"{model_dir / name}: damaged: expected SHA-256 {digest}, found {found}", hint="fetch the file again"
@@ -86,7 +88,7 @@ def verify_manifest(
 
 def write_manifest(model_dir: Path) -> Path:
     """Write the manifest of a model directory as it is now, and return its path."""
-    files = {path.name: {"sha256": _digest(path), "bytes": path.stat().st_size} for path in _model_files(model_dir)}
+    files = {path.name: {"sha256": file_digest(path), "bytes": path.stat().st_size} for path in _model_files(model_dir)}
     target = model_dir / MANIFEST_FILE
     target.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
     return target
@@ -96,14 +98,15 @@ def _model_files(model_dir: Path) -> list[Path]:
     return sorted(
         path
         for path in model_dir.iterdir()
-        if path.is_file() and path.suffix in _SUFFIXES and path.name != MANIFEST_FILE
+        if path.is_file() and path.suffix in _SUFFIXES and path.name not in (MANIFEST_FILE, SHARDS_FILE)
     )
 
 
-def _manifest(model_dir: Path) -> Listing:
-    path = model_dir / MANIFEST_FILE
-    if not path.exists():
-        return {}
+def listed_files(path: Path) -> Listing:
+    """Return digest and size of the files that a manifest lists, by name.
+
+    Raises: ModelLoadError.
+    """
     files = read_json_object(path).get("files")
     if not isinstance(files, dict) or not files:
         raise ModelLoadError(f"{path}: expected an object `files` with at least one file")
@@ -115,6 +118,13 @@ def _manifest(model_dir: Path) -> Listing:
             raise ModelLoadError(f"{path}: {name!r}: expected a file name with sha256 (64 hex digits) and bytes")
         listed[name] = (str(digest), num_bytes)
     return listed
+
+
+def _manifest(model_dir: Path) -> Listing:
+    for name in (MANIFEST_FILE, SHARDS_FILE):
+        if (model_dir / name).exists():
+            return listed_files(model_dir / name)
+    return {}
 
 
 def _hub_digests(model_dir: Path) -> Listing:
@@ -135,7 +145,11 @@ def _check_size(path: Path, num_bytes: int) -> None:
         raise ModelLoadError(f"{path}: expected {num_bytes} bytes, found {found}", hint="fetch the file again")
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 digest of a file in hexadecimal.
+
+    Raises: ModelLoadError.
+    """
     digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:

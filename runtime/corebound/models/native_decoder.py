@@ -18,6 +18,7 @@ from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_ops import failure
 from corebound.errors import KernelError
 from corebound.kernels.panels import ACTIVATIONS, PanelMatrix, library
+from corebound.logs import get_logger
 from corebound.models.batch import StepBatch
 from corebound.models.description import ModelDescription
 from corebound.models.native_structs import (
@@ -32,6 +33,7 @@ from corebound.models.native_weights import NativeLayer, NativeWeights
 from corebound.models.rope import RotaryTable
 from corebound.sharding import ShardPlan, alibi_slopes
 
+_log = get_logger(__name__)
 KvCache = Sequence[tuple[Tensor, Tensor]]
 _MAX_GROUP_HEADS = 8  # kernels::max_group_heads
 _FAILED_ITSELF = 100  # csrc/decoder/decoder_api.cpp
@@ -78,6 +80,10 @@ class NativeDecoder:
             raise KernelError(f"native decoder: {library().corebound_decoder_error().decode()}")
         self._handle = handle
         weakref.finalize(self, library().corebound_decoder_destroy, handle)
+        paced = library().corebound_decoder_tune(handle)
+        if paced < 0:
+            raise KernelError(f"native decoder: {library().corebound_decoder_error().decode()}")
+        _log.debug("weights are read %s", "paced" if paced else "without a pace")
 
     @property
     def weight_bytes_per_token(self) -> int:

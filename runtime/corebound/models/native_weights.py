@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from corebound.kernels.panel_format import PanelFormat
 from corebound.kernels.panels import PanelMatrix
 from corebound.models.description import ModelDescription
-from corebound.models.storage import panel_format
-from corebound.quantization.scheme import Scheme
 from corebound.sharding import ShardPlan
 from corebound.sharding.arena import allocate
 
@@ -52,18 +51,23 @@ class NativeWeights:
 
 
 def panel_matrices(
-    description: ModelDescription, plan: ShardPlan, rank: int, schemes: Mapping[str, Scheme | None]
+    description: ModelDescription, plan: ShardPlan, rank: int, forms: Mapping[str, PanelFormat]
 ) -> dict[str, PanelMatrix]:
-    """Return the matrices of a rank by field, placed in memory of their own and still empty."""
+    """Return the matrices of a rank by field, each in its format and still without memory."""
     shapes = plan.field_shapes(rank)
     matrices: dict[str, PanelMatrix] = {}
-    for field, scheme in schemes.items():
+    for field, form in forms.items():
         gated = field.endswith("mlp_in_weight") and description.activation == "silu_gated"
-        matrices[field] = PanelMatrix(shapes[field][0], shapes[field][1], panel_format(scheme), gated=gated)
+        matrices[field] = PanelMatrix(shapes[field][0], shapes[field][1], form, gated=gated)
+    return matrices
+
+
+def place_matrices(matrices: Mapping[str, PanelMatrix]) -> dict[str, Tensor]:
+    """Give the matrices memory of their own, and return it by field."""
     memory = allocate({field: (matrix.num_bytes,) for field, matrix in matrices.items()}, torch.uint8)
     for field, matrix in matrices.items():
         matrix.place(memory[field])
-    return matrices
+    return memory
 
 
 def arrange_native(matrices: Mapping[str, PanelMatrix], fields: Mapping[str, Tensor], num_layers: int) -> NativeWeights:

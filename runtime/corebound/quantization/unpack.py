@@ -45,9 +45,20 @@ def unpack(
         group_size=packed.scheme.group_size or max(1, len(columns)),
         codes=codes if order is None else codes[:, order],
         scales=scales,
-        zeros=_zeros(packed, rows, parts["qzeros"]),
+        zeros=unpack_zeros(packed, rows, parts["qzeros"]),
         column_order=order,
     )
+
+
+def unpack_zeros(packed: PackedFormat, rows: range, qzeros: Tensor) -> Tensor:
+    """Return the zeros of the rows (outputs) of a matrix.
+
+    Shapes: qzeros [G, W] int32, the words that hold the rows; result [N, G] uint8.
+    """
+    if packed.zero_offset:
+        one = torch.tensor(_ONE_TO_EACH_CODE[packed.scheme.bits], dtype=torch.int32)
+        qzeros = qzeros + one  # the sum of int32 tensors wraps around
+    return _along_outputs(packed, rows, qzeros)
 
 
 def fields(words: Tensor, bits: int) -> Tensor:
@@ -66,13 +77,6 @@ def _codes(packed: PackedFormat, rows: range, columns: range, qweight: Tensor) -
         skipped = columns.start % packed.codes_per_word
         return fields(qweight.t(), packed.scheme.bits)[:, skipped : skipped + len(columns)].contiguous()
     return _along_outputs(packed, rows, qweight)
-
-
-def _zeros(packed: PackedFormat, rows: range, qzeros: Tensor) -> Tensor:
-    if packed.zero_offset:
-        one = torch.tensor(_ONE_TO_EACH_CODE[packed.scheme.bits], dtype=torch.int32)
-        qzeros = qzeros + one  # the sum of int32 tensors wraps around
-    return _along_outputs(packed, rows, qzeros)
 
 
 def _along_outputs(packed: PackedFormat, rows: range, words: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def check_activation_order(plan: ShardPlan, packed: PackedFormat | None, entries
         return
     for parameter in plan.parameters:
         entry = entries.get(packed_name(parameter, "g_idx"))
-        if parameter.rule.decision is Decision.SPLIT_INPUTS and entry is not None and not _rises(entry, packed):
+        if parameter.rule.decision is Decision.SPLIT_INPUTS and entry is not None and not in_order(entry, packed):
             raise ShardingError(
                 f"cannot split {plan.geometry.name} over {plan.num_ranks} ranks: {entry.path}: tensor {entry.name!r}: "
                 "the groups are in the order of activations (desc_act), so their inputs lie apart",
@@ -30,8 +30,11 @@ def check_activation_order(plan: ShardPlan, packed: PackedFormat | None, entries
             )
 
 
-def _rises(entry: TensorEntry, packed: PackedFormat) -> bool:
-    """Return whether the group of each input is the one that its place says."""
+def in_order(entry: TensorEntry, packed: PackedFormat) -> bool:
+    """Return whether `g_idx` says that the group of each input is the one that its place says.
+
+    Raises: ModelLoadError naming the file.
+    """
     num_inputs = entry.shape[0]
     size = packed.scheme.group_size or num_inputs
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from corebound.errors import ModelLoadError
@@ -64,3 +64,28 @@ def is_packable(parameter: Parameter) -> bool:
 def packed_name(parameter: Parameter, suffix: str) -> str:
     """Return the name of one of the packed tensors that stand for a parameter."""
     return f"{parameter.name.removesuffix(_WEIGHT)}.{suffix}"
+
+
+def packed_fields(
+    parameters: Iterable[Parameter], packed: PackedFormat, entries: Mapping[str, TensorEntry]
+) -> dict[str, tuple[Parameter, ...]]:
+    """Return the parameters of each field of the decoder whose matrices are packed.
+
+    Raises: ModelLoadError for a field of which some matrices are packed and some are not.
+    """
+    members: dict[str, list[Parameter]] = {}
+    for parameter in parameters:
+        members.setdefault(parameter.field, []).append(parameter)
+    found: dict[str, tuple[Parameter, ...]] = {}
+    for field, parts in members.items():
+        plain = [part.name for part in parts if part.name in entries]
+        if not plain:
+            found[field] = tuple(parts)
+        elif len(plain) < len(parts):
+            other = next(part.name for part in parts if part.name not in entries)
+            raise ModelLoadError(
+                f"{entries[plain[0]].path}: tensor {plain[0]!r}: expected {packed.name} as for {other!r}, because both "
+                "become parts of one matrix, found a plain one",
+                hint="use a checkpoint in which q, k and v, or gate and up, are packed alike",
+            )
+    return found

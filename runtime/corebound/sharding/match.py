@@ -8,7 +8,7 @@ from corebound.config.suggest import nearest
 from corebound.errors import ModelLoadError
 from corebound.quantization.packed import PackedFormat
 from corebound.sharding.checkpoint import Checkpoint, TensorEntry, is_all_zero
-from corebound.sharding.expected import Expected, expected_tensors
+from corebound.sharding.expected import Expected, expected_tensors, packed_fields
 from corebound.sharding.families import TABLES
 from corebound.sharding.geometry import Geometry
 from corebound.sharding.plan import model_parameters
@@ -25,8 +25,8 @@ def match_parameters(
     With a `packed` format the checkpoint may hold, in place of a matrix `X.weight`, the tensors `X.qweight`,
     `X.qzeros`, `X.scales` and `X.g_idx` that stand for it; they are returned by these names.
 
-    Raises: ModelLoadError that lists the tensors no rule knows, the parameters no file has, or the first tensor of
-    a wrong shape or type.
+    Raises: ModelLoadError that lists the tensors no rule knows, the parameters no file has, the first tensor of a
+    wrong shape or type, or matrices of one product of which some are packed and some are not.
     """
     table = TABLES[geometry.family]
     entries = {name.removeprefix(table.prefix): entry for name, entry in checkpoint.tensors.items()}
@@ -38,7 +38,10 @@ def match_parameters(
     for name, wanted in expected.items():
         if name in entries:
             _check_tensor(wanted, entries[name])
-    return {name: entries[name] for name in expected if name in entries}
+    found = {name: entries[name] for name in expected if name in entries}
+    if packed is not None:
+        packed_fields(model_parameters(geometry), packed, found)
+    return found
 
 
 def _is_empty_bias(name: str, entry: TensorEntry, expected: Mapping[str, Expected]) -> bool:

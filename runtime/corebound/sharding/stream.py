@@ -6,10 +6,7 @@ shard and one small buffer.
 
 from __future__ import annotations
 
-import mmap
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -20,11 +17,9 @@ from corebound.errors import ModelLoadError
 from corebound.sharding.arena import allocate
 from corebound.sharding.checkpoint import TensorEntry
 from corebound.sharding.plan import Parameter, ShardPlan
-
-Progress = Callable[[int, int], None]
+from corebound.sharding.reading import CHUNK_BYTES, Meter, Scratch, damaged, opened, read_rectangle
 
 _TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_CHUNK_BYTES = 4 << 20  # stays in the second-level cache, where the check of the values finds it again
 _PAGE_BYTES = 4096
 _SINK_ROWS = 64  # of a panel: whole ones are put together in the cache
 
@@ -39,27 +34,29 @@ def load_shard(
     *,
     dtype: torch.dtype,
     sinks: Mapping[str, RowSink] | None = None,
-    progress: Progress | None = None,
+    elsewhere: Collection[str] = (),
+    meter: Meter | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of a rank by field, in `dtype`, reading only the bytes that it needs.
 
     `entries` are the tensors by parameter name, as match_parameters returns them. Fields in `sinks` are not among the
-    tensors: their rows are put there as they are read. `progress` is called with the bytes read so far and the bytes
-    there are to read.
+    tensors: their rows are put there as they are read. Fields in `elsewhere` are left out. `meter` is told of the bytes
+    that are read; shard_bytes says how many there are.
 
     Raises: ModelLoadError naming file and tensor for bytes that are missing or values that no model has.
     """
     sinks = sinks or {}
-    fields = allocate({name: shape for name, shape in plan.field_shapes(rank).items() if name not in sinks}, dtype)
+    meter = meter or Meter(0, None)
+    apart = {*sinks, *elsewhere}
+    fields = allocate({name: shape for name, shape in plan.field_shapes(rank).items() if name not in apart}, dtype)
     targets = _targets(plan, rank, {**fields, **{name: _SinkRows(sink, 0, dtype) for name, sink in sinks.items()}})
     targets.sort(key=lambda target: (entries[target[0].name].path, entries[target[0].name].start))
-    meter = _Meter(sum(_read_bytes(plan, rank, p, entries[p.name]) for p, _ in targets), progress)
     files: dict[Path, list[tuple[Parameter, torch.Tensor | _SinkRows]]] = {}
     for parameter, target in targets:
         files.setdefault(entries[parameter.name].path, []).append((parameter, target))
-    scratch = _Scratch()
+    scratch = Scratch()
     for path, members in files.items():
-        with _opened(path) as descriptor:
+        with opened(path) as descriptor:
             for parameter, target in members:
                 reader = _Reader(descriptor, entries[parameter.name], meter, scratch)
                 reader.fill(target, plan.ranges(parameter, rank), parameter.rule.cut_dim)
@@ -92,6 +89,8 @@ def _targets(
     filled = dict.fromkeys(fields, 0)
     targets: list[tuple[Parameter, torch.Tensor | _SinkRows]] = []
     for parameter in plan.parameters:
+        if parameter.field not in fields:
+            continue
         start, rows = filled[parameter.field], plan.local_shape(parameter, rank)[0]
         field = fields[parameter.field]
         part = replace(field, first_row=start) if isinstance(field, _SinkRows) else field[start : start + rows]
@@ -100,46 +99,22 @@ def _targets(
     return targets
 
 
-def _read_bytes(plan: ShardPlan, rank: int, parameter: Parameter, entry: TensorEntry) -> int:
-    share = sum(len(part) for part in plan.ranges(parameter, rank))
-    return entry.num_bytes // parameter.shape[parameter.rule.cut_dim] * share
-
-
-class _Meter:
-    def __init__(self, num_bytes: int, progress: Progress | None) -> None:
-        self._done, self._total, self._progress = 0, num_bytes, progress
-
-    def add(self, num_bytes: int) -> None:
-        self._done += num_bytes
-        if self._progress is not None:
-            self._progress(self._done, self._total)
-
-
-class _Scratch:
-    """One buffer for all that is read and converted.
-
-    malloc would take a new one for each tensor from its heap after the first, leave gaps between them and never give
-    them back: 4 to 16 MiB of the rank's memory.
-    """
-
-    def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
-
-    def tensor(self, num_rows: int, num_columns: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return rows and columns of the buffer, valid until the next call."""
-        num_bytes = num_rows * num_columns * dtype.itemsize
-        if self._bytes.numel() < num_bytes:
-            self._bytes = torch.frombuffer(mmap.mmap(-1, max(num_bytes, _CHUNK_BYTES)), dtype=torch.uint8)
-        return self._bytes[:num_bytes].view(dtype).view(num_rows, num_columns)
+def shard_bytes(plan: ShardPlan, rank: int, entries: Mapping[str, TensorEntry], elsewhere: Collection[str] = ()) -> int:
+    """Return how many bytes load_shard reads."""
+    total = 0
+    for parameter in plan.parameters:
+        if parameter.field not in elsewhere:
+            share = sum(len(part) for part in plan.ranges(parameter, rank))
+            total += entries[parameter.name].num_bytes // parameter.shape[parameter.rule.cut_dim] * share
+    return total
 
 
 class _Reader:
     """Copies parts of one tensor of a file into a target, converting and checking chunk by chunk."""
 
-    def __init__(self, descriptor: int, entry: TensorEntry, meter: _Meter, scratch: _Scratch) -> None:
+    def __init__(self, descriptor: int, entry: TensorEntry, meter: Meter, scratch: Scratch) -> None:
         self._descriptor, self._entry, self._meter, self._scratch = descriptor, entry, meter, scratch
         self._width = entry.shape[1] if len(entry.shape) > 1 else 1
-        self._row_bytes = self._width * entry.item_bytes
 
     def fill(self, target: torch.Tensor | _SinkRows, parts: tuple[range, ...], cut_dim: int) -> None:
         """Fill `target` with the parts of the dimension `cut_dim`, one after the other."""
@@ -159,7 +134,7 @@ class _Reader:
         # Parts of rows shorter than a page touch every page anyway: read whole rows and keep the columns.
         narrow = len(columns) < self._width and len(columns) * self._entry.item_bytes < _PAGE_BYTES
         wanted = range(self._width) if narrow else columns
-        step = max(1, _CHUNK_BYTES // (len(wanted) * self._entry.item_bytes))
+        step = max(1, CHUNK_BYTES // (len(wanted) * self._entry.item_bytes))
         if isinstance(target, _SinkRows):
             step = -(-step // _SINK_ROWS) * _SINK_ROWS
         direct = isinstance(target, torch.Tensor) and source == target.dtype and not narrow
@@ -171,7 +146,7 @@ class _Reader:
                 chunk = target[begin + start : begin + start + count]
             else:
                 chunk = buffer[:count]
-            self._read(chunk, rows.start + start, wanted)
+            read_rectangle(self._descriptor, self._entry, chunk, rows.start + start, wanted)
             if narrow:
                 chunk = chunk[:, columns.start : columns.stop]
             self._check(chunk, target.dtype)
@@ -181,33 +156,13 @@ class _Reader:
                 target[begin + start : begin + start + count].copy_(chunk)
             self._meter.add(count * len(columns) * self._entry.item_bytes)
 
-    def _read(self, chunk: torch.Tensor, first_row: int, columns: range) -> None:
-        view = chunk.view(-1).view(torch.uint8).numpy().data
-        offset = self._entry.start + first_row * self._row_bytes + columns.start * self._entry.item_bytes
-        if len(columns) == self._width:
-            self._read_span(view, offset)
-            return
-        part_bytes = len(columns) * self._entry.item_bytes
-        for row in range(chunk.shape[0]):
-            self._read_span(view[row * part_bytes : (row + 1) * part_bytes], offset + row * self._row_bytes)
-
-    def _read_span(self, view: memoryview, offset: int) -> None:
-        while view:
-            try:
-                count = os.preadv(self._descriptor, [view], offset)
-            except OSError as error:
-                raise self._damaged(f"cannot be read: {error.strerror or error}") from error
-            if count == 0:
-                raise self._damaged(f"the file ends at byte {offset}, before the tensor does")
-            view, offset = view[count:], offset + count
-
     def _check(self, chunk: torch.Tensor, target: torch.dtype) -> None:
         if chunk.numel() == 0:
             return
         low, high = (float(value) for value in torch.aminmax(chunk))
         if not (low >= -_LARGEST_PLAUSIBLE and high <= _LARGEST_PLAUSIBLE):
             # A NaN makes both ends NaN, so this is also where a NaN is found.
-            raise self._damaged(f"expected finite weights, found values from {low:g} to {high:g}")
+            raise damaged(self._entry, f"expected finite weights, found values from {low:g} to {high:g}")
         largest = max(-low, high)
         if largest > torch.finfo(target).max:
             name = str(target).removeprefix("torch.")
@@ -215,21 +170,3 @@ class _Reader:
                 f"{self._entry.path}: tensor {self._entry.name!r}: a weight of {largest:g} does not fit {name}",
                 hint="use --dtype bfloat16 or float32",
             )
-
-    def _damaged(self, what: str) -> ModelLoadError:
-        return ModelLoadError(
-            f"{self._entry.path}: tensor {self._entry.name!r}: {what}",
-            hint="the file is damaged or changed while it was read: fetch it again",
-        )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ModelLoadError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

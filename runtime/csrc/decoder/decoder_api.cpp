@@ -76,6 +76,18 @@ COREBOUND_API void *corebound_decoder_create(const Model *model, const int *cpus
   }
 }
 
+// Tries how to read the weights here; returns whether paced (kernels/pace.h), or -1 after an error.
+COREBOUND_API int corebound_decoder_tune(void *decoder) {
+  try {
+    auto *walker = static_cast<Walker *>(decoder);
+    walker->choose_pace();
+    return walker->paced() ? 1 : 0;
+  } catch (const std::exception &error) {
+    last_error = error.what();
+    return -1;
+  }
+}
+
 COREBOUND_API int corebound_decoder_run(void *decoder, const Step *step) {
   try {
     return static_cast<Walker *>(decoder)->run(*step);

@@ -25,16 +25,16 @@ using AllReduce = int (*)(void *data, int64_t count);
 struct Model {
   int64_t num_layers, hidden, heads, kv_heads, head_dim, vocab_start;
   const Layer *layers;
-  const uint16_t *embedding;      // bf16 rows of this rank's words, or null: `head` holds them
-  int64_t num_words;              // of this rank
+  const uint16_t *embedding;       // bf16 rows of this rank's words, or null: `head` holds them
+  int64_t num_words;               // of this rank
   Norm embedding_norm, final_norm; // no embedding norm where its weight is null
   kernels::PanelMatrix head;
   const kernels::HeadGroup *groups; // query heads by the kv head that they read
   int64_t num_groups;
-  const int32_t *first_head;   // [kv_heads + 1]
-  const float *alibi_slopes;   // [heads] or null
+  const int32_t *first_head; // [kv_heads + 1]
+  const float *alibi_slopes; // [heads] or null
   float scale, norm_eps;
-  int32_t activation;          // kernels::Activation
+  int32_t activation; // kernels::Activation
   bool rms_norm, norm_as_residual, per_head_qkv;
   int64_t comm_group;   // handle of a shared-memory group, or 0
   AllReduce all_reduce; // where there are ranks and no such group; else null

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "comm/api.h"
+#include "comm/clock.h"
 #include "comm/reduce.h"
 
 namespace corebound::decoder {
@@ -51,6 +52,62 @@ Walker::Walker(const Model &model, const std::vector<int> &cpus)
     look(layer.mlp_out);
   }
   look(model.head);
+}
+
+void Walker::choose_pace() {
+  // The first layers, as far as no cache holds them, by every member as in a step; alternating, because machines are
+  // noisy.
+  constexpr int64_t enough_bytes = 512 << 20;
+  constexpr int num_rounds = 3;
+  Step step{};
+  step.tokens = 1;
+  make_room(step);
+  double best[2] = {1e300, 1e300};
+  for (int round = 0; round < 2 * num_rounds; ++round) {
+    paced_ = round % 2 == 1;
+    const double start_s = comm::clock_s();
+    team_.run([&](int index) {
+      Member &member = members_[static_cast<size_t>(index)];
+      int64_t bytes = 0;
+      for (int64_t i = 0; i < model_.num_layers && bytes < enough_bytes; ++i) {
+        for (const Matrix *matrix : {&model_.layers[i].mlp_in, &model_.layers[i].mlp_out}) {
+          read_alone(member, *matrix);
+          bytes += matrix->num_panels() * matrix->panel_bytes();
+        }
+      }
+    });
+    best[round % 2] = std::min(best[round % 2], comm::clock_s() - start_s);
+  }
+  paced_ = best[1] < 0.97 * best[0];
+}
+
+// A product of the member's part of a matrix with a row of zeros, into nowhere.
+void Walker::read_alone(Member &member, const Matrix &matrix) {
+  const int64_t panels = matrix.num_panels();
+  PanelInput input{};
+  input.x = inner_.data;
+  input.rows = 1;
+  input.paced = paced_;
+  if (matrix.kind != kernels::WeightKind::bfloat16) {
+    round_alone(member, matrix, input);
+  }
+  const PanelOutput out = {member.trial.get(panels * kernels::panel_outputs), nullptr, nullptr, 0, Activation::none};
+  float *scratch = member.panel.get(kernels::panel_scratch_floats(1));
+  for (int64_t p = panels * member.index / team_.size(); p < panels * (member.index + 1) / team_.size(); ++p) {
+    kernels_.panel_product(matrix, p, input, out, scratch);
+  }
+}
+
+// Makes the member's own copy of the rows in whole numbers.
+void Walker::round_alone(Member &member, const Matrix &matrix, PanelInput &input) const {
+  const int64_t blocks = input.rows * matrix.num_blocks(), elements = input.rows * matrix.padded_inputs;
+  int8_t *high = member.high.get(elements), *low = member.low.get(elements);
+  float *scales = member.scales.get(2 * blocks);
+  kernels_.round_rows(matrix, input, high, low, scales, scales + blocks);
+  input.high = high;
+  input.low = low;
+  input.block_scales = scales;
+  input.block_sums = scales + blocks;
 }
 
 int Walker::run(const Step &step) {
@@ -111,8 +168,8 @@ void Walker::walk(Member &member) {
     }
     const bool alone = model_.comm_group == 0 && !model_.all_reduce;
     multiply(member, layer.attention_out, attended_, rows,
-             {x_.data, nullptr, alone ? layer.attention_out_bias : nullptr, x_.stride, Activation::none},
-             &layer.mlp_in, false);
+             {x_.data, nullptr, alone ? layer.attention_out_bias : nullptr, x_.stride, Activation::none}, &layer.mlp_in,
+             false);
     wait(&layer.mlp_in, member);
     if (!alone && !sum_over_ranks(member, rows, layer.attention_out_bias)) {
       return;
@@ -224,18 +281,11 @@ void Walker::multiply(Member &member, const Matrix &matrix, Rows in, int64_t row
     prepare(matrix, in, {tiles.begin * 16, std::min(tiles.end * 16, rows)}, rows);
     wait(&matrix, member);
   }
-  PanelInput input = {in.data, nullptr, high_, low_, block_scales_, block_sums_, rows, in.stride};
+  PanelInput input = {in.data, nullptr, high_, low_, block_scales_, block_sums_, rows, in.stride, paced_};
   if (tiled) {
     input.tiles = tiles_;
   } else if (alone) {
-    const int64_t blocks = rows * matrix.num_blocks();
-    int8_t *high = member.high.get(rows * matrix.padded_inputs), *low = member.low.get(rows * matrix.padded_inputs);
-    float *scales = member.scales.get(2 * blocks);
-    kernels_.round_rows(matrix, input, high, low, scales, scales + blocks);
-    input.high = high;
-    input.low = low;
-    input.block_scales = scales;
-    input.block_sums = scales + blocks;
+    round_alone(member, matrix, input);
   }
   Shares &mine = shares_[member.turn % 3];
   // Everyone has left the product before the last one, so nobody takes from these shares now.
@@ -326,9 +376,9 @@ void Walker::keep_wanted_rows(Member &member) {
 bool Walker::sum_over_ranks(Member &member, int64_t rows, const uint16_t *bias) {
   if (member.index == 0) {
     const int64_t count = rows * x_.stride;
-    code_ = model_.comm_group
-                ? corebound_comm_all_reduce(model_.comm_group, x_.data, count, static_cast<int>(comm::DType::bfloat16), -1.0)
-                : model_.all_reduce(x_.data, count);
+    code_ = model_.comm_group ? corebound_comm_all_reduce(model_.comm_group, x_.data, count,
+                                                          static_cast<int>(comm::DType::bfloat16), -1.0)
+                              : model_.all_reduce(x_.data, count);
     for (int64_t row = 0; bias && row < rows; ++row) { // here, so that it counts once
       uint16_t *values = x_.row(row);
       for (int64_t i = 0; i < model_.hidden; ++i) {

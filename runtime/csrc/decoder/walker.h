@@ -15,6 +15,10 @@ public:
 
   // Computes the logits of a step, and stores its keys and values. Returns 0, or the code of a failed all-reduce.
   int run(const Step &step);
+  // Reads some of the weights with and without a pace (kernels/pace.h), and keeps what was faster. Results do not
+  // depend on it.
+  void choose_pace();
+  bool paced() const { return paced_; }
 
 private:
   using Matrix = kernels::PanelMatrix;
@@ -26,6 +30,7 @@ private:
     Buffer<char> attention;
     Buffer<int8_t> high, low; // its own copy of a few rows in whole numbers: cheaper than to wait for another's
     Buffer<float> scales;
+    Buffer<uint16_t> trial;
   };
   struct Rows {
     uint16_t *data;
@@ -49,6 +54,8 @@ private:
   // Some of `all` rows as the matrix wants them: in tiles, or in whole numbers.
   void prepare(const Matrix &matrix, Rows in, Range rows, int64_t all);
   bool sum_over_ranks(Member &member, int64_t rows, const uint16_t *bias);
+  void round_alone(Member &member, const Matrix &matrix, kernels::PanelInput &input) const;
+  void read_alone(Member &member, const Matrix &matrix);
   void wait(const Matrix *next, const Member &member);
   Range tiles_of(const Member &member, int64_t rows) const;
   bool wants_tiles(int64_t rows) const;
@@ -69,6 +76,7 @@ private:
   Buffer<int8_t> rounded_[2];
   Buffer<float> blocks_[2];
   int64_t attended_columns_, inner_columns_, max_inputs_, max_blocks_;
+  bool paced_ = false;
   int code_ = 0; // of the all-reduce that failed; written before a barrier, read after it
 };
 

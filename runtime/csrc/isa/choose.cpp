@@ -14,14 +14,21 @@ struct Requirement {
 };
 
 constexpr Requirement requirements[] = {
-    {"avx2", Variant::avx2},          {"fma", Variant::avx2},
-    {"f16c", Variant::avx2},          {"os_avx", Variant::avx2},
-    {"avx512f", Variant::avx512},     {"avx512bw", Variant::avx512},
-    {"avx512vl", Variant::avx512},    {"avx512dq", Variant::avx512},
-    {"os_avx512", Variant::avx512},   {"avx512_bf16", Variant::avx512_bf16},
+    {"avx2", Variant::avx2},
+    {"fma", Variant::avx2},
+    {"f16c", Variant::avx2},
+    {"os_avx", Variant::avx2},
+    {"avx512f", Variant::avx512},
+    {"avx512bw", Variant::avx512},
+    {"avx512vl", Variant::avx512},
+    {"avx512dq", Variant::avx512},
+    {"os_avx512", Variant::avx512},
+    {"avx512_bf16", Variant::avx512_bf16},
     {"avx512_vnni", Variant::avx512_bf16},
-    {"amx_tile", Variant::amx},       {"amx_bf16", Variant::amx},
-    {"amx_int8", Variant::amx},       {"os_amx", Variant::amx},
+    {"amx_tile", Variant::amx},
+    {"amx_bf16", Variant::amx},
+    {"amx_int8", Variant::amx},
+    {"os_amx", Variant::amx},
     {"amx_permission", Variant::amx},
 };
 

@@ -1,6 +1,7 @@
-// Attention of several bf16 queries, as products with panels: a tile of keys is a panel whose outputs are the keys, and a
-// tile of values one whose inputs are the keys. So it runs on what the matrices run on, AMX tiles or bf16 dot products.
-// The weights of the values are taken as two bf16 numbers, the second what the first lacks, so that nothing is lost.
+// Attention of several bf16 queries, as products with panels: a tile of keys is a panel whose outputs are the keys, and
+// a tile of values one whose inputs are the keys. So it runs on what the matrices run on, AMX tiles or bf16 dot
+// products. The weights of the values are taken as two bf16 numbers, the second what the first lacks, so that nothing
+// is lost.
 #pragma once
 
 #include "kernels/attention_rows.h"
@@ -15,12 +16,19 @@ constexpr int64_t query_rows = attention_query_tile;
 
 // Rows of bf16 and panels of up to `max_head_dim` inputs, in the order in which this variant multiplies them.
 #ifdef __AMX_BF16__
-inline char *panel_place(char *panel, int64_t pair, int64_t part) { return piece_place(panel, pair, part); }
+constexpr int64_t piece_pairs = tile_piece_inputs / 2, piece_bytes = 2 * half_piece_bytes;
+inline char *panel_place(char *panel, int64_t pair, int64_t part) {
+  return piece_place(panel + pair / piece_pairs * piece_bytes, pair % piece_pairs, part);
+}
 inline uint16_t *row_place(uint16_t *rows, int64_t columns, int64_t row, int64_t column) {
   return rows + (row / 16 * (columns / 32) + column / 32) * tile_size + row % 16 * 32 + column % 32;
 }
 inline void add_product(const uint16_t *rows, int64_t columns, int64_t num_rows, const char *panel, float *sums) {
-  add_tile_rows(rows, columns * 16, (num_rows + 15) / 16, columns / 32, panel, sums);
+  for (int64_t at = 0; at < columns; at += tile_piece_inputs) {
+    add_tile_rows(rows + at / 32 * tile_size, columns * 16, (num_rows + 15) / 16,
+                  smaller(tile_piece_inputs, columns - at) / 32, panel + at / tile_piece_inputs * piece_bytes, sums,
+                  nullptr, 0);
+  }
 }
 #else
 struct Tiles {};
@@ -175,9 +183,8 @@ inline void attend_bf16_queries(const AttentionArgs &args, const Item &item, voi
       const int64_t position = item.first_position + r / heads;
       const int64_t ahead = position + 1 - begin, visible = ahead < 0 ? 0 : ahead < count ? ahead : count;
       float *row = work.scores + r * key_tile;
-      const float shrink =
-          update_softmax(row, visible, args.scale, slope_of(args, item.group.first + r % heads), begin - position,
-                         work.largest[r], work.sums[r]);
+      const float shrink = update_softmax(row, visible, args.scale, slope_of(args, item.group.first + r % heads),
+                                          begin - position, work.largest[r], work.sums[r]);
       for (int64_t chunk = 0; chunk < work.chunks; ++chunk) {
         shrink_row(work.results + (chunk * query_rows + r) * 64, 64, shrink);
       }

@@ -13,9 +13,7 @@ struct Sums16 {
   }
 };
 
-inline Sums16 operator+(Sums16 a, Sums16 b) {
-  return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
-}
+inline Sums16 operator+(Sums16 a, Sums16 b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
 
 struct Pairs16 {
   __m256i low, high;

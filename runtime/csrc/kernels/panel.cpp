@@ -1,6 +1,6 @@
-// The product of rows with one panel of weights. Few rows: bound by memory, so the panel is one ascending stream and all
-// that happens to it happens in registers. Many rows: bound by arithmetic, so pieces of the panel that fit the cache
-// serve all rows, by AMX tiles where the variant has them.
+// The product of rows with one panel of weights. Few rows: bound by memory, so the panel is one ascending stream and
+// all that happens to it happens in registers. Many rows: bound by arithmetic, so pieces of the panel that fit the
+// cache serve all rows, by AMX tiles where the variant has them.
 #include "kernels/panel_codes.h"
 #include "kernels/panel_finish.h"
 #include "kernels/panel_sums.h"

@@ -9,8 +9,8 @@
 //   int4, 128 bytes for four inputs: byte 4 l + p of half h has output 32 h + l in its lower nibble and output
 //         32 h + 16 + l in its upper one.
 //
-// Codes are unsigned. Their inputs come in groups: after the codes of a group follow its 64 scales and, for an asymmetric
-// scheme, its 64 zero points as bytes: weight = (code - zero) * scale, where a symmetric zero is 128 or 8.
+// Codes are unsigned. Their inputs come in groups: after the codes of a group follow its 64 scales and, for an
+// asymmetric scheme, its 64 zero points as bytes: weight = (code - zero) * scale, where a symmetric zero is 128 or 8.
 // A gated matrix has 32 gate rows and their 32 up rows in each panel, so that a panel yields 32 finished activations.
 #pragma once
 
@@ -62,16 +62,17 @@ struct PanelInput {
   const uint16_t *x;
   const uint16_t *tiles;
   // For quantised weights without `tiles`: the rows in whole numbers (panel_codes.h), by round_rows.
-  const int8_t *high, *low;   // [rows, padded_inputs]
-  const float *block_scales;  // [rows, num_blocks]
-  const float *block_sums;    // [rows, num_blocks]: sums of 128 * high + low
+  const int8_t *high, *low;  // [rows, padded_inputs]
+  const float *block_scales; // [rows, num_blocks]
+  const float *block_sums;   // [rows, num_blocks]: sums of 128 * high + low
   int64_t rows, stride;
+  bool paced; // see pace.h
 };
 
 enum class Activation : int { none, gelu_tanh, silu_gated };
 
-// What becomes of a panel's sums: y = activation(sums + bias). Where `y` is bf16, all outputs of a panel are written, so
-// that rows must have room for whole panels; `logits` gets only those that exist.
+// What becomes of a panel's sums: y = activation(sums + bias). Where `y` is bf16, all outputs of a panel are written,
+// so that rows must have room for whole panels; `logits` gets only those that exist.
 struct PanelOutput {
   uint16_t *y;          // bf16 [rows, stride], or null
   float *logits;        // [rows, stride], where y is null
@@ -83,15 +84,15 @@ struct PanelOutput {
 // From this many rows on, a variant with AMX reads `tiles`.
 inline constexpr int64_t min_tile_rows = 5;
 
-// Elements of `tiles` for rows of `padded_inputs`: [row tile of 16][step of 32 inputs][16][32]; tiles are taken in twos,
-// what the second of the last two holds does not matter.
+// Elements of `tiles` for rows of `padded_inputs`: [row tile of 16][step of 32 inputs][16][32]; tiles are taken in
+// twos, what the second of the last two holds does not matter.
 constexpr int64_t tile_elements(int64_t rows, int64_t padded_inputs) { return (rows + 31) / 32 * 32 * padded_inputs; }
 
 // Floats of scratch that one thread needs for a panel, aligned to 64 bytes.
 COREBOUND_EXPORT int64_t panel_scratch_floats(int64_t rows);
 
-// Splits the fused projection of tokens into rotated queries, and rotated keys and values in the cache. A range is of kv
-// heads, with the query heads that read them.
+// Splits the fused projection of tokens into rotated queries, and rotated keys and values in the cache. A range is of
+// kv heads, with the query heads that read them.
 struct QkvArgs {
   const uint16_t *qkv; // bf16 [T, stride]
   int64_t stride, tokens;
@@ -109,10 +110,10 @@ struct QkvArgs {
 
 // Rows of a matrix on their way into panels: codes or values of rows [first_row, first_row + rows).
 struct PackArgs {
-  PanelMatrix matrix;   // `data` is written
-  const void *values;   // [rows, inputs]: bf16 elements, or one code a byte (0 to 255, 0 to 15)
-  const float *scales;  // [rows, num_groups], quantised kinds only
-  const float *zeros;   // [rows, num_groups], asymmetric only: zero points as codes
+  PanelMatrix matrix;  // `data` is written
+  const void *values;  // [rows, inputs]: bf16 elements, or one code a byte (0 to 255, 0 to 15)
+  const float *scales; // [rows, num_groups], quantised kinds only
+  const float *zeros;  // [rows, num_groups], asymmetric only: zero points as codes
   int64_t first_row, rows;
 };
 COREBOUND_EXPORT void pack_rows(const PackArgs &args);

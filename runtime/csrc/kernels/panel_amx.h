@@ -22,6 +22,8 @@ public:
       shapes.row_bytes[i] = 64;
       shapes.rows[i] = 16;
     }
+    // g++ 12 does not know that the instruction reads all of it, and would drop most of the stores.
+    asm volatile("" ::"r"(&shapes) : "memory");
     _tile_loadconfig(&shapes);
   }
   ~Tiles() { _tile_release(); }
@@ -30,9 +32,9 @@ public:
 };
 
 constexpr int64_t sum_row_bytes = panel_outputs * 4, pair_row_bytes = 256, tile_size = 16 * 32, step_bytes = 16 * 256;
-// Inputs that all rows pass before the next ones. A half of the piece (16 KiB), two tiles of rows (16 KiB) and their sums
-// (8 KiB) then stay in the first-level cache; with twice as many, every tile would come from the second.
-constexpr int64_t tile_piece_inputs = 512, half_piece_bytes = tile_piece_inputs * 64;
+// Inputs that all rows pass before the next ones. A half of the piece (16 KiB), two tiles of rows (16 KiB) and their
+// sums (8 KiB) then stay in the first-level cache; with twice as many, every tile would come from the second.
+constexpr int64_t tile_piece_inputs = 256, half_piece_bytes = tile_piece_inputs * 64;
 
 // Two row tiles against two output tiles: sums[32][64 floats, the first 32 used]; `pairs` are [step][2][16 pairs][64].
 inline void add_square(const uint16_t *tiles, int64_t tile_stride, const char *pairs, int64_t steps, float *sums) {
@@ -80,14 +82,20 @@ inline void add_line(const uint16_t *tiles, const char *pairs, int64_t steps, fl
   _tile_stored(3, sums + 48, sum_row_bytes);
 }
 
-// All row tiles against a piece in tile order, [half][step][2][16 pairs][64].
+// All row tiles against a piece in tile order, [half][step][2][16 pairs][64]. What is at `fetch`, the piece after it,
+// comes into the cache meanwhile.
 inline void add_tile_rows(const uint16_t *tiles, int64_t tile_stride, int64_t num_tiles, int64_t steps,
-                          const char *piece, float *sums) {
+                          const char *piece, float *sums, const char *fetch, int64_t fetch_bytes) {
+  const int64_t share = (fetch_bytes / 64 + (num_tiles + 1) / 2 * 2 - 1) / ((num_tiles + 1) / 2 * 2) * 64;
+  const char *fetch_end = fetch + fetch_bytes;
   for (int64_t half = 0; half < 2; ++half) {
     for (int64_t tile = 0; tile < num_tiles; tile += 2) {
       // A last odd tile has an empty one beside it: see tile_elements.
       add_square(tiles + tile * tile_stride, tile_stride, piece + half * half_piece_bytes, steps,
                  sums + tile * 16 * panel_outputs + half * 32);
+      for (const char *end = fetch + share; fetch < end && fetch < fetch_end; fetch += 64) {
+        _mm_prefetch(fetch, _MM_HINT_T1);
+      }
     }
   }
 }
@@ -112,8 +120,8 @@ inline __m512i joined(__m512 first, __m512 second) {
   return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-// Writes (code - zero) * scale of `inputs` inputs as bf16 pairs into a piece, from pair `first` on. Here, unlike with few
-// rows, each weight is rounded.
+// Writes (code - zero) * scale of `inputs` inputs as bf16 pairs into a piece, from pair `first` on. Here, unlike with
+// few rows, each weight is rounded.
 template <bool nibbles>
 inline void widen(const char *codes, int64_t inputs, const GroupScales &of, char *piece, int64_t first) {
   __m512 scales[4], offsets[4];
@@ -173,8 +181,10 @@ inline void sum_by_tiles(const PanelMatrix &matrix, const char *panel, const Pan
     } else {
       widen_piece(matrix, panel, at, count, piece);
     }
+    // Behind the last piece lies the next panel, which is most often the next to be computed.
+    const char *fetch = panel + (at + count) * matrix.panel_bytes() / matrix.padded_inputs;
     add_tile_rows(in.tiles + at / 32 * tile_size, matrix.padded_inputs * 16, (in.rows + 15) / 16, count / 32, piece,
-                  scratch.sums);
+                  scratch.sums, fetch, tile_piece_inputs * matrix.input_bytes());
   }
 }
 

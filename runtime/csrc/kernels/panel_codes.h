@@ -99,11 +99,76 @@ inline void sum_block(const PanelMatrix &matrix, const char *codes, const GroupS
   }
 }
 
+// One block of a row, on its way.
+struct RowBlock {
+  const char *codes;
+  int64_t at;
+  Counts16 high[4], low[4];
+
+  RowBlock(const PanelMatrix &matrix, const char *panel, int64_t index) : at(index * matrix.block_inputs()) {
+    codes = panel + at / matrix.group_inputs * matrix.group_bytes() + at % matrix.group_inputs * matrix.input_bytes();
+    for (int j = 0; j < 4; ++j) {
+      high[j] = low[j] = Counts16::zero();
+    }
+  }
+  template <bool nibbles> void add_quad(const PanelInput &in, int64_t i) {
+    Quads16 quads[4];
+    load_quads<nibbles>(codes + i * (nibbles ? 32 : 64), quads);
+    const InputQuad h = InputQuad::load(in.high + at + i), l = InputQuad::load(in.low + at + i);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      high[j] = add_products(high[j], quads[j], h);
+      low[j] = add_products(low[j], quads[j], l);
+    }
+  }
+  void finish(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) const {
+    const char *group = panel + at / matrix.group_inputs * matrix.group_bytes();
+    const GroupScales of(matrix, group + matrix.group_inputs * matrix.input_bytes());
+    const int64_t block = at / matrix.block_inputs();
+    add_block(high, low, of, in.block_scales[block], in.block_sums[block], sums);
+  }
+};
+
+// One row: the panel is read as two streams, its first and its second half, eight lines of one and eight of the other.
+// Returns how many blocks are done.
+template <bool nibbles, bool paced>
+inline int64_t sum_two_streams(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
+  constexpr int64_t turn_inputs = nibbles ? 16 : 8;
+  const int64_t size = matrix.block_inputs(), half = matrix.padded_inputs / size / 2;
+  Pace<paced> pace;
+  for (int64_t block = 0; block < half; ++block) {
+    RowBlock streams[2] = {RowBlock(matrix, panel, block), RowBlock(matrix, panel, half + block)};
+    for (int64_t i = 0; i < size; i += turn_inputs) {
+#pragma GCC unroll 2
+      for (int s = 0; s < 2; ++s) {
+#pragma GCC unroll 4
+        for (int64_t k = 0; k < turn_inputs; k += 4) {
+          streams[s].template add_quad<nibbles>(in, i + k);
+          const char *lines = streams[s].codes + (i + k) * (nibbles ? 32 : 64);
+#pragma GCC unroll 4
+          for (int line = 0; line < (nibbles ? 2 : 4); ++line) {
+            pace.follow(lines + 64 * line);
+          }
+        }
+        pace.turn();
+      }
+    }
+    streams[0].finish(matrix, panel, in, sums);
+    streams[1].finish(matrix, panel, in, sums);
+  }
+  return 2 * half;
+}
+
 template <bool nibbles>
 inline void sum_codes(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
   constexpr int together = Vec::width == 16 ? 3 : 1; // rows whose sums fit the registers
   const int64_t size = matrix.block_inputs();
-  for (int64_t at = 0; at < matrix.padded_inputs; at += size) {
+  int64_t done = 0;
+  if (Vec::width == 16 && in.rows == 1) {
+    done = in.paced ? sum_two_streams<nibbles, true>(matrix, panel, in, sums)
+                    : sum_two_streams<nibbles, false>(matrix, panel, in, sums);
+  }
+  for (int64_t at = done * size; at < matrix.padded_inputs; at += size) {
     const int64_t group = at / matrix.group_inputs;
     const char *codes = panel + group * matrix.group_bytes();
     const GroupScales of(matrix, codes + matrix.group_inputs * matrix.input_bytes());

@@ -58,15 +58,17 @@ void put_code(const PanelMatrix &matrix, char *group, int64_t input, int64_t out
   byte = static_cast<uint8_t>((byte & ~(15 << shift)) | (code << shift));
 }
 
-uint16_t half_of(float x) { // to nearest even; scales are finite and not negative
-  const auto u = __builtin_bit_cast(uint32_t, x);
+uint16_t half_of(float x) { // to nearest even; scales are finite, and some tools make negative ones
+  const auto bits = __builtin_bit_cast(uint32_t, x);
+  const uint32_t sign = bits >> 16 & 0x8000U, u = bits & 0x7fffffffU;
   if (u >= 0x47800000U) {
-    return 0x7c00U;
+    return static_cast<uint16_t>(sign | 0x7c00U);
   }
   if (u < 0x38800000U) {
-    return static_cast<uint16_t>(__builtin_bit_cast(uint32_t, x + 0.5F) - 0x3f000000U);
+    return static_cast<uint16_t>(sign |
+                                 (__builtin_bit_cast(uint32_t, __builtin_bit_cast(float, u) + 0.5F) - 0x3f000000U));
   }
-  return static_cast<uint16_t>((u + 0xfffU + ((u >> 13) & 1U) - 0x38000000U) >> 13);
+  return static_cast<uint16_t>(sign | ((u + 0xfffU + ((u >> 13) & 1U) - 0x38000000U) >> 13));
 }
 
 void put_scale(const PanelMatrix &matrix, char *scales, int64_t output, float scale) {
@@ -128,7 +130,7 @@ void unpack_row(const PanelMatrix &matrix, int64_t row, uint16_t *out) {
 }
 
 int64_t panel_scratch_floats(int64_t rows) {
-  constexpr int64_t piece = 512 / 2 * 256 / 4; // see PanelScratch
+  constexpr int64_t piece = 256 / 2 * 256 / 4; // see PanelScratch
   return (rows + 31) / 32 * 32 * panel_outputs + piece;
 }
 

@@ -20,6 +20,12 @@ struct Vec {
   }
   static Vec load(const f16 *p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))}; }
   void store(float *p) const { _mm512_storeu_ps(p, v); }
+#ifdef __AVX512BF16__
+  // Numbers below the smallest normal one become zero.
+  void store(bf16 *p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+  }
+#else
   void store(bf16 *p) const {
     const __m512i u = _mm512_castps_si512(v), top = _mm512_srli_epi32(u, 16);
     const __m512i odd = _mm512_and_si512(top, _mm512_set1_epi32(1));
@@ -28,6 +34,7 @@ struct Vec {
     rounded = _mm512_mask_or_epi32(rounded, nan, top, _mm512_set1_epi32(0x40));
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtepi32_epi16(rounded));
   }
+#endif
   void store(f16 *p) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }

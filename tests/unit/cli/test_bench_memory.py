@@ -17,7 +17,12 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(cpus: Sequence[int], *, bytes_per_thread: int, num_repetitions: int) -> ReadBandwidth:
         rate = 20.0 * len(cpus)
         return ReadBandwidth(
-            cpus=tuple(cpus), bytes_per_thread=64, median_gb_per_s=rate, best_gb_per_s=rate + num_repetitions
+            cpus=tuple(cpus),
+            bytes_per_thread=64,
+            median_gb_per_s=rate,
+            best_gb_per_s=rate + num_repetitions,
+            loop="2 streams",
+            huge_page_fraction=0.5,
         )
 
     monkeypatch.setattr(bench_memory, "core_sets", lambda topology: [(0,), (4,), (0, 4)])
@@ -33,12 +38,13 @@ def test_json_has_a_row_for_every_set_of_cpus() -> None:
         (1, [4], 20.0, 23.0),
         (2, [0, 4], 40.0, 43.0),
     ]
+    assert {(row["loop"], row["huge_page_fraction"]) for row in rows} == {("2 streams", 0.5)}
 
 
 def test_the_table_has_units() -> None:
     lines = CliRunner().invoke(bench_memory.memory, []).stdout.splitlines()
-    assert lines[0].split("  ")[-2:] == ["read GB/s", "best GB/s"]
-    assert lines[-1].split() == ["2", "0,4", "40.0", "49.0"]
+    assert lines[0].split("  ")[2:] == ["read GB/s", "best GB/s", "huge pages", "loop"]
+    assert lines[-1].split() == ["2", "0,4", "40.0", "49.0", "50%", "2", "streams"]
 
 
 def test_no_repetitions_is_refused() -> None:

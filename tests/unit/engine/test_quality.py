@@ -111,7 +111,7 @@ def test_a_packed_model_is_what_transformers_makes_of_its_values(tmp_path: Path,
     source = build_llama(tmp_path / "plain", num_heads=8, hidden_size=64, intermediate_size=96)
     config = {"quant_method": method.partition("-")[0], "bits": 4, "group_size": 32, "desc_act": method.count("-") > 0}
     weights = pack_model(source, tmp_path / "packed", **config)
-    packed = describe(tmp_path / "packed", tokenizer=False, packed=True)
+    packed = describe(tmp_path / "packed", tokenizer=False)
     path = written(packed, tmp_path / "whole", None)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     for parameter in model.parameters():

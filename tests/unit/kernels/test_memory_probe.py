@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from corebound.errors import KernelError
@@ -59,6 +61,16 @@ def test_reading_gives_a_plausible_rate_for_the_cpus_asked_for() -> None:
     result = measure_read(cpus, bytes_per_thread=8 << 20, num_repetitions=3)
     assert result.cpus == tuple(cpus)
     assert 0.1 < result.median_gb_per_s <= result.best_gb_per_s < 10_000
+    assert "stream" in result.loop
+
+
+@pytest.mark.native
+def test_the_memory_that_is_read_is_in_huge_pages_where_the_system_grants_them() -> None:
+    granted = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not granted.is_file() or "[never]" in granted.read_text():
+        pytest.skip("this machine lacks transparent huge pages")
+    cpu = read_topology().physical_cores()[0].cpus[0]
+    assert measure_read([cpu], bytes_per_thread=64 << 20, num_repetitions=1).huge_page_fraction > 0.5
 
 
 @pytest.mark.native
@@ -68,6 +80,6 @@ def test_a_cpu_that_is_not_there_is_an_error_that_names_it() -> None:
 
 
 @pytest.mark.native
-def test_less_than_a_line_of_memory_is_an_error() -> None:
-    with pytest.raises(KernelError, match="expected at least one CPU, one repetition and 64 bytes"):
-        measure_read([0], bytes_per_thread=63)
+def test_less_than_a_page_of_memory_is_an_error() -> None:
+    with pytest.raises(KernelError, match="expected at least one CPU, one repetition and 4096 bytes"):
+        measure_read([0], bytes_per_thread=4095)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from corebound.errors import ModelLoadError, ShardingError
-from corebound.models import describe, load_model
+from corebound.models import describe
 from corebound.quantization.packed import rectangles
 from corebound.quantization.reference import dequantize
 from corebound.quantization.unpack import unpack
@@ -25,7 +25,6 @@ from corebound.sharding.activation_order import check_activation_order
 from corebound.sharding.expected import is_packable, packed_name
 from corebound.sharding.plan import Parameter
 from fixtures.packed_weights import PlainWeights, pack_model
-from fixtures.thread_group import run_ranks
 from fixtures.tiny_models import build_bloom, build_llama
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
@@ -66,7 +65,7 @@ def changed(source: Path, target: Path, change: Callable[[Tensors], object]) -> 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_packed_matrices_take_the_place_of_plain_ones(plain: Path, tmp_path: Path, name: str) -> None:
     pack_model(plain, tmp_path / "m", **CONFIGS[name])
-    model, before = describe(tmp_path / "m", packed=True), describe(plain)
+    model, before = describe(tmp_path / "m"), describe(plain)
     assert model.packed is not None
     assert model.packed.method == CONFIGS[name]["quant_method"]
     assert model.num_parameters == before.num_parameters
@@ -86,7 +85,7 @@ def test_packed_matrices_take_the_place_of_plain_ones(plain: Path, tmp_path: Pat
 def test_bloom_is_packed_too(tmp_path: Path) -> None:
     source = build_bloom(tmp_path / "plain", num_heads=8, tokenizer=True)
     pack_model(source, tmp_path / "m", **GPTQ)
-    model = describe(tmp_path / "m", packed=True)
+    model = describe(tmp_path / "m")
     assert model.entries["h.0.self_attention.query_key_value.qweight"].shape == (8, 192)
     assert model.input_grain == 32
 
@@ -95,7 +94,7 @@ def test_bloom_is_packed_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_slices_of_all_ranks_are_the_whole_matrices(plain: Path, tmp_path: Path, name: str, num_ranks: int) -> None:
     weights = pack_model(plain, tmp_path / "m", **CONFIGS[name])
-    model = describe(tmp_path / "m", packed=True)
+    model = describe(tmp_path / "m")
     plan = shard_plan(model, num_ranks)
     with safe_open(tmp_path / "m" / "model.safetensors", framework="pt") as file:
         for parameter in filter(is_packable, plan.parameters):
@@ -128,20 +127,22 @@ def _read_and_expected(
     return dequantize(matrix, torch.float64), expected
 
 
-def test_loading_is_refused_until_kernels_compute_with_packed_weights(gptq: Path) -> None:
-    problem = r"config\.json: quantization_config: gptq int4:g32:asym: packed weights are read, but not computed with"
-    with pytest.raises(ModelLoadError, match=problem) as caught:
-        describe(gptq)
-    assert caught.value.exit_code == 6
+def test_matrices_of_one_product_must_be_packed_alike(gptq: Path, tmp_path: Path) -> None:
+    def unpack_one(tensors: Tensors) -> None:
+        for suffix in ("qweight", "qzeros", "scales", "g_idx"):
+            del tensors[f"{Q_PROJ}.{suffix}"]
+        tensors[f"{Q_PROJ}.weight"] = torch.zeros(128, 128).half()
+
+    problem = rf"tensor '{Q_PROJ}\.weight': expected gptq int4:g32:asym as for '.*k_proj\.weight', .* found a plain one"
     with pytest.raises(ModelLoadError, match=problem):
-        run_ranks(1, lambda collectives: load_model(gptq, "float32", collectives))
+        describe(changed(gptq, tmp_path / "m", unpack_one))
 
 
 def test_describing_packed_weights_imports_no_torch(gptq: Path) -> None:
     code = (
         "import sys; from corebound.models import describe; from corebound.sharding import shard_plan; "
         "from corebound.sharding.activation_order import check_activation_order as check; "
-        f"model = describe({str(gptq)!r}, packed=True); check(shard_plan(model, 2), model.packed, model.entries); "
+        f"model = describe({str(gptq)!r}); check(shard_plan(model, 2), model.packed, model.entries); "
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)}, timeout=60)
@@ -176,17 +177,17 @@ def test_tensors_that_do_not_fit_are_named(
     gptq: Path, tmp_path: Path, change: Callable[[Tensors], object], problem: str
 ) -> None:
     with pytest.raises(ModelLoadError, match=problem):
-        describe(changed(gptq, tmp_path / "m", change), packed=True)
+        describe(changed(gptq, tmp_path / "m", change))
 
 
 def test_empty_biases_that_packing_tools_add_are_left_out(gptq: Path, tmp_path: Path) -> None:
     path = changed(gptq, tmp_path / "m", lambda t: t.update({f"{Q_PROJ}.bias": torch.zeros(128).half()}))
-    assert f"{Q_PROJ}.bias" not in describe(path, packed=True).entries
+    assert f"{Q_PROJ}.bias" not in describe(path).entries
 
 
 def test_old_files_without_g_idx_are_described(gptq: Path, tmp_path: Path) -> None:
     path = changed(gptq, tmp_path / "m", lambda t: t.pop(f"{Q_PROJ}.g_idx"))
-    assert f"{Q_PROJ}.g_idx" not in describe(path, packed=True).entries
+    assert f"{Q_PROJ}.g_idx" not in describe(path).entries
 
 
 def edit_quantization(path: Path, **fields: object) -> Path:
@@ -200,7 +201,7 @@ def edit_quantization(path: Path, **fields: object) -> Path:
 def test_g_idx_must_be_there_where_activations_gave_the_order(gptq: Path, tmp_path: Path) -> None:
     path = changed(gptq, tmp_path / "m", lambda t: t.pop(f"{Q_PROJ}.g_idx"))
     with pytest.raises(ModelLoadError, match=rf"missing: {Q_PROJ}\.g_idx"):
-        describe(edit_quantization(path, desc_act=True), packed=True)
+        describe(edit_quantization(path, desc_act=True))
 
 
 def test_a_packed_matrix_that_the_configuration_calls_plain_is_refused(gptq: Path, tmp_path: Path) -> None:
@@ -208,10 +209,10 @@ def test_a_packed_matrix_that_the_configuration_calls_plain_is_refused(gptq: Pat
     edit_quantization(path, modules_to_not_convert=["mlp.gate", "self_attn.o_proj"])
     problem = r"o_proj\.qweight': quantized, though modules_to_not_convert names 'self_attn\.o_proj'"
     with pytest.raises(ModelLoadError, match=problem):
-        describe(path, packed=True)
+        describe(path)
     # Names are compared part by part: `mlp.gate` of a mixture of experts is not `mlp.gate_proj`.
     edit_quantization(path, modules_to_not_convert=["mlp.gate", "lm_head"])
-    assert describe(path, packed=True).packed is not None
+    assert describe(path).packed is not None
 
 
 def test_packed_tensors_without_a_configuration_get_a_hint(gptq: Path, tmp_path: Path) -> None:
@@ -229,11 +230,11 @@ def test_a_size_that_cannot_be_packed_names_the_tensor(tmp_path: Path) -> None:
     pack_model(source, tmp_path / "m", **GPTQ)
     problem = r"tensor '.*\.0\.mlp\.gate_proj\.qweight': expected outputs in multiples of 8, as gptq packs, found 100"
     with pytest.raises(ModelLoadError, match=problem):
-        describe(tmp_path / "m", packed=True)
+        describe(tmp_path / "m")
 
 
 def test_splits_that_cut_through_groups_name_the_numbers_that_work(gptq: Path) -> None:
-    model = describe(gptq, packed=True)
+    model = describe(gptq)
     assert [[part.intermediate for part in shard_plan(model, count).shares] for count in (1, 2)] == [
         [range(256)],
         [range(128), range(128, 256)],
@@ -247,7 +248,7 @@ def test_splits_that_cut_through_groups_name_the_numbers_that_work(gptq: Path) -
 def test_the_mlp_is_dealt_in_whole_groups(gptq: Path) -> None:
     # A 7B LLaMA on 4 ranks: 64 is a grain that torch likes, but 2752 columns each would cut groups of 128.
     model = dataclasses.replace(
-        describe(gptq, packed=True),
+        describe(gptq),
         num_heads=32,
         num_kv_heads=32,
         head_dim=128,
@@ -261,7 +262,7 @@ def test_the_mlp_is_dealt_in_whole_groups(gptq: Path) -> None:
 
 def test_groups_in_the_order_of_activations_are_refused_on_several_ranks(plain: Path, tmp_path: Path) -> None:
     pack_model(plain, tmp_path / "m", **GPTQ | {"desc_act": True})
-    model = describe(tmp_path / "m", packed=True)
+    model = describe(tmp_path / "m")
     check_activation_order(shard_plan(model, 1), model.packed, model.entries)
     with pytest.raises(ShardingError, match=r"over 2 ranks: .*layers\.0\.self_attn\.o_proj\.g_idx': .* \(desc_act\)"):
         check_activation_order(shard_plan(model, 2), model.packed, model.entries)
@@ -269,5 +270,5 @@ def test_groups_in_the_order_of_activations_are_refused_on_several_ranks(plain: 
 
 def test_groups_of_neighbours_are_split_even_where_activations_gave_the_order(gptq: Path, tmp_path: Path) -> None:
     path = edit_quantization(Path(shutil.copytree(gptq, tmp_path / "m")), desc_act=True)
-    model = describe(path, packed=True)
+    model = describe(path)
     check_activation_order(shard_plan(model, 2), model.packed, model.entries)

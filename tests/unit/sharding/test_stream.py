@@ -13,6 +13,7 @@ from corebound.sharding import Geometry, ShardPlan, shard_plan, stream
 from corebound.sharding.checkpoint import SINGLE_FILE, read_checkpoint
 from corebound.sharding.match import match_parameters
 from corebound.sharding.plan import model_parameters
+from corebound.sharding.reading import Meter
 from corebound.sharding.table import Decision
 
 LLAMA = Geometry(
@@ -76,7 +77,7 @@ def gather(plan: ShardPlan, shards: list[dict[str, torch.Tensor]]) -> dict[str, 
 def test_split_and_gathered_is_the_original(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Geometry, num_ranks: int, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr(stream, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(stream, "CHUNK_BYTES", chunk_bytes)
     original = write_model(tmp_path, model)
     plan = shard_plan(model, num_ranks)
     whole = gather(plan, [load(tmp_path, plan, rank) for rank in range(num_ranks)])
@@ -109,7 +110,8 @@ def test_progress_counts_exactly_the_bytes_of_the_shard(tmp_path: Path) -> None:
     plan = shard_plan(LLAMA, 4)
     entries = match_parameters(LLAMA, read_checkpoint(tmp_path))
     calls: list[tuple[int, int]] = []
-    stream.load_shard(plan, 2, entries, dtype=torch.bfloat16, progress=lambda done, total: calls.append((done, total)))
+    meter = Meter(stream.shard_bytes(plan, 2, entries), lambda done, total: calls.append((done, total)))
+    stream.load_shard(plan, 2, entries, dtype=torch.bfloat16, meter=meter)
     assert calls[-1] == (4 * plan.num_elements(2), 4 * plan.num_elements(2))
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Sequence
 
 import torch
 
 from corebound.comm import Collectives
 from corebound.comm.rank_process import leave, run_rank
-from corebound.engine.bench.job import BenchJob, BenchReport
+from corebound.engine.bench.peers.adapters.protocol import BenchCase, BenchJob, BenchReport, CaseReport, case_report
 from corebound.engine.job import read_job
 from corebound.engine.llm import LLM
-from corebound.engine.metrics import summary
-from corebound.engine.request import SamplingParams
+from corebound.engine.request import RequestOutput, SamplingParams
+from corebound.version import __version__
 
 
 def main() -> int:
@@ -21,26 +23,36 @@ def main() -> int:
 
 
 def _measure(collectives: Collectives) -> None:
-    job = BenchJob(**collectives.broadcast_object(read_job() if collectives.rank == 0 else None))
+    job = BenchJob.from_json(collectives.broadcast_object(read_job() if collectives.rank == 0 else None))
     llm = LLM(job.model_dir, dtype=job.dtype, text=False, collectives=collectives)
-    prompt = [job.prompt_token_ids]
-    for count in {2, job.num_warm_up_tokens}:
-        llm.generate(prompt, SamplingParams(max_new_tokens=count, ignore_eos=True))
-    started_s = time.perf_counter()
-    outputs = llm.generate(prompt, SamplingParams(max_new_tokens=job.num_new_tokens, ignore_eos=True))
-    times = summary(outputs, time.perf_counter() - started_s)
+    cases = []
+    for case in job.cases:
+        _run(llm, case.for_warm_up(), job.num_warm_up_tokens)
+        cases.append(_run(llm, case, case.num_new_tokens))
     ranks = llm.ranks()
     shares = [collectives.broadcast_object(llm.weight_bytes_per_token, root=root) for root in range(collectives.size)]
     if collectives.rank == 0:
         BenchReport(
             num_threads=torch.get_num_threads(),
-            first_token_ms=times["first_token_ms"],
-            next_token_ms=times["next_token_ms"],
-            tokens_per_s=times["tokens_per_s"],
             peak_rss_bytes=sum(entry["peak_rss_bytes"] for entry in ranks),
+            cases=cases,
             weight_bytes_per_token=sum(shares),
             cpus=sorted({cpu for entry in ranks for cpu in entry["cpus"]}),
+            version=__version__,
         ).write(job.report_path)
+
+
+def _run(llm: LLM, case: BenchCase, num_new_tokens: int) -> CaseReport:
+    params = SamplingParams(max_new_tokens=num_new_tokens, ignore_eos=True)
+    started_s = time.perf_counter()
+    outputs = llm.generate(case.prompt_token_ids, params)
+    return report_of(outputs, time.perf_counter() - started_s)
+
+
+def report_of(outputs: Sequence[RequestOutput], elapsed_s: float) -> CaseReport:
+    """Return the report of a case from its outputs."""
+    times = [list(itertools.accumulate(output.token_gaps_s, initial=output.first_token_s)) for output in outputs]
+    return case_report(times, elapsed_s, outputs[0].token_ids)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 250880,
         "tie_word_embeddings": True,
     },
+    # Small enough to try an engine in seconds; all widths divide by 128, which some quantised formats need.
     "llama-tiny": {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],

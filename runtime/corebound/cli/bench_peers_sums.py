@@ -1,0 +1,88 @@
+"""The all-reduce part of `corebound bench peers`: our sums over two ranks and other engines', in turns."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from corebound.cli import bench_allreduce
+from corebound.cli.launch_options import launch_options
+from corebound.engine.bench.peers import process
+from corebound.engine.bench.peers.adapters.protocol import BenchJob
+from corebound.engine.bench.peers.catalog import PEERS
+from corebound.engine.bench.series import percentile
+from corebound.errors import CommError
+
+SIZES = (8 << 10, 64 << 10, 1 << 20, 32 << 20)
+NUM_RANKS = 2
+_DTYPE = "bfloat16"
+_BLOCKS_PER_TURN = 10
+_FIGURES = tuple(f"p{p}_us" for p in (10, 50, 90, 99))
+
+
+def measure(
+    names: list[str], folder: Path, num_rounds: int, announce: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of everyone's sums, medians over the rounds, and who failed and why."""
+    rounds: dict[tuple[str, str, int], list[dict[str, float]]] = {}
+    failures: list[dict[str, Any]] = []
+    peers = [name for name in names if PEERS[name].sum_adapter and PEERS[name].python(folder) is not None]
+    for number in range(num_rounds):
+        for row in _ours():
+            rounds.setdefault((row["provider"], row["entry"], row["bytes"]), []).append(row)
+        for name in list(peers):
+            try:
+                found = _theirs(name, folder)
+            except process.PeerError as error:
+                peers.remove(name)
+                failures.append({"engine": name, "dtype": f"all-reduce, {_DTYPE}", "reason": str(error)})
+                announce(f"all-reduce: {name}: {error}")
+                continue
+            for num_bytes, figures in found.items():
+                rounds.setdefault((name, "python", num_bytes), []).append(figures)
+        announce(f"all-reduce: round {number + 1} of {num_rounds}")
+    rows = [
+        {"provider": provider, "entry": entry, "dtype": _DTYPE, "bytes": num_bytes, "num_ranks": NUM_RANKS}
+        | {name: round(statistics.median(one[name] for one in found), 3) for name in _FIGURES}
+        for (provider, entry, num_bytes), found in rounds.items()
+    ]
+    return sorted(rows, key=lambda row: row["bytes"]), failures
+
+
+def _ours() -> list[dict[str, Any]]:
+    request = {"bytes": list(SIZES), "dtype": _DTYPE, "rounds": _BLOCKS_PER_TURN, "fake_hosts": []}
+    result, exit_code = bench_allreduce.run_ranks(request, _default_options() | {"num_accelerators": NUM_RANKS})
+    if exit_code:
+        raise CommError(f"the ranks of a round of sums ended with exit code {exit_code}")
+    return list(result["rows"])
+
+
+def _default_options() -> dict[str, Any]:
+    """Return what the launch flags are when none is given."""
+    command = launch_options(click.Command("defaults", callback=lambda **_: None))
+    return dict(command.make_context("defaults", []).params)
+
+
+def _theirs(name: str, folder: Path) -> dict[int, dict[str, float]]:
+    with tempfile.TemporaryDirectory(prefix="corebound-bench-") as scratch:
+        job = BenchJob(
+            model_dir="",
+            dtype=_DTYPE,
+            cases=[],
+            num_warm_up_tokens=0,
+            report_path=str(Path(scratch) / "sums.json"),
+            num_threads=1,
+            action="all_reduce",
+            num_ranks=NUM_RANKS,
+            message_bytes=list(SIZES),
+        )
+        report = process.time_sums(PEERS[name], folder, job)
+    return {
+        int(num_bytes): {f"p{p}_us": percentile(times, p) for p in (10, 50, 90, 99)}
+        for num_bytes, times in report.times_us.items()
+    }

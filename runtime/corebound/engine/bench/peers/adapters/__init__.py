@@ -1,0 +1,1 @@
+"""Scripts that run in other engines' environments, where Corebound is not installed: they import `protocol` only."""

@@ -1,0 +1,167 @@
+"""What one measurement is asked to do and what it answers: JSON on standard input, JSON in a file.
+
+It runs in environments without Corebound and uses the standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchCase:
+    """Prompts that are continued together, each by `num_new_tokens`, whatever tokens come."""
+
+    prompt_token_ids: list[list[int]]
+    num_new_tokens: int
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """The length of each prompt."""
+        return len(self.prompt_token_ids[0])
+
+    @property
+    def batch_size(self) -> int:
+        """The number of prompts."""
+        return len(self.prompt_token_ids)
+
+    def for_warm_up(self) -> BenchCase:
+        """Return a case of the same size with other prompts: an engine that keeps prefixes has none of these."""
+        return dataclasses.replace(self, prompt_token_ids=[prompt[::-1] for prompt in self.prompt_token_ids])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchJob:
+    """Measure `cases` on one model, each after a warm-up of `num_warm_up_tokens`.
+
+    `converted_dir` is where an engine keeps the model in its own format; with `action` "convert" it is only written.
+    With `action` "all_reduce" sums of `message_bytes` are timed in place of cases.
+    `num_threads`, of each of `num_ranks` processes, is left to the engine when it is None.
+    """
+
+    model_dir: str
+    dtype: str
+    cases: list[BenchCase]
+    num_warm_up_tokens: int
+    report_path: str
+    num_threads: int | None = None
+    converted_dir: str | None = None
+    action: str = "measure"
+    num_ranks: int = 1
+    message_bytes: list[int] = field(default_factory=list)
+
+    def to_bytes(self) -> bytes:
+        """Return the job as standard input of the process that does it."""
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> BenchJob:
+        """Return the job of parsed JSON."""
+        return cls(**{**fields, "cases": [BenchCase(**case) for case in fields["cases"]]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseReport:
+    """Times of one case, and the tokens of its first prompt.
+
+    Units: `first_token_ms` runs from submission until every prompt has its first token; `step_ms` are the waits
+    between later tokens while all prompts were being continued.
+    """
+
+    first_token_ms: float
+    step_ms: list[float]
+    elapsed_s: float
+    token_ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchReport:
+    """What one measurement found, a `CaseReport` for each case of the job.
+
+    Units: `peak_rss_bytes` is the sum over processes; `num_threads` is per process. `weight_bytes_per_token` is what
+    one step reads of the weights, None where the engine does not know.
+    """
+
+    num_threads: int
+    peak_rss_bytes: int
+    cases: list[CaseReport]
+    weight_bytes_per_token: int | None = None
+    cpus: list[int] | None = None
+    version: str = ""
+
+    def write(self, path: str) -> None:
+        """Write the report where the job asked for it."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumReport:
+    """Times of sums over two processes: for each size in bytes, the microseconds of every call on rank 0."""
+
+    times_us: dict[str, list[float]]
+    version: str
+
+    def write(self, path: str) -> None:
+        """Write the report where the job asked for it."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+
+def read_sums(path: Path) -> SumReport:
+    """Return the report of sums that a measurement wrote."""
+    return SumReport(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_job() -> BenchJob:
+    """Return the job that came on standard input."""
+    return BenchJob.from_json(json.load(sys.stdin))
+
+
+def read_report(path: Path) -> BenchReport:
+    """Return the report that a measurement wrote."""
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    return BenchReport(**{**fields, "cases": [CaseReport(**case) for case in fields["cases"]]})
+
+
+def case_report(token_times_s: Sequence[Sequence[float]], elapsed_s: float, token_ids: Sequence[int]) -> CaseReport:
+    """Return the report of a case from when each prompt's tokens came, in seconds since submission."""
+    started_s = max(times[0] for times in token_times_s)
+    ended_s = min(times[-1] for times in token_times_s)
+    latest = max(token_times_s, key=lambda times: times[0])
+    window = [moment for moment in latest if started_s <= moment <= ended_s]
+    return CaseReport(
+        first_token_ms=1e3 * started_s,
+        step_ms=[1e3 * (after - before) for before, after in itertools.pairwise(window)],
+        elapsed_s=elapsed_s,
+        token_ids=list(token_ids),
+    )
+
+
+class StepClock:
+    """Collects when each step of a batch brought its tokens."""
+
+    def __init__(self) -> None:
+        self._started_s = time.perf_counter()
+        self.times_s: list[float] = []
+
+    def tick(self) -> None:
+        """Note that a step has ended."""
+        self.times_s.append(time.perf_counter() - self._started_s)
+
+    def report(self, token_ids: Sequence[int]) -> CaseReport:
+        """Return the report of a case whose prompts all advanced together."""
+        return case_report([self.times_s], time.perf_counter() - self._started_s, token_ids)
+
+
+def peak_rss_bytes(pid: int | str = "self") -> int:
+    """Return the most memory that a process has had resident."""
+    found = re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found[1]) << 10 if found else 0

@@ -1,0 +1,74 @@
+"""corebound shard: what it prints, and which exit codes mistakes have."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from corebound import kernels
+from corebound.cli.main import main
+from corebound.models.manifest import SHARDS_FILE
+
+
+@pytest.fixture
+def native():
+    with kernels.forced(mode="native"):
+        yield
+
+
+@pytest.mark.native
+def test_it_says_what_was_written_and_keeps_it_the_second_time(tmp_path, capsys, native):
+    command = ["shard", "--model", "demo", "--output", str(tmp_path / "out"), "--num_ranks", "2", "--dtype", "int4"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert first.startswith(f"{tmp_path / 'out'}: demo as int4:g128:asym for 2 ranks, 2.28")
+    assert "written in" in first
+    assert main([*command, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["num_bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").glob("rank-*"))
+    assert (facts["weights"], facts["num_ranks"], facts["written"]) == ("int4:g128:asym", 2, False)
+    assert main([*command, "--force", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["written"] is True
+
+
+@pytest.mark.native
+def test_exit_codes_are_those_of_all_verbs(tmp_path, capsys, native):
+    command = ["shard", "--model", "demo", "--output", str(tmp_path / "out")]
+    assert main([*command, "--dtype", "float32"]) == 2
+    assert main([*command, "--dtype", "int5"]) == 2
+    assert main([*command, "--num-ranks", "13"]) == 6
+    assert main(["shard", "--model", "demo", "--output", "/proc/out"]) == 3
+    assert main(["shard", "--model", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 6
+    assert main(command) == 0
+    capsys.readouterr()
+    generate = ["generate", "--model", str(tmp_path / "out"), "--prompt", "a"]
+    assert main([*generate, "--num-accelerators", "2"]) == 6
+    assert "written for 1 rank, found a launch of 2 ranks" in capsys.readouterr().err
+    assert main([*generate, "--dtype", "int8", "--num-accelerators", "1"]) == 2
+    bench = ["bench", "generate", "--model", str(tmp_path / "out"), "--num-ranks", "1"]
+    assert main([*bench, "--compare", "transformers"]) == 2
+    assert main(["bench", "quality", "--model", str(tmp_path / "out")]) == 2
+    (tmp_path / "out" / SHARDS_FILE).write_text("[]")
+    assert main([*generate, "--num-accelerators", "1"]) == 6
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("word", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_nothing_behind(tmp_path, word):
+    script = (
+        "import sys, time; from corebound.models import shard_writing as w; from corebound.cli.main import main; "
+        "w._put_in_place = lambda *_: time.sleep(60); "
+        f"sys.exit(main(['shard', '--model', 'demo', '--output', {str(tmp_path / 'out')!r}]))"
+    )
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob(f".out-*/{SHARDS_FILE}")) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(word)
+    assert process.wait(60) == 128 + word
+    assert list(tmp_path.iterdir()) == []

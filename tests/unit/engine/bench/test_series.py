@@ -1,0 +1,70 @@
+"""Rounds become a row: each is judged by the readings around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from corebound.engine.bench import shapes
+from corebound.engine.bench.cases import make_cases
+from corebound.engine.bench.peers.adapters.protocol import BenchReport, CaseReport
+from corebound.engine.bench.ruler import Reading
+from corebound.engine.bench.series import Sample, Series, compare, num_equal, percentile
+from corebound.engine.bench.work import work_of
+from corebound.models import describe
+
+
+def reading(gb: float, gflop: float) -> Reading:
+    return Reading(read_gb_per_s=gb, best_read_gb_per_s=gb, gemm_gflop_per_s=gflop)
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Series:
+    work = work_of(describe(shapes.write_shape("llama-tiny", tmp_path, lambda text: None), tokenizer=False))
+    (case,) = make_cases([8], [2], 4, 100)
+    return Series(
+        engine="x", model="m", dtype="bfloat16", num_ranks=1, case=case, work=work, default_weight_bytes=10**9
+    )
+
+
+def add(series: Series, step_ms: float, before: Reading, after: Reading, **fields: int) -> None:
+    case = CaseReport(first_token_ms=100.0, step_ms=[step_ms] * 3, elapsed_s=0.5, token_ids=[1, 2, 3, 4])
+    engine = BenchReport(num_threads=2, peak_rss_bytes=5, cases=[case], **fields)
+    series.samples.append(Sample(engine=engine, case=case, before=before, after=after))
+
+
+def test_a_fraction_is_the_median_of_each_round_by_its_own_readings(series: Series) -> None:
+    # The machine becomes slower, and so does the engine: half of what there was, each time.
+    for step_ms, before, after in ((100, 25, 15), (200, 15, 5), (400, 7, 3)):
+        add(series, step_ms, reading(before, 1000), reading(after, 2000))
+    row = series.row()
+    assert row["fraction_of_ceiling"] == pytest.approx(0.5, abs=0.001)
+    assert (row["next_token_ms"], row["ceiling_gb_per_s"]) == (200, 10)
+    assert row["gemm_ceiling_gflop_per_s"] == 1500
+    flop = series.work.prefill_flop(8, 2)
+    assert row["prefill_gflop_per_s"] == pytest.approx(flop / 0.1 / 1e9, abs=0.1)
+    assert (row["tokens_per_s"], row["decode_tokens_per_s"]) == (16.0, 10.0)
+    assert (row["next_token_p10_ms"], row["next_token_p90_ms"]) == (100, 400)
+
+
+def test_what_an_engine_says_that_it_reads_counts(series: Series) -> None:
+    add(series, 100, reading(20, 1), reading(20, 1), weight_bytes_per_token=2 * 10**9)
+    assert series.row()["fraction_of_ceiling"] == pytest.approx(1.0, abs=0.001)
+    assert series.row()["weight_bytes_per_token"] == 2 * 10**9
+
+
+def test_engines_are_compared_round_by_round(series: Series) -> None:
+    add(series, 100, reading(20, 1), reading(20, 1))
+    found = compare(series, series)
+    assert (found["decode_speed_ratio"], found["num_equal_tokens"], found["num_new_tokens"]) == (1.0, 4, 4)
+
+
+def test_tokens_agree_until_the_first_that_differs() -> None:
+    assert num_equal([1, 2, 3], [1, 2, 4]) == 2
+    assert num_equal([1, 2], [1, 2, 4]) == 2
+    assert num_equal([], [1]) == 0
+
+
+def test_a_percentile_of_one_value_is_that_value() -> None:
+    assert percentile([3.0], 99) == 3.0

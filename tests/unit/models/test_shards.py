@@ -1,0 +1,318 @@
+"""Models that `corebound shard` wrote: tokens of the checkpoint they were made of, and every damage named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from corebound import kernels
+from corebound.comm import Collectives
+from corebound.errors import ConfigError, CoreboundError, HostError, KernelError, ModelLoadError, ShardingError
+from corebound.models import describe, load_model, shard_writing, verify_manifest
+from corebound.models.manifest import SHARDS_FILE
+from corebound.models.shard_writing import write_shards
+from corebound.models.shards import Shards, read_shards
+from fixtures.decoding import Runner
+from fixtures.packed_weights import pack_model
+from fixtures.thread_group import run_ranks
+from fixtures.tiny_models import VOCAB_SIZE, build_bloom, build_llama
+
+pytestmark = pytest.mark.native
+
+PROMPTS = [
+    [int(token) for token in torch.randint(3, VOCAB_SIZE, (length,), generator=torch.Generator().manual_seed(length))]
+    for length in (23, 1, 9)
+]
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": -1, "version": "gemm", "zero_point": True}
+
+
+def build_packed(path: Path, **config: Any) -> Path:
+    source = build_llama(path.with_name("source"), num_heads=8, hidden_size=128, intermediate_size=256)
+    pack_model(source, path, **config)
+    return path
+
+
+BUILDERS: dict[str, Callable[[Path], Path]] = {
+    "bloom-tied": build_bloom,
+    "bloom-untied": lambda path: build_bloom(path, tied=False),
+    "llama-biases": lambda path: build_llama(path, attention_bias=True, mlp_bias=True),
+    "gptq": lambda path: build_packed(path, **GPTQ),
+    "awq-per-channel": lambda path: build_packed(path, **AWQ),
+    "gptq-desc-act": lambda path: build_packed(path, **GPTQ | {"desc_act": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def model(name: str) -> Path:
+        if name not in made:
+            made[name] = BUILDERS[name](tmp_path_factory.mktemp(name) / name)
+        return made[name]
+
+    return model
+
+
+@pytest.fixture
+def bloom(models: Callable[[str], Path], tmp_path: Path) -> Path:
+    """Return a BLOOM written for 2 ranks, int4."""
+    return write(models("bloom-tied"), tmp_path / "bloom-2", 2, "int4:g32").path
+
+
+@pytest.fixture(autouse=True)
+def native_kernels() -> Any:
+    with kernels.forced(mode="native"):
+        yield
+
+
+def write(model: Path, output: Path, num_ranks: int, dtype: str = "bfloat16", **options: Any) -> Shards:
+    return write_shards(describe(model, tokenizer=False), output, num_ranks, dtype, **options)[0]
+
+
+def run(path: Path, num_ranks: int, dtype: str = "bfloat16") -> tuple[torch.Tensor, list[list[int]]]:
+    def work(collectives: Collectives) -> tuple[torch.Tensor, list[list[int]]]:
+        runner = Runner(path, collectives, dtype)
+        return torch.cat(runner.logits(PROMPTS)), runner.greedy(PROMPTS, 6)
+
+    return run_ranks(num_ranks, work)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "num_ranks", "dtype"),
+    [
+        ("bloom-tied", 2, "bfloat16"),
+        ("bloom-tied", 3, "int4:g32"),
+        ("bloom-untied", 2, "int8"),
+        ("bloom-untied", 1, "int4:g32:sym"),
+        ("llama-biases", 2, "bfloat16"),
+        ("llama-biases", 3, "int8:g32"),
+        ("gptq", 1, "bfloat16"),
+        ("gptq", 2, "int4:g32:asym"),
+        ("awq-per-channel", 2, "bfloat16"),
+        ("gptq-desc-act", 1, "bfloat16"),
+    ],
+)
+def test_logits_and_tokens_are_those_of_the_checkpoint(
+    models: Callable[[str], Path], tmp_path: Path, name: str, num_ranks: int, dtype: str
+) -> None:
+    shards = write(models(name), tmp_path / "out", num_ranks, dtype)
+    expected, found = run(models(name), num_ranks, dtype), run(tmp_path / "out", num_ranks)
+    assert torch.equal(found[0], expected[0])
+    assert found[1] == expected[1]
+    assert read_shards(tmp_path / "out") == shards
+    # The dtype that it was written in may be named.
+    assert run(tmp_path / "out", num_ranks, dtype)[1] == expected[1]
+
+
+def test_a_rank_reads_its_file_and_no_more(bloom: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    expected = [size for name, (_, size) in read_shards(bloom).files.items() if name.startswith("rank-")]  # type: ignore
+    run_ranks(2, lambda group: load_model(bloom, "bfloat16", group, lambda *at: seen.append(at)))
+    done, total = seen[-1]
+    assert done == total
+    assert 0 < expected[0] - total < 8192  # the header
+
+
+def test_everything_a_model_directory_needs_is_there(models: Callable[[str], Path], tmp_path: Path) -> None:
+    source = Path(shutil.copytree(models("bloom-tied"), tmp_path / "source"))
+    (source / "tokenizer.json").write_text('{"model": {}}')
+    write(source, tmp_path / "out", 2)
+    assert describe(tmp_path / "out").num_layers == 2
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
+    verified = verify_manifest(tmp_path / "out")
+    assert verified is not None
+    assert verified.unlisted == ()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_is_there_and_whole_is_kept(models: Callable[[str], Path], bloom: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in bloom.iterdir()}
+    description = describe(models("bloom-tied"), tokenizer=False)
+    shards, written = write_shards(description, bloom, 2, "int4:g32")
+    assert not written
+    assert shards == read_shards(bloom)
+    assert {path.name: path.stat().st_mtime_ns for path in bloom.iterdir()} == before
+    assert write_shards(description, bloom, 2, "int4:g32", force=True)[1]
+
+
+@pytest.mark.parametrize(("num_ranks", "dtype"), [(1, "int4:g32"), (2, "int4:g32:sym"), (2, "bfloat16")])
+def test_what_is_there_and_different_is_kept_unless_forced(
+    models: Callable[[str], Path], bloom: Path, num_ranks: int, dtype: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"has bloom-tied as int4:g32:asym for 2 ranks, which is not what") as caught:
+        write(models("bloom-tied"), bloom, num_ranks, dtype)
+    assert caught.value.hint == "--force replaces it"
+    assert write(models("bloom-tied"), bloom, num_ranks, dtype, force=True) == read_shards(bloom)
+    assert run(bloom, num_ranks)[1] == run(models("bloom-tied"), num_ranks, dtype)[1]
+    assert len(list(bloom.glob("rank-*"))) == num_ranks
+    assert [path.name for path in bloom.parent.iterdir()] == [bloom.name]
+
+
+def test_another_checkpoint_of_the_same_sizes_is_noticed(models: Callable[[str], Path], tmp_path: Path) -> None:
+    source = Path(shutil.copytree(models("bloom-tied"), tmp_path / "source"))
+    write(source, tmp_path / "out", 2)
+    os.utime(source / "model.safetensors", ns=(1, 1))
+    with pytest.raises(ConfigError, match="which is not what would be written"):
+        write(source, tmp_path / "out", 2)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_nothing_is_replaced_that_something_else_wrote(
+    models: Callable[[str], Path], tmp_path: Path, force: bool
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(ConfigError, match="expected a new directory, found a directory that `corebound shard` did not"):
+        write(models("bloom-tied"), tmp_path / "mine", 1, force=force)
+    with pytest.raises(ConfigError, match="expected a new directory, found a file"):
+        write(models("bloom-tied"), tmp_path / "mine" / "thesis.txt", 1, force=force)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
+    (tmp_path / "empty").mkdir()
+    write(models("bloom-tied"), tmp_path / "empty", 1)
+
+
+def test_a_failure_leaves_what_was_there(
+    models: Callable[[str], Path], bloom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in bloom.iterdir()}
+
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard_writing.os, "fsync", full)
+    with pytest.raises(HostError, match=r"--output .*: cannot be written: No space left on device") as caught:
+        write(models("bloom-tied"), bloom, 3, force=True)
+    assert caught.value.exit_code == 3
+    assert {path.name: path.read_bytes() for path in bloom.iterdir()} == before
+    assert [path.name for path in bloom.parent.iterdir()] == [bloom.name]
+
+
+def test_a_disk_that_is_too_small_is_refused_with_what_is_needed(
+    models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_writing.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(HostError, match=r"too small: 0\.\d\d GiB needed, 0\.00 GiB free"):
+        write(models("bloom-tied"), tmp_path / "out", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_need_for_room_is_what_is_written(models: Callable[[str], Path], tmp_path: Path) -> None:
+    asked: list[int] = []
+    check = shard_writing._check_room
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_writing, "_check_room", lambda where, size: (asked.append(size), check(where, size)))
+        shards = write(models("gptq"), tmp_path / "out", 2)
+    assert 0 <= shards.num_bytes - asked[0] <= 2 * 8192  # headers
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_types_without_panels_are_refused(models: Callable[[str], Path], tmp_path: Path, dtype: str) -> None:
+    with pytest.raises(ConfigError, match=f"dtype {dtype}: only bfloat16, int8 and int4"):
+        write(models("bloom-tied"), tmp_path / "out", 1, dtype)
+
+
+def test_a_packed_checkpoint_keeps_its_scheme(models: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the weights of gptq are gptq int4:g32:asym and cannot be int8:channel:sym"):
+        write(models("gptq"), tmp_path / "out", 1, "int8")
+
+
+def test_what_is_written_for_ranks_is_no_source(bloom: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is written for ranks already"):
+        write(bloom, tmp_path / "out", 2)
+
+
+def test_another_number_of_ranks_names_the_command(bloom: Path) -> None:
+    with pytest.raises(ShardingError, match="written for 2 ranks, found a launch of 3 ranks") as caught:
+        run_ranks(3, lambda collectives: load_model(bloom, "bfloat16", collectives))
+    assert caught.value.exit_code == 6
+    assert caught.value.hint == (
+        "use 2 ranks, or write it anew: `corebound shard --model bloom-tied --output "
+        f"{bloom} --dtype int4:g32:asym --force --num-ranks 3`"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int4:g32:sym"])
+def test_another_dtype_is_refused(bloom: Path, dtype: str) -> None:
+    with pytest.raises(ConfigError, match=rf"dtype {dtype}: .* was written with weights as int4:g32:asym"):
+        run_ranks(2, lambda collectives: load_model(bloom, dtype, collectives))
+
+
+def test_without_native_kernels_it_cannot_run(bloom: Path) -> None:
+    with kernels.forced(mode="reference"), pytest.raises(KernelError, match="by native kernels only"):
+        run_ranks(2, lambda collectives: load_model(bloom, "bfloat16", collectives))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads((path / SHARDS_FILE).read_text())
+    change(values)
+    (path / SHARDS_FILE).write_text(json.dumps(values))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (
+            lambda p: edit(p, lambda v: v.update(panel_layout=99)),
+            r"json: panel_layout: expected 1, .* found 99",
+        ),
+        (lambda p: edit(p, lambda v: v.update(format_version=2)), r"format_version: expected 1, .* found 2"),
+        (lambda p: edit(p, lambda v: v["ranks"].pop()), "ranks: expected 2 entries, as num_ranks says, found 1"),
+        (lambda p: edit(p, lambda v: v.pop("weights")), "weights: expected a text, found null"),
+        (lambda p: edit(p, lambda v: v["ranks"][1].update(file="../x")), r"ranks\[1\]\.file: expected a file name"),
+        (
+            lambda p: edit(p, lambda v: v["ranks"][0]["matrices"]["layers.0.qkv_weight"].update(kind="int2")),
+            r"matrices\.layers\.0\.qkv_weight\.kind: expected one of bfloat16, int8, int4",
+        ),
+        (
+            lambda p: edit(p, lambda v: v["ranks"][0]["matrices"]["layers.0.qkv_weight"].update(outputs=64)),
+            r"rank-00000-of-00002\.safetensors: matrix 'layers\.0\.qkv_weight': expected \[72, 48\] from config\.json, "
+            r"found \[64, 48\]",
+        ),
+        (
+            lambda p: edit(p, lambda v: v["ranks"][0]["matrices"]["layers.0.qkv_weight"].update(kind="int8")),
+            r"tensor 'layers\.0\.qkv_weight': expected U8 \[\d+\], found U8 \[\d+\]",
+        ),
+        (lambda p: (p / SHARDS_FILE).write_text("{"), r"shards\.json, line 1"),
+        (lambda p: (p / "rank-00001-of-00002.safetensors").unlink(), r"rank-00001-of-00002\.safetensors: missing"),
+        (
+            lambda p: os.truncate(p / "rank-00001-of-00002.safetensors", 5000),
+            r"rank-00001-of-00002\.safetensors: damaged or not copied completely: expected \d+ bytes, found 5000",
+        ),
+    ],
+)
+def test_damage_is_named(bloom: Path, damage: Callable[[Path], object], problem: str) -> None:
+    damage(bloom)
+    with pytest.raises(CoreboundError, match=problem) as caught:
+        run_ranks(2, lambda collectives: load_model(bloom, "bfloat16", collectives))
+    assert caught.value.exit_code == 6
+
+
+def test_a_flipped_bit_is_found_by_its_digest(models: Callable[[str], Path], bloom: Path) -> None:
+    flip(bloom / "rank-00001-of-00002.safetensors")
+    with pytest.raises(ModelLoadError, match=r"rank-00001-of-00002\.safetensors: damaged: expected SHA-256"):
+        verify_manifest(bloom)
+    # So it is where the same is asked for again.
+    with pytest.raises(ModelLoadError, match=r"damaged: expected SHA-256") as caught:
+        write(models("bloom-tied"), bloom, 2, "int4:g32")
+    assert caught.value.hint == "--force writes it anew"
+    write(models("bloom-tied"), bloom, 2, "int4:g32", force=True)
+    verify_manifest(bloom)
