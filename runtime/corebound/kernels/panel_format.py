@@ -13,6 +13,7 @@ from corebound.errors import KernelError
 
 PANEL_OUTPUTS = 64
 INPUT_UNIT = 32
+MAX_BLOCK_INPUTS = 128  # kernels::max_block_inputs
 Kind = Literal["bfloat16", "int8", "int4"]
 ScaleKind = Literal["float32", "bfloat16", "float16"]
 KINDS: tuple[Kind, ...] = ("bfloat16", "int8", "int4")
@@ -64,6 +65,10 @@ class PanelFormat:
     def __post_init__(self) -> None:
         if self.group_size is not None and (self.group_size < INPUT_UNIT or self.group_size % INPUT_UNIT):
             raise KernelError(f"panels: expected groups of a multiple of {INPUT_UNIT} inputs, found {self.group_size}")
+        if self.group_size is not None and self.group_size > MAX_BLOCK_INPUTS and self.group_size % MAX_BLOCK_INPUTS:
+            raise KernelError(
+                f"panels: expected groups of up to {MAX_BLOCK_INPUTS} inputs, or a multiple, found {self.group_size}"
+            )
 
     def padded_inputs(self, inputs: int) -> int:
         """Return how many inputs are stored where a matrix has `inputs`."""

@@ -89,6 +89,7 @@ class PanelMatrix:
         """
         assert self.form.kind != "bfloat16" and codes.dtype == torch.uint8
         assert scales.shape == (codes.shape[0], self.num_groups), (scales.shape, codes.shape, self.num_groups)
+        assert zeros is not None or not self.struct.asymmetric, "an asymmetric matrix has zeros"
         zeros = zeros.to(torch.float32).contiguous() if self.struct.asymmetric and zeros is not None else None
         self._pack(first_row, codes.contiguous(), scales.to(torch.float32).contiguous(), zeros)
 
