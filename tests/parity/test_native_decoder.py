@@ -8,12 +8,13 @@ import multiprocessing.synchronize
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from corebound.comm.single import SingleCollectives
-from corebound.errors import CommError
+from corebound.errors import CommError, KernelError
 from corebound.models import loading
 from corebound.models.loading import load_model
 from corebound.models.native_decoder import NativeDecoder
@@ -138,6 +139,55 @@ def test_a_failing_sum_over_ranks_reaches_the_caller(model: Path) -> None:
         return caught.value.message
 
     assert run_ranks(2, work) == ["rank 1 is gone"] * 2
+
+
+def test_an_interrupt_within_a_sum_over_ranks_reaches_the_caller(model: Path) -> None:
+    class Interrupted(ThreadCollectives):
+        def all_reduce(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
+            raise KeyboardInterrupt
+
+    def work(group: ThreadCollectives) -> bool:
+        runner = Runner(model, group, "bfloat16")
+        group.__class__ = Interrupted
+        with pytest.raises(KeyboardInterrupt):
+            runner.logits(PROMPTS)
+        return True
+
+    assert run_ranks(2, work) == [True, True]
+
+
+def test_heads_that_attention_has_no_room_for_are_refused(tmp_path: Path) -> None:
+    path = build_llama(tmp_path / "llama", num_kv_heads=2, tied=True, head_dim=576)
+    with pytest.raises(KernelError, match="heads of 1 to 512 dimensions, found 576"):
+        load_model(path, "bfloat16", SingleCollectives())
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_threads", "local", "expected"),
+    [
+        (8, 4, None, [0, 1, 2, 3]),
+        (8, 4, (1, 2), [4, 5, 6, 7]),
+        (4, 4, (1, 2), [0, 1, 2, 3]),
+        (4, 3, (1, 2), [-1, -1, -1]),
+        (2, 4, None, [0, 1, 10, 11]),
+    ],
+)
+def test_teams_of_ranks_that_are_not_bound_keep_apart(
+    monkeypatch: pytest.MonkeyPatch,
+    num_cores: int,
+    num_threads: int,
+    local: tuple[int, int] | None,
+    expected: list[int],
+) -> None:
+    cores = [SimpleNamespace(cpus=(cpu, cpu + 10)) for cpu in range(num_cores)]
+    allowed = [*range(num_cores), *range(10, 10 + num_cores)]
+    monkeypatch.setattr(
+        loading, "read_topology", lambda: SimpleNamespace(physical_cores=lambda: cores, allowed_cpus=allowed)
+    )
+    environment = SimpleNamespace(local_rank=local[0], local_size=local[1]) if local else None
+    monkeypatch.setattr(loading, "rank_environment", lambda: environment)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    assert loading.team_cpus() == expected
 
 
 def _spin(cpu: int, ready: multiprocessing.synchronize.Event) -> None:

@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from corebound.cli.launch_options import launch_options, spec_from_options
+from corebound.cli.plan_model import OPTION_NAMES, model_options, predict_model
+from corebound.cli.plan_model import as_dict as model_as_dict
+from corebound.cli.plan_model import render as render_model
 from corebound.cli.run import CONTEXT, script_spec
 from corebound.config import env
 from corebound.launcher.corelist import render_core_list
@@ -26,6 +29,7 @@ from corebound.launcher.transports.local import agent_command
 
 @click.command(context_settings=CONTEXT)
 @launch_options
+@model_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 @click.option(
     "--root",
@@ -41,11 +45,19 @@ def plan(script: str | None, args: tuple[str, ...], as_json: bool, root: Path | 
     Takes the flags of `corebound run`, and a script with its arguments if you like. Cores of other hosts are not known
     from here: their agents choose them by the same rules.
 
+    With --model or --shape it also predicts the time to the first token and to the next, the memory of a rank and the
+    best split, from ceilings that it measures here in a few seconds or reads from a file, and says which of them binds.
+
     \b
     Examples:
       corebound plan --bind_cores_to_rank
       corebound plan --hostfile hosts --json -- script.py --steps 10
+      corebound plan --model demo
+      corebound plan --shape llama-1.1b --dtype int8 --prompt-tokens 1024 --context 2048
+      corebound plan --measure ceilings.json                           on a machine like those of the hostfile
+      corebound plan --hostfile hosts --model DIR --ceilings ceilings.json    anywhere
     """  # noqa: D301  click reads the \\b
+    asked = {name: options.pop(name) for name in OPTION_NAMES}
     if script is None:
         for name in ("module", "no_python", "no_local_rank"):
             options.pop(name)
@@ -55,10 +67,14 @@ def plan(script: str | None, args: tuple[str, ...], as_json: bool, root: Path | 
     whole = make_plan(spec, topology_reader(root), environ=env.snapshot())
     for text in (*whole.warnings, *(f"{node.host}: {text}" for node in whole.nodes for text in node.warnings)):
         click.echo(f"warning: {text}", err=True)
+    predicted = predict_model(whole, spec.num_accelerators, root is not None, **asked)
     if as_json:
-        click.echo(json.dumps(as_dict(whole, agent_commands(spec, whole)), indent=2))
+        found = as_dict(whole, agent_commands(spec, whole))
+        click.echo(json.dumps(found if predicted is None else found | model_as_dict(*predicted), indent=2))
     else:
         print_plan(spec, whole, Console(soft_wrap=True))
+        if predicted is not None:
+            click.echo("\n" + render_model(*predicted))
     return 0
 
 

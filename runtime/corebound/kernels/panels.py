@@ -1,44 +1,30 @@
 """Weight matrices in panels: the layout that the native decoder computes from, decode and prefill alike.
 
-The layout is described in csrc/kernels/panel.h; the structures here follow it field for field.
+The layout is described in csrc/kernels/panel.h, sizes and structures are in panel_format.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
 from corebound import native
 from corebound.errors import KernelError
+from corebound.kernels.panel_format import (
+    PANEL_OUTPUTS,
+    MatrixStruct,
+    OutputStruct,
+    PanelFormat,
+    ScaleKind,
+    matrix_struct,
+)
 
-PANEL_OUTPUTS = 64
-INPUT_UNIT = 32
-Kind = Literal["bfloat16", "int8", "int4"]
-ScaleKind = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["none", "gelu_tanh", "silu_gated"]
-_KINDS: tuple[Kind, ...] = ("bfloat16", "int8", "int4")
-_SCALE_KINDS: tuple[ScaleKind, ...] = ("float32", "bfloat16", "float16")
 ACTIVATIONS: tuple[Activation, ...] = ("none", "gelu_tanh", "silu_gated")
-
-
-class MatrixStruct(ctypes.Structure):
-    """kernels::PanelMatrix."""
-
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("outputs", ctypes.c_int64),
-        ("inputs", ctypes.c_int64),
-        ("padded_inputs", ctypes.c_int64),
-        ("group_inputs", ctypes.c_int64),
-        ("kind", ctypes.c_int),
-        ("scale_kind", ctypes.c_int),
-        ("asymmetric", ctypes.c_bool),
-        ("gated", ctypes.c_bool),
-    ]
 
 
 class _PackStruct(ctypes.Structure):
@@ -52,34 +38,6 @@ class _PackStruct(ctypes.Structure):
     ]
 
 
-class _OutputStruct(ctypes.Structure):
-    _fields_ = [
-        ("y", ctypes.c_void_p),
-        ("logits", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("stride", ctypes.c_int64),
-        ("activation", ctypes.c_int),
-    ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PanelFormat:
-    """What each weight is stored as.
-
-    `group_size` inputs share a scale (None: all of a row); it counts for the quantised kinds only, where it must be a
-    multiple of 32. `asymmetric` groups have a zero point each.
-    """
-
-    kind: Kind = "bfloat16"
-    group_size: int | None = None
-    asymmetric: bool = False
-    scale_kind: ScaleKind = "bfloat16"
-
-    def __post_init__(self) -> None:
-        if self.group_size is not None and (self.group_size < INPUT_UNIT or self.group_size % INPUT_UNIT):
-            raise KernelError(f"panels: expected groups of a multiple of {INPUT_UNIT} inputs, found {self.group_size}")
-
-
 class PanelMatrix:
     """One weight matrix [outputs, inputs] in panels; rows are put in as they are read.
 
@@ -90,21 +48,9 @@ class PanelMatrix:
         if gated and outputs % 2:
             raise KernelError(f"panels: a gated matrix has as many gate as up rows, found {outputs} rows")
         self.outputs, self.inputs, self.form, self.gated = outputs, inputs, form, gated
-        unit = form.group_size if form.kind != "bfloat16" and form.group_size else INPUT_UNIT
-        self.padded_inputs = -(-inputs // unit) * unit
-        group = form.group_size if form.kind != "bfloat16" and form.group_size else self.padded_inputs
-        self.num_groups = self.padded_inputs // group
-        self.struct = MatrixStruct(
-            data=None,
-            outputs=outputs,
-            inputs=inputs,
-            padded_inputs=self.padded_inputs,
-            group_inputs=group,
-            kind=_KINDS.index(form.kind),
-            scale_kind=_SCALE_KINDS.index(form.scale_kind),
-            asymmetric=form.asymmetric and form.kind != "bfloat16",
-            gated=gated,
-        )
+        self.padded_inputs = form.padded_inputs(inputs)
+        self.num_groups = self.padded_inputs // form.group_inputs(inputs)
+        self.struct = matrix_struct(outputs, inputs, form, gated=gated)
         self.num_bytes = int(library().corebound_panel_matrix_bytes(ctypes.byref(self.struct)))
         self._memory: torch.Tensor | None = None
 
@@ -143,6 +89,7 @@ class PanelMatrix:
         """
         assert self.form.kind != "bfloat16" and codes.dtype == torch.uint8
         assert scales.shape == (codes.shape[0], self.num_groups), (scales.shape, codes.shape, self.num_groups)
+        assert zeros is not None or not self.struct.asymmetric, "an asymmetric matrix has zeros"
         zeros = zeros.to(torch.float32).contiguous() if self.struct.asymmetric and zeros is not None else None
         self._pack(first_row, codes.contiguous(), scales.to(torch.float32).contiguous(), zeros)
 
@@ -182,7 +129,7 @@ class PanelMatrix:
         columns = self.num_panels * (PANEL_OUTPUTS // 2 if self.gated else PANEL_OUTPUTS)
         plain = activation == "none"
         out = torch.empty((rows, self.outputs if plain else columns), dtype=torch.float32 if plain else torch.bfloat16)
-        how = _OutputStruct(
+        how = OutputStruct(
             y=None if plain else out.data_ptr(),
             logits=out.data_ptr() if plain else None,
             bias=None if in_order is None else in_order.data_ptr(),

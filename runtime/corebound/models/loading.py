@@ -8,15 +8,17 @@ import torch
 
 from corebound import kernels
 from corebound.comm import Collectives
+from corebound.config.env import rank_environment
 from corebound.errors import KernelError
 from corebound.logs import get_logger
 from corebound.models.decoder import Decoder
 from corebound.models.description import ModelDescription, describe
 from corebound.models.native_decoder import NativeDecoder
 from corebound.models.native_source import NativeSource, meter_of, packed_source
-from corebound.models.native_weights import arrange_native, matrix_schemes
+from corebound.models.native_weights import arrange_native
 from corebound.models.quantizing import CodeMeaningSink, MeaningSink
 from corebound.models.shard_reading import read_rank
+from corebound.models.storage import matrix_schemes
 from corebound.models.stored import scheme_to_apply
 from corebound.models.weights import arrange
 from corebound.quantization.scheme import Scheme, is_scheme
@@ -117,6 +119,18 @@ def _load_plain(
 
 
 def team_cpus() -> list[int]:
-    """Return the CPUs of this process's team: one of each physical core, as many as torch has threads."""
-    cpus = [core.cpus[0] for core in read_topology().physical_cores()]
-    return cpus[: max(1, torch.get_num_threads())]
+    """Return the CPUs of this process's team, as many as torch has threads; -1 for a thread that stays unpinned.
+
+    A bound rank has just the cores that it uses. Where several ranks may use the same ones, each takes its own part.
+    """
+    topology, environment = read_topology(), rank_environment()
+    cores = [core.cpus[0] for core in topology.physical_cores()]
+    num_threads = max(1, torch.get_num_threads())
+    if num_threads > len(cores):  # a list of CPUs that names both of a core
+        return list(topology.allowed_cpus)[:num_threads]
+    local_rank, local_size = (environment.local_rank, environment.local_size) if environment else (0, 1)
+    if local_size == 1 or len(cores) == num_threads:
+        return cores[:num_threads]
+    if len(cores) < num_threads * local_size:
+        return [-1] * num_threads
+    return cores[local_rank * num_threads : (local_rank + 1) * num_threads]

@@ -64,7 +64,7 @@ class NativeDecoder:
         self.head_dim = description.head_dim
         self.vocab_start, self.vocab_stop = share.vocab.start, share.vocab.stop
         self._collectives = collectives
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._rotary = RotaryTable(description.rope, description.head_dim) if description.rope else None
         self._caches: tuple[KvCache, ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_void_p]] | None = None
         self._kept: list[object] = []  # what the native side points to
@@ -132,7 +132,7 @@ class NativeDecoder:
             raise self._error(code)
         return logits
 
-    def _error(self, code: int) -> Exception:
+    def _error(self, code: int) -> BaseException:
         if self._failure is not None:
             error, self._failure = self._failure, None
             return error
@@ -208,7 +208,7 @@ class NativeDecoder:
             memory = (ctypes.c_uint16 * count).from_address(data)
             try:
                 collectives.all_reduce(torch.frombuffer(memory, dtype=torch.bfloat16))
-            except Exception as error:  # an exception cannot pass through the native frames: forward raises it
+            except BaseException as error:  # none can pass through the native frames: forward raises it
                 with contextlib.suppress(ReferenceError):
                     me._failure = error
                 return _FAILED_ITSELF

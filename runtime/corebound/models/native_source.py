@@ -10,8 +10,9 @@ from torch import Tensor
 
 from corebound.logs import get_logger
 from corebound.models.description import ModelDescription
-from corebound.models.native_weights import matrix_schemes, panel_matrices, place_matrices
-from corebound.models.quantizing import CodePanelSink, PanelSink, packed_panel_format, panel_format
+from corebound.models.native_weights import panel_matrices, place_matrices
+from corebound.models.quantizing import CodePanelSink, PanelSink, packed_panel_format
+from corebound.models.storage import matrix_schemes, panel_format
 from corebound.quantization.scheme import Scheme
 from corebound.sharding import ShardPlan
 from corebound.sharding.activation_order import check_activation_order

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from corebound.kernels.panels import MatrixStruct
+from corebound.kernels.panel_format import MatrixStruct
 
 _POINTER, _INT64, _FLOAT, _BOOL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_bool
 ALL_REDUCE = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _INT64)

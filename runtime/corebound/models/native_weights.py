@@ -8,14 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from corebound.kernels.panels import PanelFormat, PanelMatrix
+from corebound.kernels.panel_format import PanelFormat
+from corebound.kernels.panels import PanelMatrix
 from corebound.models.description import ModelDescription
-from corebound.models.quantizing import head_scheme
-from corebound.quantization.scheme import Scheme
 from corebound.sharding import ShardPlan
 from corebound.sharding.arena import allocate
-
-_MATRICES = ("qkv", "attention_out", "mlp_in", "mlp_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +48,6 @@ class NativeWeights:
     layers: tuple[NativeLayer, ...]
     final_norm: tuple[Tensor, ...]
     head: PanelMatrix
-
-
-def matrix_schemes(
-    description: ModelDescription, plan: ShardPlan, rank: int, scheme: Scheme | None
-) -> dict[str, Scheme | None]:
-    """Return the fields that are matrices of products, each with the scheme that it is quantized by, if any.
-
-    A tied embedding stays plain, because rows are looked up in it.
-    """
-    schemes: dict[str, Scheme | None] = {}
-    for field in plan.field_shapes(rank):
-        name = field.rpartition(".")[2]
-        if name.removesuffix("_weight") in _MATRICES:
-            schemes[field] = scheme
-        elif name == "head_weight":
-            schemes[field] = head_scheme(scheme)
-        elif name == "embedding_weight" and description.tied_head:
-            schemes[field] = None
-    return schemes
 
 
 def panel_matrices(

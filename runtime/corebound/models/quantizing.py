@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from corebound.kernels.panels import Kind, PanelFormat, PanelMatrix, ScaleKind
+from corebound.kernels.panel_format import Kind, PanelFormat, ScaleKind
+from corebound.kernels.panels import PanelMatrix
 from corebound.quantization.matrix import QuantizedMatrix
 from corebound.quantization.reference import dequantize
 from corebound.quantization.rtn import quantize
-from corebound.quantization.scheme import DEFAULTS, Scheme
+from corebound.quantization.scheme import Scheme
 from corebound.sharding.packed_stream import PackedField
 
 _SCALE_KINDS: dict[torch.dtype, ScaleKind] = {
@@ -18,14 +19,6 @@ _SCALE_KINDS: dict[torch.dtype, ScaleKind] = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-
-
-def panel_format(scheme: Scheme | None) -> PanelFormat:
-    """Return how a matrix is stored that is quantized by `scheme`, or plain where there is none."""
-    if scheme is None:
-        return PanelFormat()
-    kind: Kind = "int8" if scheme.bits == 8 else "int4"
-    return PanelFormat(kind=kind, group_size=scheme.group_size, asymmetric=not scheme.symmetric)
 
 
 def packed_panel_format(field: PackedField, scheme: Scheme) -> PanelFormat:
@@ -39,11 +32,6 @@ def packed_panel_format(field: PackedField, scheme: Scheme) -> PanelFormat:
         asymmetric=not field.symmetric,
         scale_kind=_SCALE_KINDS[field.scale_dtype],
     )
-
-
-def head_scheme(scheme: Scheme | None) -> Scheme | None:
-    """Return the scheme of an untied head: its errors reach the logits directly, so it never has less than 8 bits."""
-    return DEFAULTS["int8"] if scheme is not None and scheme.bits < 8 else scheme
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from corebound.errors import ModelLoadError
-from corebound.kernels.panels import Kind, PanelFormat, PanelMatrix, ScaleKind
+from corebound.kernels.panel_format import Kind, PanelFormat, ScaleKind
+from corebound.kernels.panels import PanelMatrix
 from corebound.models.description import ModelDescription
-from corebound.models.native_weights import matrix_schemes, place_matrices
+from corebound.models.native_weights import place_matrices
 from corebound.models.shards import StoredMatrix
+from corebound.models.storage import matrix_schemes
 from corebound.sharding import ShardPlan
 from corebound.sharding.arena import allocate
 from corebound.sharding.checkpoint import TensorEntry, read_header

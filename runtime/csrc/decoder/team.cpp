@@ -42,6 +42,9 @@ public:
 
   // Where the CPU is not allowed any more, the thread goes on where it may.
   static void pin(int cpu) {
+    if (cpu < 0) {
+      return;
+    }
     cpu_set_t set;
     CPU_ZERO(&set);
     CPU_SET(cpu, &set);
@@ -57,15 +60,22 @@ private:
 
 Team::Team(const std::vector<int> &cpus)
     : size_(static_cast<int>(cpus.size())), first_cpu_(cpus.empty() ? 0 : cpus[0]) {
-  for (int member = 1; member < size_; ++member) {
-    threads_.emplace_back([this, member, cpu = cpus[static_cast<size_t>(member)]] {
-      Narrowed::pin(cpu);
-      serve(member);
-    });
+  try {
+    for (int member = 1; member < size_; ++member) {
+      threads_.emplace_back([this, member, cpu = cpus[static_cast<size_t>(member)]] {
+        Narrowed::pin(cpu);
+        serve(member);
+      });
+    }
+  } catch (...) { // those that run would wait for ever, and their end is waited for
+    end();
+    throw;
   }
 }
 
-Team::~Team() {
+Team::~Team() { end(); }
+
+void Team::end() {
   ending_.store(true);
   job_.value.fetch_add(1, std::memory_order_release);
   wake_all(job_.value);

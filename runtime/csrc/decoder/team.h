@@ -14,7 +14,8 @@ namespace corebound::decoder {
 
 class Team {
 public:
-  // Members 1 and up run on `cpus[1]` and up, whoever calls run() on cpus[0] until it returns.
+  // Members 1 and up run on `cpus[1]` and up, whoever calls run() on cpus[0] until it returns; -1 leaves one where it
+  // is.
   explicit Team(const std::vector<int> &cpus);
   ~Team();
   Team(const Team &) = delete;
@@ -35,6 +36,7 @@ private:
   };
 
   void serve(int member);
+  void end();
   bool arrive(uint32_t &round);
   void wait_slowly(uint32_t round);
 

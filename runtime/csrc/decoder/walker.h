@@ -30,7 +30,7 @@ private:
     Buffer<char> attention;
     Buffer<int8_t> high, low; // its own copy of a few rows in whole numbers: cheaper than to wait for another's
     Buffer<float> scales;
-    Buffer<uint16_t> trial;
+    Buffer<uint16_t> trial, nothing; // for choose_pace
   };
   struct Rows {
     uint16_t *data;
@@ -75,7 +75,7 @@ private:
   Buffer<uint16_t> buffers_[8];
   Buffer<int8_t> rounded_[2];
   Buffer<float> blocks_[2];
-  int64_t attended_columns_, inner_columns_, max_inputs_, max_blocks_;
+  int64_t attended_columns_, attended_inputs_, hidden_columns_, inner_columns_, max_inputs_, max_blocks_, max_outputs_;
   bool paced_ = false;
   int code_ = 0; // of the all-reduce that failed; written before a barrier, read after it
 };

@@ -37,7 +37,8 @@ float round_block(const bf16 *x, int64_t count, int8_t *high, int8_t *low, float
   }
   const float top = largest.largest();
   constexpr float range = 127 * 128;
-  if (const float check = nothing.sum(); !(top > 0) || check != 0) {
+  constexpr float smallest = 1e-30F; // what is all below it counts as zero: its inverse might be none
+  if (const float check = nothing.sum(); !(top > smallest) || check != 0) {
     std::memset(high, 0, static_cast<size_t>(count));
     std::memset(low, 0, static_cast<size_t>(count));
     sum = 0;

@@ -1,0 +1,149 @@
+"""Measures how fast the decoder's products run, few rows and many, from memory and from caches. Needs no torch."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from corebound import native
+from corebound.config import env
+from corebound.errors import KernelError
+from corebound.kernels.panel_format import PANEL_OUTPUTS, Kind, OutputStruct, PanelFormat, matrix_struct
+from corebound.topology.native_report import native_active_isa
+
+_Result = TypeVar("_Result")
+_INPUTS = 2048
+# Bytes of 0x3c are a small normal number as bfloat16, as float32, and as scales: no product meets denormals or NaN.
+FILL = 0x3C
+_WAIT_S = 120.0  # for the other threads, on a machine with other work
+# The defaults of `--dtype int8` and `--dtype int4`.
+FORMATS: dict[Kind, PanelFormat] = {
+    "bfloat16": PanelFormat(),
+    "int8": PanelFormat(kind="int8"),
+    "int4": PanelFormat(kind="int4", group_size=128, asymmetric=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductRate:
+    """How many weights the threads multiply together in a second, where each weight meets `num_rows` rows.
+
+    `matrix_bytes` is what they read in one repetition, over all threads.
+    """
+
+    kind: Kind
+    num_rows: int
+    matrix_bytes: int
+    weights_per_s: float
+
+
+class PanelProbe:
+    """Memory on the node of each of `cpus`, written once, over which products are timed.
+
+    Raises: KernelError when a CPU may not be used, or the memory is not there.
+    """
+
+    def __init__(self, cpus: Sequence[int], bytes_per_thread: int) -> None:
+        self._cpus = tuple(cpus)
+        self._library = native.core_library()
+        native_active_isa(env.settings().isa)
+        self.bytes_per_thread = bytes_per_thread
+        self._regions: list[mmap.mmap] = []
+        try:
+            for _ in self._cpus:
+                self._regions.append(mmap.mmap(-1, bytes_per_thread, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+                self._regions[-1].madvise(mmap.MADV_HUGEPAGE)
+        except OSError as error:
+            raise KernelError(f"product probe: {bytes_per_thread} bytes for each core: {error.strerror}") from error
+        self._addresses = [ctypes.addressof(ctypes.c_char.from_buffer(region)) for region in self._regions]
+        on_each(self._cpus, lambda thread: ctypes.memset(self._addresses[thread], FILL, bytes_per_thread))
+
+    def measure(self, kind: Kind, num_rows: int, bytes_per_thread: int, num_repetitions: int) -> ProductRate:
+        """Return the rate of products with weights of `kind` that take about `bytes_per_thread` on each thread."""
+        form = FORMATS[kind]
+        panel_bytes = form.matrix_bytes(PANEL_OUTPUTS, _INPUTS)
+        num_panels = min(bytes_per_thread, self.bytes_per_thread) // panel_bytes
+        if num_panels < 1:
+            raise KernelError(
+                f"product probe: expected at least {panel_bytes} bytes a thread, found {bytes_per_thread}"
+            )
+        outputs = num_panels * PANEL_OUTPUTS
+        barrier = threading.Barrier(len(self._cpus))
+
+        def run(thread: int) -> list[float]:
+            matrix = matrix_struct(outputs, _INPUTS, form)
+            matrix.data = self._addresses[thread]
+            x = AlignedMemory(num_rows * _INPUTS * 2)
+            y = AlignedMemory(num_rows * outputs * 2)
+            ctypes.memset(x.address, FILL, num_rows * _INPUTS * 2)
+            how = OutputStruct(y=y.address, logits=None, bias=None, stride=outputs, activation=0)
+            times = []
+            for _ in range(num_repetitions + 1):
+                barrier.wait(_WAIT_S)
+                started_s = time.perf_counter()
+                self._library.corebound_panel_multiply(
+                    ctypes.byref(matrix),
+                    ctypes.c_void_p(x.address),
+                    ctypes.c_int64(num_rows),
+                    ctypes.c_int64(_INPUTS),
+                    ctypes.byref(how),
+                )
+                times.append(time.perf_counter() - started_s)
+            return times[1:]  # the first touches the result
+
+        # The team hands out panels as they are finished, so that what its members do in a second adds up.
+        weights = outputs * _INPUTS
+        rates = [sum(weights / time_s for time_s in round_s) for round_s in zip(*on_each(self._cpus, run), strict=True)]
+        return ProductRate(
+            kind=kind,
+            num_rows=num_rows,
+            matrix_bytes=num_panels * panel_bytes * len(self._cpus),
+            weights_per_s=statistics.median(rates),
+        )
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._addresses.clear()
+        self._regions.clear()
+
+
+class AlignedMemory:
+    """Zeroed memory at the beginning of a page; in huge pages where it is large, as weights are."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._memory = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+
+def on_each(cpus: Sequence[int], job: Callable[[int], _Result]) -> list[_Result]:
+    """Return what `job(index)` returns on a thread of each CPU, all at once.
+
+    Raises: KernelError when a CPU may not be used.
+    """
+    together = threading.Barrier(len(cpus))
+
+    def pinned(index: int) -> _Result:
+        try:
+            os.sched_setaffinity(0, {cpus[index]})  # of this thread alone
+        except OSError as error:
+            together.abort()  # or the others would wait for this one in their jobs
+            raise KernelError(f"cannot pin a thread to CPU {cpus[index]}: {error.strerror}") from error
+        together.wait(_WAIT_S)
+        return job(index)
+
+    with ThreadPoolExecutor(len(cpus)) as pool:
+        futures = [pool.submit(pinned, index) for index in range(len(cpus))]
+        errors = [error for future in futures if (error := future.exception()) is not None]
+    # A thread that gave up waiting says less than the one that it waited for.
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+    return [future.result() for future in futures]

@@ -1,0 +1,171 @@
+"""Times steps of made-up decoders: of small matrices for what costs beside products, of large ones for prompts."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from corebound import native
+from corebound.errors import KernelError
+from corebound.kernels.panel_format import PanelFormat, matrix_struct
+from corebound.kernels.panel_probe import FILL, AlignedMemory
+from corebound.models.native_structs import (
+    HeadGroupStruct,
+    LayerStruct,
+    ModelStruct,
+    NormStruct,
+    StepStruct,
+)
+
+_BLOCK_SIZE = 32
+HEAD_DIM = 64
+_GELU = 1  # kernels::Activation
+_MATRICES = ("qkv", "attention_out", "mlp_in", "mlp_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeShape:
+    """Sizes of the decoder that is timed. Small matrices cost next to nothing: what is left is all else."""
+
+    num_layers: int
+    num_kv_heads: int = 4
+    num_heads: int = 32
+    hidden: int = 64
+    inner: int = 64
+    form: PanelFormat = field(default_factory=PanelFormat)
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """Return outputs and inputs of the matrices of a layer, in the order of a step."""
+        attended = self.num_heads * HEAD_DIM
+        wide = attended + 2 * self.num_kv_heads * HEAD_DIM
+        return ((wide, self.hidden), (self.hidden, attended), (self.inner, self.hidden), (self.hidden, self.inner))
+
+    @property
+    def layer_weights(self) -> int:
+        """Return how many weights the matrices of a layer have."""
+        return sum(outputs * inputs for outputs, inputs in self.matrices)
+
+
+class DecoderProbe:
+    """A decoder whose layers share one set of weights.
+
+    Raises: KernelError when the library cannot make the team.
+    """
+
+    def __init__(self, cpus: Sequence[int], shape: ProbeShape, *, tokens: int) -> None:
+        self._library: Any = native.core_library()
+        self._library.corebound_decoder_create.restype = ctypes.c_void_p
+        self._library.corebound_decoder_create.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
+        self._library.corebound_decoder_error.restype = ctypes.c_char_p
+        self._tokens, self._shape = tokens, shape
+        num_blocks = -(-tokens // _BLOCK_SIZE)
+        self._caches = [_filled(num_blocks * _BLOCK_SIZE * shape.num_kv_heads * HEAD_DIM * 2) for _ in range(2)]
+        self._weights = [_filled(shape.form.matrix_bytes(*size)) for size in shape.matrices]
+        self._norm = _filled(2 * shape.hidden)
+        self._head = _filled(PanelFormat().matrix_bytes(1, shape.hidden))
+        self._model = self._make_model()
+        threads = (ctypes.c_int * len(cpus))(*cpus)
+        self._handle = self._library.corebound_decoder_create(ctypes.byref(self._model), threads, len(cpus))
+        if not self._handle:
+            raise KernelError(f"decoder probe: {self._library.corebound_decoder_error().decode()}")
+
+    def seconds(self, num_repetitions: int, *, whole: bool) -> float:
+        """Return the time of a step: of all tokens as one prompt if `whole`, else of the last alone."""
+        first = 0 if whole else self._tokens - 1
+        step, kept = self._make_step(first)
+        times = []
+        for _ in range(num_repetitions + 1):
+            started_s = time.perf_counter()
+            code = self._library.corebound_decoder_run(ctypes.c_void_p(self._handle), ctypes.byref(step))
+            times.append(time.perf_counter() - started_s)
+            if code:
+                raise KernelError(f"decoder probe: a step ended with code {code}")
+        kept.clear()
+        return statistics.median(times[1:])
+
+    def close(self) -> None:
+        """End the team."""
+        self._library.corebound_decoder_destroy(ctypes.c_void_p(self._handle))
+
+    def _make_model(self) -> ModelStruct:
+        shape = self._shape
+        norm = NormStruct(self._norm.address, None)
+        layer = LayerStruct(attention_norm=norm, mlp_norm=norm)
+        for name, size, memory in zip(_MATRICES, shape.matrices, self._weights, strict=True):
+            matrix = matrix_struct(*size, shape.form)
+            matrix.data = memory.address
+            setattr(layer, name, matrix)
+        head = matrix_struct(1, shape.hidden, PanelFormat())
+        head.data = self._head.address
+        self._layers = (LayerStruct * shape.num_layers)(*([layer] * shape.num_layers))
+        group = shape.num_heads // shape.num_kv_heads
+        self._groups = (HeadGroupStruct * shape.num_kv_heads)(
+            *(HeadGroupStruct(kv * group, group, kv) for kv in range(shape.num_kv_heads))
+        )
+        self._first_head = (ctypes.c_int32 * (shape.num_kv_heads + 1))(
+            *(kv * group for kv in range(shape.num_kv_heads + 1))
+        )
+        return ModelStruct(
+            num_layers=shape.num_layers,
+            hidden=shape.hidden,
+            heads=shape.num_heads,
+            kv_heads=shape.num_kv_heads,
+            head_dim=HEAD_DIM,
+            layers=ctypes.addressof(self._layers),
+            embedding=self._norm.address,
+            num_words=1,
+            final_norm=norm,
+            head=head,
+            groups=ctypes.addressof(self._groups),
+            num_groups=shape.num_kv_heads,
+            first_head=ctypes.addressof(self._first_head),
+            scale=HEAD_DIM**-0.5,
+            norm_eps=1e-5,
+            activation=_GELU,
+            rms_norm=True,
+        )
+
+    def _make_step(self, first: int) -> tuple[StepStruct, list[Any]]:
+        positions = list(range(first, self._tokens))
+        num_blocks = -(-self._tokens // _BLOCK_SIZE)
+        of_int64 = [
+            (ctypes.c_int64 * len(row))(*row)
+            for row in ([0] * len(positions), positions, positions, [len(positions) - 1])
+        ]
+        of_int32 = [
+            (ctypes.c_int32 * len(row))(*row) for row in (list(range(num_blocks)), [0, len(positions)], [self._tokens])
+        ]
+        caches = [
+            (ctypes.c_void_p * self._shape.num_layers)(*([cache.address] * self._shape.num_layers))
+            for cache in self._caches
+        ]
+        logits = (ctypes.c_float * 1)()
+        token_ids, where, slots, rows = (ctypes.addressof(array) for array in of_int64)
+        step = StepStruct(
+            len(positions),
+            1,
+            num_blocks,
+            1,
+            token_ids,
+            where,
+            slots,
+            *(ctypes.addressof(array) for array in of_int32),
+            rows,
+            *(ctypes.addressof(array) for array in caches),
+            _BLOCK_SIZE,
+            None,
+            None,
+            ctypes.addressof(logits),
+        )
+        return step, [*of_int64, *of_int32, *caches, logits]
+
+
+def _filled(num_bytes: int) -> AlignedMemory:
+    memory = AlignedMemory(num_bytes)
+    ctypes.memset(memory.address, FILL, num_bytes)
+    return memory
