@@ -91,8 +91,11 @@ def refuse_cuda(python: Path, name: str, wanted: list[str | Path]) -> None:
     command = [python, "-m", "pip", "--disable-pip-version-check", "install", "--dry-run", "--quiet", "--report", "-"]
     done = subprocess.run(
         [str(word) for word in (*command, *wanted)],
-        capture_output=True, text=True, check=False, env={**os.environ, **PEERS[name].build_variables},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **PEERS[name].build_variables},
+    )
     if done.returncode != 0:
         sys.exit(f"error: {name}: pip cannot resolve its requirements:\n{done.stderr}")
     unwanted = unwanted_packages(done.stdout)

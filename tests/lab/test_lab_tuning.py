@@ -66,9 +66,14 @@ def kernel(podman: Podman) -> Iterator[Callable[[], dict[str, str]]]:
 def tune(playbook: str, *options: str, **variables: Any) -> dict[str, int]:
     """Returns the numbers of a run of the role host_tuning on node1, or of its undoing."""
     done = run_playbook(
-        f"../tests/cluster/{playbook}", INVENTORY, "--limit", "node1", *options, timeout_s=DEPLOY_TIMEOUT_S,
+        f"../tests/cluster/{playbook}",
+        INVENTORY,
+        "--limit",
+        "node1",
+        *options,
+        timeout_s=DEPLOY_TIMEOUT_S,
         **{"one_role": "host_tuning", "host_tuning_dir": "/srv/host_tuning", **variables},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return recap(done.stdout, "node1")
 
@@ -118,10 +123,16 @@ def test_a_container_is_tuned_without_its_kernel(podman: Podman) -> None:
 
 def test_a_kernel_that_cannot_be_set_is_named_with_the_remedy() -> None:
     done = run_playbook(
-        "../tests/cluster/one_role.yml", INVENTORY, "--limit", "node1", timeout_s=DEPLOY_TIMEOUT_S,
-        one_role="host_tuning", host_tuning_dir="/srv/host_tuning", host_tuning_manage_kernel=True,
+        "../tests/cluster/one_role.yml",
+        INVENTORY,
+        "--limit",
+        "node1",
+        timeout_s=DEPLOY_TIMEOUT_S,
+        one_role="host_tuning",
+        host_tuning_dir="/srv/host_tuning",
+        host_tuning_manage_kernel=True,
         host_tuning_swappiness="11",
-    )  # fmt: skip
+    )
     tune("undo_role.yml")
     assert done.returncode != 0
     said = " ".join(done.stdout.split())

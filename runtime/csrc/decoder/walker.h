@@ -58,6 +58,7 @@ private:
   void read_alone(Member &member, const Matrix &matrix);
   void wait(const Matrix *next, const Member &member);
   Range tiles_of(const Member &member, int64_t rows) const;
+  bool alone() const { return model_.comm_group == 0 && !model_.all_reduce; } // no other rank to sum with
   bool wants_tiles(int64_t rows) const;
   bool rounds_alone(const Matrix &matrix, int64_t rows) const;
 

@@ -85,9 +85,13 @@ def test_ours_and_the_others_take_turns_and_who_is_missing_is_said(
     assert reasons["openvino"] == "not installed in peers/openvino: `make bench-peers PEERS=openvino`"
     assert reasons["ipex"].startswith("not installed: it is bound to torch 2.8")
     assert [(row["engine"], row["num_ranks"], row["num_prompt_tokens"]) for row in result["rows"]] == [
-        ("corebound", 1, 32), ("corebound", 1, 512), ("corebound", 2, 32), ("corebound", 2, 512),
-        ("llama_cpp", 1, 32), ("llama_cpp", 1, 512),
-    ]  # fmt: skip
+        ("corebound", 1, 32),
+        ("corebound", 1, 512),
+        ("corebound", 2, 32),
+        ("corebound", 2, 512),
+        ("llama_cpp", 1, 32),
+        ("llama_cpp", 1, 512),
+    ]
     assert {item["decode_speed_ratio"] for item in result["comparisons"]} == {2.0}
     assert len(result["readings"]) == 7
 

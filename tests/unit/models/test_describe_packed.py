@@ -113,7 +113,7 @@ def _read_and_expected(
     rank: int,
     whole: PlainWeights,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    packed = model.packed  # type: ignore[attr-defined]
+    packed = model.packed  # type: ignore[attr-defined]  # the description, typed as object here
     num_outputs, num_inputs = parameter.shape
     (cut,) = plan.ranges(parameter, rank)
     rows, columns = (range(num_outputs), cut) if parameter.rule.cut_dim else (cut, range(num_inputs))

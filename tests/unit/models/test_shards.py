@@ -117,7 +117,7 @@ def test_logits_and_tokens_are_those_of_the_checkpoint(
 
 def test_a_rank_reads_its_file_and_no_more(bloom: Path) -> None:
     seen: list[tuple[int, int]] = []
-    expected = [size for name, (_, size) in read_shards(bloom).files.items() if name.startswith("rank-")]  # type: ignore
+    expected = [size for name, (_, size) in read_shards(bloom).files.items() if name.startswith("rank-")]
     run_ranks(2, lambda group: load_model(bloom, "bfloat16", group, lambda *at: seen.append(at)))
     done, total = seen[-1]
     assert done == total

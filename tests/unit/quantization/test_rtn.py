@@ -189,8 +189,8 @@ def test_inputs_are_read_in_the_order_of_the_columns() -> None:
 def test_products_whose_inputs_are_in_different_orders_are_not_joined() -> None:
     plain = quantize(random_weight(5, 32), Scheme(4, 32, False))
     parts = {"bits": 4, "group_size": 32, "codes": plain.codes, "scales": plain.scales, "zeros": plain.zeros}
-    forward = QuantizedMatrix(**parts, column_order=torch.arange(32))  # type: ignore[arg-type]
-    backward = QuantizedMatrix(**parts, column_order=torch.arange(32).flip(0))  # type: ignore[arg-type]
+    forward = QuantizedMatrix(**parts, column_order=torch.arange(32))  # type: ignore[arg-type]  # fields of several types
+    backward = QuantizedMatrix(**parts, column_order=torch.arange(32).flip(0))  # type: ignore[arg-type]  # fields of several types
     with pytest.raises(KernelError, match="in different orders"):
         concatenate([forward, backward])
     with pytest.raises(KernelError, match="in different orders"):

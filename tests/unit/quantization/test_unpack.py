@@ -25,7 +25,7 @@ def awq(group_size: int | None = 32) -> PackedFormat:
 
 
 def gptq(bits: int = 4, group_size: int | None = 32, version: int = 1, **fields: bool) -> PackedFormat:
-    scheme = Scheme(bits, group_size, False)  # type: ignore[arg-type]
+    scheme = Scheme(bits, group_size, False)  # type: ignore[arg-type]  # parametrised numbers
     return PackedFormat(method="gptq", scheme=scheme, zero_offset=1 if version == 1 else 0, **fields)
 
 

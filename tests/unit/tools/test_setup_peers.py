@@ -13,7 +13,7 @@ from corebound.engine.bench.peers.catalog import PEERS
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "runtime/packaging"))
-import setup_peers  # noqa: E402
+import setup_peers  # noqa: E402  # its folder is put on the path above
 
 
 def report(*names: str) -> str:

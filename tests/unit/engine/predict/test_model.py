@@ -49,7 +49,7 @@ def ceilings(**changes: object) -> Ceilings:
         layer_us=10.0,
         attention_gflop_per_s=100.0,
     )
-    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]  # fields of several types by name
 
 
 def shape(name: str) -> Architecture:

@@ -75,8 +75,11 @@ def _run(peer: Peer, folder: Path, job: BenchJob, adapter: str | None = None) ->
     # A group of its own, so that ranks that an engine starts end with it.
     process = subprocess.Popen(
         [*command, str(python), str(ADAPTERS / (adapter or peer.adapter))],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
         _, errors = process.communicate(job.to_bytes(), timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired as late:

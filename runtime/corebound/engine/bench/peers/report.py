@@ -63,14 +63,28 @@ def _run(result: dict[str, Any], plots: dict[str, str], folder: str) -> list[str
         found = [row for row in single if row["num_prompt_tokens"] == length]
         parts += [f"### Decode, batch 1, after a prompt of {length} tokens", _decode(found)]
     decode = [row for row in single if row["num_prompt_tokens"] == prompts[0]]
-    parts += _plot(plots, folder, f"{shape}-decode.svg", "Decode: fraction of the read bandwidth around it", decode,
-                   lambda row: float(row["fraction_of_ceiling"]), mark=1.0)  # fmt: skip
+    parts += _plot(
+        plots,
+        folder,
+        f"{shape}-decode.svg",
+        "Decode: fraction of the read bandwidth around it",
+        decode,
+        lambda row: float(row["fraction_of_ceiling"]),
+        mark=1.0,
+    )
     for length in prompts:
         found = [row for row in single if row["num_prompt_tokens"] == length]
         parts += [f"### First token, prompt of {length} tokens", _prefill(found)]
     prefill = [row for row in single if row["num_prompt_tokens"] == prompts[-1]]
-    parts += _plot(plots, folder, f"{shape}-prefill.svg", f"Prefill of {prompts[-1]} tokens: fraction of the GEMM peak",
-                   prefill, lambda row: float(row["prefill_fraction_of_gemm"]), mark=1.0)  # fmt: skip
+    parts += _plot(
+        plots,
+        folder,
+        f"{shape}-prefill.svg",
+        f"Prefill of {prompts[-1]} tokens: fraction of the GEMM peak",
+        prefill,
+        lambda row: float(row["prefill_fraction_of_gemm"]),
+        mark=1.0,
+    )
     ranks = _ranks(single)
     parts += ["### One and two ranks", ranks] if ranks else []
     batches = sorted({row["batch_size"] for row in rows})
@@ -78,8 +92,15 @@ def _run(result: dict[str, Any], plots: dict[str, str], folder: str) -> list[str
         short = [row for row in rows if row["num_prompt_tokens"] == prompts[0]]
         parts += [f"### Batches, prompts of {prompts[0]} tokens", _batches(short, batches)]
         largest = [row for row in short if row["batch_size"] == batches[-1]]
-        parts += _plot(plots, folder, f"{shape}-batch.svg", f"Decode, batch {batches[-1]}: tokens/s", largest,
-                       lambda row: float(row["decode_tokens_per_s"]), digits=0)  # fmt: skip
+        parts += _plot(
+            plots,
+            folder,
+            f"{shape}-batch.svg",
+            f"Decode, batch {batches[-1]}: tokens/s",
+            largest,
+            lambda row: float(row["decode_tokens_per_s"]),
+            digits=0,
+        )
     if result.get("all_reduce"):
         parts += ["### All-reduce, two processes", _all_reduce(result["all_reduce"])]
     if result["comparisons"]:
@@ -120,8 +141,19 @@ def _span(values: Sequence[float], digits: int) -> str:
 
 
 def _decode(rows: Iterable[dict[str, Any]]) -> str:
-    header = ("engine", "weights", "ranks x threads", "next token, ms", "p10", "p90", "p99", "tokens/s", "GB/s",
-              "of bandwidth", "memory, GiB")  # fmt: skip
+    header = (
+        "engine",
+        "weights",
+        "ranks x threads",
+        "next token, ms",
+        "p10",
+        "p90",
+        "p99",
+        "tokens/s",
+        "GB/s",
+        "of bandwidth",
+        "memory, GiB",
+    )
     ordered = sorted(rows, key=lambda row: (_WIDTHS.get(row["dtype"], 0), row["next_token_ms"]))
     return markdown_table(
         header,
@@ -181,8 +213,16 @@ def _ranks(rows: Sequence[dict[str, Any]]) -> str:
                         f"{one['next_token_ms'] / two['next_token_ms']:.2f}",
                     )
                 )
-    header = ("engine", "weights", "prompt", "ranks x threads", "first token, ms", "times as fast", "next token, ms",
-              "times as fast")  # fmt: skip
+    header = (
+        "engine",
+        "weights",
+        "prompt",
+        "ranks x threads",
+        "first token, ms",
+        "times as fast",
+        "next token, ms",
+        "times as fast",
+    )
     return markdown_table(header, lines) if lines else ""
 
 

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,13 @@ def read_sums(path: Path) -> SumReport:
 def read_job() -> BenchJob:
     """Return the job that came on standard input."""
     return BenchJob.from_json(json.load(sys.stdin))
+
+
+def convert_or_measure(convert: Callable[[BenchJob, Path], object], measure: Callable[[BenchJob, Path], object]) -> int:
+    """Do the job on standard input with an engine that keeps models in a form of its own; return the exit code."""
+    job = read_job()
+    (convert if job.action == "convert" else measure)(job, Path(job.converted_dir or ""))
+    return 0
 
 
 def read_report(path: Path) -> BenchReport:

@@ -8,9 +8,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from protocol import BenchJob, peak_rss_bytes
+from protocol import BenchJob, BenchReport, CaseReport, peak_rss_bytes, read_job
 
 _JOB_FLAG = "--rank-job"
 
@@ -20,6 +21,25 @@ def rank_job() -> BenchJob | None:
     if len(sys.argv) != 3 or sys.argv[1] != _JOB_FLAG:
         return None
     return BenchJob.from_json(json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))
+
+
+def main(measure: Callable[[BenchJob], int]) -> int:
+    """Start the ranks of the job on standard input, or be one of them, which measures; return the exit code."""
+    job = rank_job()
+    return run_ranks(read_job()) if job is None else measure(job)
+
+
+def write_report(job: BenchJob, cases: list[CaseReport], version: str) -> None:
+    """Write what rank 0 measured and the memory of all ranks; every rank calls it."""
+    import torch
+    import torch.distributed as dist
+
+    num_bytes = memory_of_all()
+    if dist.get_rank() == 0:
+        report = BenchReport(
+            num_threads=torch.get_num_threads(), peak_rss_bytes=num_bytes, cases=cases, version=version
+        )
+        report.write(job.report_path)
 
 
 def run_ranks(job: BenchJob) -> int:
@@ -33,14 +53,20 @@ def run_ranks(job: BenchJob) -> int:
     ranks = [
         subprocess.Popen(
             [
-                "taskset", "--cpu-list", ",".join(map(str, cpus[rank * each : (rank + 1) * each])),
-                "env", *(f"{name}={value}" for name, value in _place(rank, num_ranks, port, each).items()),
-                sys.executable, sys.argv[0], _JOB_FLAG, str(path),
+                "taskset",
+                "--cpu-list",
+                ",".join(map(str, cpus[rank * each : (rank + 1) * each])),
+                "env",
+                *(f"{name}={value}" for name, value in _place(rank, num_ranks, port, each).items()),
+                sys.executable,
+                sys.argv[0],
+                _JOB_FLAG,
+                str(path),
             ],
             stdin=subprocess.DEVNULL,
         )
         for rank in range(num_ranks)
-    ]  # fmt: skip
+    ]
     return next((code for code in [rank.wait() for rank in ranks] if code), 0)
 
 

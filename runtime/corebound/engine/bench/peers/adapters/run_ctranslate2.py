@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from protocol import BenchCase, BenchJob, BenchReport, CaseReport, StepClock, peak_rss_bytes, read_job
+from protocol import BenchCase, BenchJob, BenchReport, CaseReport, StepClock, convert_or_measure, peak_rss_bytes
 from tokenizer import word, write_tokenizer
 
 _TYPES = {"bfloat16": "bfloat16", "float32": "float32", "int8": "int8"}
@@ -15,6 +15,7 @@ _TYPES = {"bfloat16": "bfloat16", "float32": "float32", "int8": "int8"}
 
 def convert(job: BenchJob, target: Path) -> None:
     """Write the model as CTranslate2's; its converter wants a tokenizer beside the checkpoint."""
+    shutil.rmtree(target, ignore_errors=True)
     import ctranslate2
     from transformers import AutoConfig
 
@@ -67,17 +68,5 @@ def run(generator: Any, case: BenchCase, count: int) -> CaseReport:
     return clock.report([int(token[1:]) for token in results[0].sequences[0]])
 
 
-def main() -> int:
-    """Do the job and return the exit code."""
-    job = read_job()
-    target = Path(job.converted_dir or "")
-    if job.action == "convert":
-        shutil.rmtree(target, ignore_errors=True)
-        convert(job, target)
-    else:
-        measure(job, target)
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(convert_or_measure(convert, measure))

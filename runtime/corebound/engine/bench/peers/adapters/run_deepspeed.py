@@ -7,7 +7,7 @@ import deepspeed
 import ranks
 import torch
 import torch.distributed as dist
-from protocol import BenchJob, BenchReport, read_job
+from protocol import BenchJob
 
 
 @torch.inference_mode()
@@ -21,24 +21,11 @@ def measure(job: BenchJob) -> int:
         replace_with_kernel_inject=False,
     )
     cases = causal_lm.measure(engine.module, job)
-    num_bytes = ranks.memory_of_all()
-    if dist.get_rank() == 0:
-        BenchReport(
-            num_threads=torch.get_num_threads(),
-            peak_rss_bytes=num_bytes,
-            cases=cases,
-            version=deepspeed.__version__,
-        ).write(job.report_path)
+    ranks.write_report(job, cases, deepspeed.__version__)
     ranks.remove_segments("deepspeed_allreduce_buffer_")
     dist.destroy_process_group()
     return 0
 
 
-def main() -> int:
-    """Start the ranks, or be one of them."""
-    job = ranks.rank_job()
-    return ranks.run_ranks(read_job()) if job is None else measure(job)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(ranks.main(measure))

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from protocol import BenchCase, BenchJob, BenchReport, CaseReport, StepClock, peak_rss_bytes, read_job
+from protocol import BenchCase, BenchJob, BenchReport, CaseReport, StepClock, convert_or_measure, peak_rss_bytes
 
 _FILE = "model.gguf"
 _MICRO_BATCH_TOKENS = 512
@@ -202,16 +202,5 @@ def _weight_bytes(path: Path) -> int:
     return sum(tensors.values())
 
 
-def main() -> int:
-    """Do the job and return the exit code."""
-    job = read_job()
-    target = Path(job.converted_dir or "")
-    if job.action == "convert":
-        convert(job, target)
-    else:
-        measure(job, target)
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(convert_or_measure(convert, measure))

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from protocol import BenchCase, BenchJob, BenchReport, CaseReport, StepClock, peak_rss_bytes, read_job
+from protocol import BenchCase, BenchJob, BenchReport, CaseReport, StepClock, convert_or_measure, peak_rss_bytes
 from tokenizer import write_tokenizer
 
 
@@ -139,16 +139,5 @@ def _feeds_gather(op: Any) -> bool:
     return False
 
 
-def main() -> int:
-    """Do the job and return the exit code."""
-    job = read_job()
-    target = Path(job.converted_dir or "")
-    if job.action == "convert":
-        convert(job, target)
-    else:
-        measure(job, target)
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(convert_or_measure(convert, measure))

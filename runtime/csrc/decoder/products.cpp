@@ -1,0 +1,95 @@
+// The products of a step: rows made ready for a matrix, its panels shared out, and the waits around them.
+#include "decoder/walker.h"
+
+#include <algorithm>
+
+namespace corebound::decoder {
+namespace {
+
+using kernels::PanelInput;
+using kernels::PanelOutput;
+
+} // namespace
+
+void Walker::prepare(const Matrix &matrix, Rows in, Range rows, int64_t all) {
+  if (rows.begin >= rows.end) {
+    return;
+  }
+  PanelInput part{};
+  part.x = in.row(rows.begin);
+  part.rows = rows.end - rows.begin;
+  part.stride = in.stride;
+  const int64_t first = rows.begin * matrix.padded_inputs, block = rows.begin * matrix.num_blocks();
+  if (wants_tiles(all)) {
+    kernels_.make_tiles(part, matrix.padded_inputs, tiles_ + first, 0, (part.rows + 15) / 16);
+  } else if (matrix.kind != kernels::WeightKind::bfloat16 && !rounds_alone(matrix, all)) {
+    kernels_.round_rows(matrix, part, high_ + first, low_ + first, block_scales_ + block, block_sums_ + block);
+  }
+}
+
+void Walker::multiply(Member &member, const Matrix &matrix, Rows in, int64_t rows, const PanelOutput &out,
+                      const Matrix *next, bool prepared) {
+  const bool tiled = wants_tiles(rows), quantised = matrix.kind != kernels::WeightKind::bfloat16;
+  const bool alone = rounds_alone(matrix, rows);
+  if (!prepared && (tiled || (quantised && !alone))) {
+    const Range tiles = tiles_of(member, rows);
+    prepare(matrix, in, {tiles.begin * 16, std::min(tiles.end * 16, rows)}, rows);
+    wait(&matrix, member);
+  }
+  PanelInput input = {in.data, nullptr, high_, low_, block_scales_, block_sums_, rows, in.stride, paced_};
+  if (tiled) {
+    input.tiles = tiles_;
+  } else if (alone) {
+    round_alone(member, matrix, input);
+  }
+  Shares &mine = shares_[member.turn % 3];
+  // Everyone has left the product before the last one, so nobody takes from these shares now.
+  if (member.index == 0 && next) {
+    shares_[(member.turn + 1) % 3].deal(next->num_panels());
+  }
+  ++member.turn;
+  float *scratch = member.panel.get(kernels::panel_scratch_floats(rows));
+  for (int64_t panel = mine.take(member.index); panel >= 0; panel = mine.take(member.index)) {
+    kernels_.panel_product(matrix, panel, input, out, scratch);
+  }
+}
+
+// Makes the member's own copy of the rows in whole numbers.
+void Walker::round_alone(Member &member, const Matrix &matrix, PanelInput &input) const {
+  const int64_t blocks = input.rows * matrix.num_blocks(), elements = input.rows * matrix.padded_inputs;
+  int8_t *high = member.high.get(elements), *low = member.low.get(elements);
+  float *scales = member.scales.get(2 * blocks);
+  kernels_.round_rows(matrix, input, high, low, scales, scales + blocks);
+  input.high = high;
+  input.low = low;
+  input.block_scales = scales;
+  input.block_sums = scales + blocks;
+}
+
+// A barrier, at which who waits fetches the beginning of what it will read next.
+void Walker::wait(const Matrix *next, const Member &member) {
+  if (!next) {
+    return team_.barrier();
+  }
+  constexpr int64_t lines = 8, reach_bytes = 128 << 10;
+  const int64_t first = next->num_panels() * member.index / team_.size();
+  const char *at = next->panel(first), *end = at + std::min(reach_bytes, next->panel_bytes());
+  team_.barrier([&] {
+    for (int64_t i = 0; i < lines && at < end; ++i, at += 64) {
+      __builtin_prefetch(at, 0, 2);
+    }
+  });
+}
+
+Walker::Range Walker::tiles_of(const Member &member, int64_t rows) const {
+  const int64_t tiles = (rows + 15) / 16;
+  return {tiles * member.index / team_.size(), tiles * (member.index + 1) / team_.size()};
+}
+
+bool Walker::rounds_alone(const Matrix &matrix, int64_t rows) const {
+  return matrix.kind != kernels::WeightKind::bfloat16 && rows <= 2 && !wants_tiles(rows);
+}
+
+bool Walker::wants_tiles(int64_t rows) const { return kernels_.takes_tiles() && rows >= kernels::min_tile_rows; }
+
+} // namespace corebound::decoder

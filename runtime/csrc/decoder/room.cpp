@@ -1,0 +1,136 @@
+// What happens before a step: the sizes of everything, memory for it, and the trial of how to read the weights.
+#include "decoder/walker.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "comm/clock.h"
+
+namespace corebound::decoder {
+namespace {
+
+using kernels::Activation;
+using kernels::PanelInput;
+using kernels::PanelOutput;
+
+int64_t whole_panels(int64_t columns) {
+  return (columns + kernels::panel_outputs - 1) / kernels::panel_outputs * kernels::panel_outputs;
+}
+
+} // namespace
+
+Walker::Walker(const Model &model, const std::vector<int> &cpus)
+    : model_(model), kernels_(kernels::active_kernels()), team_(cpus), members_(cpus.size()),
+      shares_{Shares(static_cast<int>(cpus.size())), Shares(static_cast<int>(cpus.size())),
+              Shares(static_cast<int>(cpus.size()))},
+      items_(static_cast<int>(cpus.size())), attended_columns_(model.heads * model.head_dim),
+      attended_inputs_(attended_columns_), hidden_columns_(whole_panels(model.hidden)), inner_columns_(0),
+      max_inputs_(0), max_blocks_(0), max_outputs_(0) {
+  for (size_t m = 0; m < members_.size(); ++m) {
+    members_[m].index = static_cast<int>(m);
+  }
+  const auto look = [&](const Matrix &matrix) {
+    max_inputs_ = std::max(max_inputs_, matrix.padded_inputs);
+    max_blocks_ = std::max(max_blocks_, matrix.num_blocks());
+    max_outputs_ = std::max(max_outputs_, matrix.num_panels() * kernels::panel_outputs);
+  };
+  for (int64_t i = 0; i < model.num_layers; ++i) {
+    const Layer &layer = model.layers[i];
+    inner_columns_ = std::max(inner_columns_, layer.mlp_in.num_panels() * (layer.mlp_in.gated ? 32 : 64));
+    inner_columns_ = std::max(inner_columns_, layer.mlp_out.padded_inputs);
+    // Layers may differ: a packed matrix is padded to its groups, a plain one is not.
+    hidden_columns_ = std::max({hidden_columns_, layer.qkv.padded_inputs, layer.mlp_in.padded_inputs});
+    attended_inputs_ = std::max(attended_inputs_, layer.attention_out.padded_inputs);
+    look(layer.qkv);
+    look(layer.attention_out);
+    look(layer.mlp_in);
+    look(layer.mlp_out);
+  }
+  look(model.head);
+  hidden_columns_ = std::max(hidden_columns_, model.head.padded_inputs);
+  if (model.head_dim < 1 || model.head_dim > kernels::max_head_dim) {
+    throw std::invalid_argument("expected heads of 1 to " + std::to_string(kernels::max_head_dim) +
+                                " dimensions, found " + std::to_string(model.head_dim));
+  }
+}
+
+void Walker::make_room(const Step &step) {
+  const int64_t rows = (step.tokens + 15) / 16 * 16;
+  const int64_t hidden = hidden_columns_, attended = attended_inputs_;
+  const int64_t qkv = whole_panels((model_.heads + 2 * model_.kv_heads) * model_.head_dim);
+  x_ = {buffers_[0].get(rows * hidden), hidden};
+  stream_ = {buffers_[1].get(rows * hidden), hidden};
+  normed_ = {buffers_[2].get(rows * hidden), hidden};
+  qkv_ = {buffers_[3].get(rows * qkv), qkv};
+  q_ = buffers_[4].get(rows * attended_columns_);
+  attended_ = {buffers_[5].get(rows * attended), attended};
+  inner_ = {buffers_[6].get(rows * inner_columns_), inner_columns_};
+  tiles_ = wants_tiles(step.tokens) ? buffers_[7].get(kernels::tile_elements(rows, max_inputs_)) : nullptr;
+  // Here, where running out of memory is an error and nobody waits at a barrier.
+  kernels::AttentionArgs attention{};
+  attention.head_dim = model_.head_dim;
+  const int64_t few = std::min<int64_t>(step.tokens, 2); // rows that every member rounds for itself
+  for (Member &member : members_) {
+    member.panel.get(kernels::panel_scratch_floats(step.tokens));
+    member.attention.get(kernels::attention_scratch_bytes(attention));
+    member.high.get(few * max_inputs_);
+    member.low.get(few * max_inputs_);
+    member.scales.get(2 * few * max_blocks_);
+  }
+  const int64_t rounded = tiles_ ? kernels::min_tile_rows : rows; // more of them go by tiles
+  high_ = rounded_[0].get(rounded * max_inputs_);
+  low_ = rounded_[1].get(rounded * max_inputs_);
+  block_scales_ = blocks_[0].get(rounded * max_blocks_);
+  block_sums_ = blocks_[1].get(rounded * max_blocks_);
+}
+
+void Walker::choose_pace() {
+  // The first layers, as far as no cache holds them, by every member as in a step; alternating, because machines are
+  // noisy.
+  constexpr int64_t enough_bytes = 512 << 20;
+  constexpr int num_rounds = 3;
+  Step step{};
+  step.tokens = 1;
+  make_room(step);
+  for (Member &member : members_) {
+    member.nothing.get(max_inputs_);
+    member.trial.get(max_outputs_);
+  }
+  double best[2] = {1e300, 1e300};
+  for (int round = 0; round < 2 * num_rounds; ++round) {
+    paced_ = round % 2 == 1;
+    const double start_s = comm::clock_s();
+    team_.run([&](int index) {
+      Member &member = members_[static_cast<size_t>(index)];
+      int64_t bytes = 0;
+      for (int64_t i = 0; i < model_.num_layers && bytes < enough_bytes; ++i) {
+        for (const Matrix *matrix : {&model_.layers[i].mlp_in, &model_.layers[i].mlp_out}) {
+          read_alone(member, *matrix);
+          bytes += matrix->num_panels() * matrix->panel_bytes();
+        }
+      }
+    });
+    best[round % 2] = std::min(best[round % 2], comm::clock_s() - start_s);
+  }
+  paced_ = best[1] < 0.97 * best[0];
+}
+
+// A product of the member's part of a matrix with a row of zeros, into nowhere.
+void Walker::read_alone(Member &member, const Matrix &matrix) {
+  const int64_t panels = matrix.num_panels();
+  PanelInput input{};
+  input.x = member.nothing.get(matrix.padded_inputs);
+  input.rows = 1;
+  input.paced = paced_;
+  if (matrix.kind != kernels::WeightKind::bfloat16) {
+    round_alone(member, matrix, input);
+  }
+  const PanelOutput out = {member.trial.get(panels * kernels::panel_outputs), nullptr, nullptr, 0, Activation::none};
+  float *scratch = member.panel.get(kernels::panel_scratch_floats(1));
+  for (int64_t p = panels * member.index / team_.size(); p < panels * (member.index + 1) / team_.size(); ++p) {
+    kernels_.panel_product(matrix, p, input, out, scratch);
+  }
+}
+
+} // namespace corebound::decoder
