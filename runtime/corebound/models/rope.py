@@ -18,13 +18,13 @@ class RotaryTable:
     """
 
     def __init__(self, rope: Rope, head_dim: int) -> None:
-        self._frequencies = inverse_frequencies(rope, head_dim)
-        self._cos = self._sin = torch.empty((0, head_dim // 2))
+        self._frequencies = inverse_frequencies(rope, rope.dim or head_dim)
+        self._cos = self._sin = torch.empty((0, len(self._frequencies)))
 
     def up_to(self, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and sines for at least `num_positions` positions.
 
-        Shapes: each [P, D/2] float32, P >= num_positions.
+        Shapes: each [P, R/2] float32 for R dimensions that turn, P >= num_positions.
         """
         if num_positions > self._cos.shape[0]:
             length = max(_FIRST_POSITIONS, 1 << (num_positions - 1).bit_length())
@@ -33,14 +33,14 @@ class RotaryTable:
         return self._cos, self._sin
 
 
-def inverse_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:
+def inverse_frequencies(rope: Rope, rotary_dim: int) -> torch.Tensor:
     """Return the angle per position of each pair of dimensions.
 
-    Shapes: [D/2] float32.
+    Shapes: [rotary_dim / 2] float32.
 
     Source: Su et al., RoFormer (2021); the llama3 scaling is described in Grattafiori et al. (2024).
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
     frequencies = 1.0 / rope.theta**exponents
     if rope.scaling == "linear":
         return frequencies / rope.factor

@@ -125,7 +125,7 @@ def test_a_wrong_field_of_config_is_named(copy: Path, changes: dict[str, Any], p
 
 def test_an_unknown_architecture_gets_the_nearest_name(copy: Path) -> None:
     hint = refused(edit_config(copy, architectures=["BlomForCausalLM"])).hint
-    assert hint == "did you mean `BloomForCausalLM`? known: BloomForCausalLM, LlamaForCausalLM"
+    assert hint is not None and hint.startswith("did you mean `BloomForCausalLM`? known: BloomForCausalLM, Falcon")
 
 
 @pytest.mark.parametrize(

@@ -236,9 +236,10 @@ class _Model:
         if self.plan.num_ranks == 1:
             return 0.0
         width = self.architecture.hidden_size * _ELEMENT_BYTES
-        # The last layer's two are of the rows whose logits are wanted.
-        full = 2 * self.architecture.num_layers - 2 + 1  # and the embedding's
-        sums_s = full * self._sum_s(rows * width) + (2 * self._sum_s(num_logits * width) if num_logits else 0.0)
+        # The last layer's are of the rows whose logits are wanted.
+        of_layer = 1 if self.architecture.parallel_residual else 2
+        full = of_layer * (self.architecture.num_layers - 1) + 1  # and the embedding's
+        sums_s = full * self._sum_s(rows * width) + (of_layer * self._sum_s(num_logits * width) if num_logits else 0.0)
         return sums_s + _SMALL_SUMS * self._sum_s(4096)
 
     def _sum_s(self, num_bytes: int) -> float:
