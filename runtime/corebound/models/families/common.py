@@ -154,6 +154,16 @@ def activation(config: ConfigReader, field: str, *, default: str) -> str:
     return PLAIN_ACTIVATIONS[config.choice(field, valid=PLAIN_ACTIVATIONS, default=default)]
 
 
+def require(config: ConfigReader, **expected: bool) -> None:
+    """Check flags of which one value is computed; a flag that is not there has it.
+
+    Raises: ModelLoadError naming the field.
+    """
+    for field, value in expected.items():
+        if config.flag(field, default=value) is not value:
+            raise config.wrong(field, str(value).lower(), not value)
+
+
 def untied(config: ConfigReader, *, tied_by_default: bool) -> bool:
     """Return whether the head is a matrix of its own."""
     return not config.flag("tie_word_embeddings", default=tied_by_default)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
-from corebound.models.families.common import activation, features, rope, untied
+from corebound.models.families.common import activation, features, require, rope, untied
 
 
 def architecture(config: ConfigReader, name: str) -> Architecture:
@@ -20,8 +20,7 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
     if hidden_size % num_heads:
         raise config.wrong("num_attention_heads", f"a divisor of hidden_size {hidden_size}", num_heads)
     head_dim = hidden_size // num_heads
-    if config.flag("alibi", default=False):
-        raise config.wrong("alibi", "false: only rotary positions are computed for this family", True)
+    require(config, alibi=False, apply_residual_connection_post_layernorm=False)
     new = config.flag("new_decoder_architecture", default=False)
     parallel = config.flag("parallel_attn", default=True)
     if new and not parallel:

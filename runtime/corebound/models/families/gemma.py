@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
-from corebound.models.families.common import features, heads, rope, untied
+from corebound.models.families.common import features, heads, require, rope, untied
 
 
 def architecture(config: ConfigReader, name: str) -> Architecture:
@@ -19,8 +19,7 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
     # The first checkpoints say gelu in hidden_act and mean the tanh formula; a later field says so.
     config.choice("hidden_activation", valid=("gelu_pytorch_tanh",), default="gelu_pytorch_tanh")
     config.choice("hidden_act", valid=("gelu_pytorch_tanh", "gelu"), default="gelu_pytorch_tanh")
-    if config.flag("use_bidirectional_attention", default=False):
-        raise config.wrong("use_bidirectional_attention", "false", True)
+    require(config, use_bidirectional_attention=False)
     max_positions = config.integer("max_position_embeddings", default=8192)
     return Architecture(
         name=name,

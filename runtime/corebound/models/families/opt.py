@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
-from corebound.models.families.common import activation, features, untied
+from corebound.models.families.common import activation, features, require, untied
 
 _OFFSET = 2  # the first rows of the table of positions are nobody's
 
@@ -21,13 +21,7 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
     num_heads = config.integer("num_attention_heads")
     if hidden_size % num_heads:
         raise config.wrong("num_attention_heads", f"a divisor of hidden_size {hidden_size}", num_heads)
-    for field, expected in (
-        ("do_layer_norm_before", True),
-        ("layer_norm_elementwise_affine", True),
-        ("_remove_final_layer_norm", False),
-    ):
-        if config.flag(field, default=expected) is not expected:
-            raise config.wrong(field, str(expected).lower(), not expected)
+    require(config, do_layer_norm_before=True, layer_norm_elementwise_affine=True, _remove_final_layer_norm=False)
     projected = config.integer("word_embed_proj_dim", default=hidden_size)
     if projected != hidden_size:
         raise config.wrong("word_embed_proj_dim", f"hidden_size, {hidden_size}", projected)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
-from corebound.models.families.common import features, heads, layered_windows, rope, untied
+from corebound.models.families.common import features, heads, layered_windows, require, rope, untied
 
 
 def architecture(config: ConfigReader, name: str) -> Architecture:
@@ -16,6 +16,7 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
     Raises: ModelLoadError naming the field that is missing, wrong, or asks for what is not computed here.
     """
     sizes = heads(config)
+    require(config, use_mrope=False)
     config.choice("hidden_act", valid=("silu",), default="silu")
     num_layers = config.integer("num_hidden_layers")
     max_positions = config.integer("max_position_embeddings", default=32768)

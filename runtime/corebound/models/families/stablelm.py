@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
-from corebound.models.families.common import features, heads, rope, untied
+from corebound.models.families.common import features, heads, require, rope, untied
 
 
 def architecture(config: ConfigReader, name: str) -> Architecture:
@@ -17,8 +17,7 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
     """
     sizes = heads(config, head_dim=False)
     config.choice("hidden_act", valid=("silu",), default="silu")
-    if config.flag("qk_layernorm", default=False):
-        raise config.wrong("qk_layernorm", "false: norms of each head are not computed", True)
+    require(config, qk_layernorm=False)
     parallel = config.flag("use_parallel_residual", default=False)
     max_positions = config.integer("max_position_embeddings", default=4096)
     return Architecture(

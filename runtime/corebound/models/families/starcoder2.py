@@ -16,6 +16,8 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
     Raises: ModelLoadError naming the field that is missing, wrong, or asks for what is not computed here.
     """
     sizes = heads(config)
+    config.choice("norm_type", valid=("layer_norm",), default="layer_norm")
+    config.choice("mlp_type", valid=("default",), default="default")
     num_layers = config.integer("num_hidden_layers")
     max_positions = config.integer("max_position_embeddings", default=4096)
     return Architecture(
