@@ -49,9 +49,12 @@ def exact(built: Built) -> Callable[..., torch.Tensor]:
         for parameter in model.parameters():
             parameter.data = parameter.data.bfloat16().float()
         for of, module in model.named_modules():
-            head = of in ("lm_head", "embed_out")
-            if scheme is not None and isinstance(module, torch.nn.Linear) and not head:
+            if scheme is None or not isinstance(module, torch.nn.Linear):
+                continue
+            if of != "lm_head":
                 module.weight.data = dequantize(quantize(module.weight.data, parse_scheme(scheme)))
+            elif not model.config.tie_word_embeddings:
+                module.weight.data = dequantize(quantize(module.weight.data, parse_scheme("int8")))
         with torch.inference_mode():
             return torch.cat([model(torch.tensor([prompt])).logits[0] for prompt in PROMPTS])
 

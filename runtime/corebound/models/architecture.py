@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 from corebound.sharding import Geometry
 
-# The gated ones multiply what they make of the first half of a row with its second half.
-ACTIVATIONS = ("gelu_tanh", "gelu_erf", "relu", "silu_gated", "gelu_tanh_gated")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
@@ -33,10 +30,11 @@ class Rope:
 class Architecture(Geometry):
     """One model: its sizes and the choices of its family.
 
-    `norm` is `layer` or `rms`, and `norm_offset` is added to its weights; `activation` is one of ACTIVATIONS. Positions
-    are rotary where there is a `rope`, learned where there are `num_positions` (each `position_offset` rows further on
-    in its table), else alibi. `attention_scale` None means one over the root of the head size. `windows` says for each
-    layer how many keys a query sees, 0 for all; it is empty where no layer has one.
+    `norm` is `layer` or `rms`, and `norm_offset` is added to its weights. `activation` is `gelu_tanh`, `gelu_erf`,
+    `relu`, or a gated one, which multiplies what it makes of half a row with the other half: `silu_gated`,
+    `gelu_tanh_gated`. Positions are rotary where there is a `rope`, learned where there are `num_positions` (each
+    `position_offset` rows further on in its table), else alibi. `attention_scale` None means one over the root of the
+    head size. `windows` says for each layer how many keys a query sees, 0 for all; it is empty where no layer has one.
 
     Embeddings are multiplied by `embedding_multiplier` (rounded to the type of the weights first where
     `rounded_multiplier` says so), what is added to the stream by `residual_multiplier`, and logits are divided by
