@@ -1,15 +1,17 @@
-"""Every family's decoder in float32 against transformers, at one to four ranks that are threads of this process.
+"""Every family's decoder against transformers, at one to four ranks that are threads of this process.
 
-The bound is 64 roundings of the largest logit, as in test_decoder.
+The bounds are those of test_decoder: in float32 64 roundings of the largest logit, in 16 bits 2 sigma.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from corebound import kernels
 from fixtures.decoding import Runner, transformers_greedy, transformers_logits
@@ -68,6 +70,22 @@ def test_float32_logits_and_greedy_tokens_are_those_of_transformers(
         worst = max(float((a - b).abs().max()) for a, b in zip(logits, case.logits, strict=True))
         assert worst <= 64 * torch.finfo(torch.float32).eps * largest
         assert tokens == case.greedy
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gemma", "granite", "gptj", "opt", "qwen3"])
+def test_logits_of_16_bits_are_within_the_stated_bound(
+    expected: Callable[[str], Expected], name: str, dtype: torch.dtype
+) -> None:
+    path = expected(name).path
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+    with torch.inference_mode():
+        exact = torch.cat([model(torch.tensor([prompt])).logits[0] for prompt in PROMPTS])
+    sigma = torch.finfo(dtype).eps / 2 * math.sqrt(8 * NUM_LAYERS + 4) * float(exact.square().mean().sqrt())
+    for logits in run_ranks(2, lambda group: torch.cat(Runner(path, group, dtype).logits(PROMPTS))):
+        assert float((logits - exact).square().mean().sqrt()) <= 2 * sigma
 
 
 @pytest.mark.parametrize(
