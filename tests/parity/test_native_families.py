@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from corebound import kernels
 from corebound.comm.single import SingleCollectives
 from corebound.models.native_decoder import NativeDecoder
 from corebound.quantization.reference import dequantize
 from corebound.quantization.rtn import quantize
 from corebound.quantization.scheme import parse_scheme
-from fixtures.decoding import Runner
+from fixtures.decoding import Runner, transformers_logits
 from fixtures.families import CASES, FEW
 from fixtures.thread_group import ThreadCollectives, run_ranks
 from fixtures.tiny_models import NUM_LAYERS, VOCAB_SIZE
@@ -87,6 +88,15 @@ def test_every_variant_gives_the_logits_of_bf16(
 def test_every_model_gives_the_logits_of_bf16(built: Built, exact: Callable[..., torch.Tensor], name: str) -> None:
     wanted = exact(name)
     assert rms(logits_of(built(name), SingleCollectives()) - wanted) <= bound_of(wanted)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_native_operators_give_the_logits_of_float32(built: Built, name: str) -> None:
+    runner = Runner(built(name), SingleCollectives(), torch.float32)
+    assert not isinstance(runner.decoder, NativeDecoder) and kernels.all_native()
+    wanted = torch.cat(transformers_logits(built(name), PROMPTS))
+    worst = float((torch.cat(runner.logits(PROMPTS)) - wanted).abs().max())
+    assert worst <= 64 * torch.finfo(torch.float32).eps * float(wanted.abs().max())
 
 
 @pytest.mark.parametrize(("name", "num_ranks"), [*((name, 3) for name in FEW), ("falcon-new", 2), ("stablelm", 4)])
