@@ -11,9 +11,11 @@ from corebound.sharding import Geometry
 class Rope:
     """Rotary positions: the base `theta` and how the frequencies are scaled for longer contexts.
 
-    `scaling` is `default`, `linear` (all frequencies divided by `factor`) or `llama3` (low ones divided, those
-    between the two wavelength bounds blended). The first `dim` dimensions of a head turn, all of them where it is None,
-    each with the one half of `dim` further on, or with its neighbour where they are `interleaved`.
+    `scaling` is `default`, `linear` (all frequencies divided by `factor`), `llama3` (low ones divided, those between
+    the two wavelength bounds blended) or `yarn` (those of fewer turns than `slow_turns` within the original positions
+    divided, those of more than `fast_turns` kept, a ramp between them). Cosines and sines are multiplied by
+    `magnitude`. The first `dim` dimensions of a head turn, all of them where it is None, each with the one half of
+    `dim` further on, or with its neighbour where they are `interleaved`.
     """
 
     theta: float
@@ -22,6 +24,9 @@ class Rope:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+    fast_turns: float = 32.0
+    slow_turns: float = 1.0
+    magnitude: float = 1.0
     dim: int | None = None
     interleaved: bool = False
 

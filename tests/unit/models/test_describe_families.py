@@ -48,7 +48,19 @@ def test_every_family_has_a_table_and_a_tiny_model() -> None:
         ("Mistral", {"hidden_act": "gelu"}, "hidden_act: expected one of silu"),
         ("Qwen2", {"layer_types": ["sliding_attention"] * 4}, "layer_types: expected 4 times full_attention,"),
         ("Qwen2", {"use_sliding_window": True, "layer_types": ["x"] * 4}, "layer_types: expected 4 times"),
-        ("Qwen2", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling.type: expected one of"),
+        ("Qwen2", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling.type: expected one of"),
+        ("Qwen2", {"rope_scaling": {"type": "yarn"}}, "rope_scaling.factor: missing"),
+        ("Qwen2", {"rope_scaling": {"type": "yarn", "factor": 4, "mscale": 1}}, "rope_scaling.mscale: expected none"),
+        (
+            "Qwen2",
+            {"rope_scaling": {"type": "yarn", "factor": 4, "truncate": False}},
+            "rope_scaling.truncate: expected",
+        ),
+        (
+            "Llama",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 1, "beta_slow": 2}},
+            "rope_parameters.beta_fast: expected a number above beta_slow, 2, found 1",
+        ),
         ("Qwen3", {"head_dim": 9}, "head_dim: expected an even number, for rotary positions, found 9"),
         (
             "Qwen3",
@@ -58,7 +70,7 @@ def test_every_family_has_a_table_and_a_tiny_model() -> None:
         (
             "Phi3",
             {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
-            'rope_scaling.type: expected one of default, linear, llama3, which this version computes, found "longrope"',
+            'rope_scaling.type: expected one of default, which this version computes, found "longrope"',
         ),
         ("Phi3", {"attention_bias": True}, "attention_bias: expected false, found true"),
         ("Mistral", {"attention_bias": True}, "attention_bias: expected false, found true"),
@@ -110,6 +122,13 @@ def test_windows_are_those_that_a_context_can_leave(
     architecture: str, fields: dict[str, Any], windows: tuple[int, ...]
 ) -> None:
     assert read(f"{architecture}ForCausalLM", **fields).windows == windows
+
+
+def test_yarn_stretches_the_context() -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    model = read("Qwen2ForCausalLM", rope_scaling=scaling)
+    assert model.rope is not None and model.max_positions == 512
+    assert model.rope.magnitude == pytest.approx(1.1386294)
 
 
 def test_fields_of_older_configs_are_read() -> None:

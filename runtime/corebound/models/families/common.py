@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from corebound.models.architecture import Rope
@@ -53,10 +55,18 @@ def heads(config: ConfigReader, *, head_dim: bool = True, default_head_dim: int 
     return Heads(hidden_size=hidden_size, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=size)
 
 
-def rope(config: ConfigReader, head_dim: int, max_positions: int, *, partial: float | None = None) -> Rope:
+def rope(
+    config: ConfigReader,
+    head_dim: int,
+    max_positions: int,
+    *,
+    partial: float | None = None,
+    scalings: Iterable[str] = ("default", "linear", "llama3", "yarn"),
+) -> Rope:
     """Return the rotary settings; transformers 5 keeps them in rope_parameters, older versions in several places.
 
     `partial` is the part of a head that turns where nothing says it, None for a family that always turns all of it.
+    `scalings` are the types of scaling that the family has and the decoder computes.
 
     Raises: ModelLoadError naming the field that asks for what is not computed here.
     """
@@ -71,12 +81,14 @@ def rope(config: ConfigReader, head_dim: int, max_positions: int, *, partial: fl
     theta = scaling.number("rope_theta", default=theta)
     factor = scaling.number("partial_rotary_factor", default=factor)
     dim = _rotary_dim(scaling, "partial_rotary_factor", factor, head_dim, partial)
-    kind = scaling.choice("rope_type", "type", valid=("default", "linear", "llama3"), default="default")
+    kind = scaling.choice("rope_type", "type", valid=scalings, default="default")
     if kind == "default":
         return Rope(theta=theta, dim=dim)
     by = scaling.number("factor")
     if kind == "linear":
         return Rope(theta=theta, scaling=kind, factor=by, dim=dim)
+    if kind == "yarn":
+        return _yarn(scaling, Rope(theta=theta, scaling=kind, factor=by, dim=dim), max_positions)
     low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
     if high <= low:
         raise scaling.wrong("high_freq_factor", f"a number above low_freq_factor, {low:g}", high)
@@ -89,6 +101,33 @@ def rope(config: ConfigReader, head_dim: int, max_positions: int, *, partial: fl
         original_max_positions=scaling.integer("original_max_position_embeddings", default=max_positions),
         dim=dim,
     )
+
+
+def _yarn(scaling: ConfigReader, found: Rope, max_positions: int) -> Rope:
+    """Return the settings of YaRN, as far as they are those of its paper."""
+    require(scaling, truncate=True)
+    for field in ("mscale", "mscale_all_dim"):
+        if value := scaling.values.get(field):
+            raise scaling.wrong(field, "none: the magnitude is that of the paper, or attention_factor", value)
+    if found.theta <= 1.0:
+        raise scaling.wrong("rope_theta", "a number above 1", found.theta)
+    fast, slow = scaling.number("beta_fast", default=32.0), scaling.number("beta_slow", default=1.0)
+    if fast <= slow:
+        raise scaling.wrong("beta_fast", f"a number above beta_slow, {slow:g}", fast)
+    return replace(
+        found,
+        original_max_positions=scaling.integer("original_max_position_embeddings", default=max_positions),
+        fast_turns=fast,
+        slow_turns=slow,
+        magnitude=scaling.number("attention_factor", default=max(1.0, 0.1 * math.log(found.factor) + 1.0)),
+    )
+
+
+def longest_context(found: Rope, max_positions: int) -> int:
+    """Return how many positions a model takes: with YaRN as many as it stretches the original ones to."""
+    if found.scaling != "yarn":
+        return max_positions
+    return max(max_positions, int(found.factor * found.original_max_positions))
 
 
 def _rotary_dim(config: ConfigReader, field: str, factor: float, head_dim: int, partial: float | None) -> int | None:

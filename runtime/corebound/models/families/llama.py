@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
-from corebound.models.families.common import features, heads, rope, untied
+from corebound.models.families.common import features, heads, longest_context, rope, untied
 
 
 def architecture(config: ConfigReader, name: str) -> Architecture:
@@ -17,7 +17,9 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
     """
     sizes = heads(config)
     config.choice("hidden_act", valid=("silu",), default="silu")
-    max_positions = config.integer("max_position_embeddings", default=2048)
+    named = config.integer("max_position_embeddings", default=2048)
+    positions = rope(config, sizes.head_dim, named)
+    max_positions = longest_context(positions, named)
     return Architecture(
         name=name,
         family="llama",
@@ -33,6 +35,6 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
         norm="rms",
         norm_eps=config.number("rms_norm_eps", default=1e-6),
         activation="silu_gated",
-        rope=rope(config, sizes.head_dim, max_positions),
+        rope=positions,
         max_positions=max_positions,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
-from corebound.models.families.common import features, heads, require, rope, untied, windows
+from corebound.models.families.common import features, heads, longest_context, require, rope, untied, windows
 
 
 def architecture(config: ConfigReader, name: str) -> Architecture:
@@ -19,7 +19,9 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
     require(config, attention_bias=False, mlp_bias=False)
     config.choice("hidden_act", valid=("silu",), default="silu")
     num_layers = config.integer("num_hidden_layers")
-    max_positions = config.integer("max_position_embeddings", default=131072)
+    named = config.integer("max_position_embeddings", default=131072)
+    positions = rope(config, sizes.head_dim, named)
+    max_positions = longest_context(positions, named)
     return Architecture(
         name=name,
         family="mistral",
@@ -31,7 +33,7 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
         norm="rms",
         norm_eps=config.number("rms_norm_eps", default=1e-6),
         activation="silu_gated",
-        rope=rope(config, sizes.head_dim, max_positions),
+        rope=positions,
         max_positions=max_positions,
         windows=windows(config, num_layers, max_positions, default=4096),
     )

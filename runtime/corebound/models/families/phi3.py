@@ -31,7 +31,8 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
         norm="rms",
         norm_eps=config.number("rms_norm_eps", default=1e-5),
         activation="silu_gated",
-        rope=rope(config, sizes.head_dim, max_positions, partial=1.0),
+        # What older versions call yarn is longrope.
+        rope=rope(config, sizes.head_dim, max_positions, partial=1.0, scalings=("default",)),
         max_positions=max_positions,
         windows=windows(config, num_layers, max_positions),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
-from corebound.models.families.common import features, heads, layered_windows, rope, untied
+from corebound.models.families.common import features, heads, layered_windows, longest_context, rope, untied
 
 
 def architecture(config: ConfigReader, name: str) -> Architecture:
@@ -18,7 +18,9 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
     sizes = heads(config, default_head_dim=128)
     config.choice("hidden_act", valid=("silu",), default="silu")
     num_layers = config.integer("num_hidden_layers")
-    max_positions = config.integer("max_position_embeddings", default=32768)
+    named = config.integer("max_position_embeddings", default=32768)
+    positions = rope(config, sizes.head_dim, named)
+    max_positions = longest_context(positions, named)
     return Architecture(
         name=name,
         family="qwen3",
@@ -33,7 +35,7 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
         norm="rms",
         norm_eps=config.number("rms_norm_eps", default=1e-6),
         activation="silu_gated",
-        rope=rope(config, sizes.head_dim, max_positions),
+        rope=positions,
         max_positions=max_positions,
         windows=layered_windows(config, num_layers, max_positions),
     )
