@@ -141,6 +141,22 @@ def test_fields_of_older_configs_are_read() -> None:
     assert ARCHITECTURES["FalconForCausalLM"](config, "tiny").num_kv_heads == 1
 
 
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("gpt_neox", "layers.11.attention.masked_bias"),
+        ("gpt_neox", "layers.0.attention.rotary_emb.inv_freq"),
+        ("gptj", "h.27.attn.bias"),
+        ("opt", "decoder.version"),
+        ("falcon", "h.3.self_attention.rotary_emb.inv_freq"),
+        ("stablelm", "model.layers.2.self_attn.rotary_emb.inv_freq"),
+    ],
+)
+def test_constants_that_old_checkpoints_carry_are_ignored(family: str, name: str) -> None:
+    assert TABLES[family].is_ignored(name)
+    assert not TABLES[family].is_ignored(f"{name}s")
+
+
 @pytest.mark.parametrize("name", NOT_COMPUTED)
 def test_models_that_look_like_others_are_refused_with_the_reason(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [name], **SIZES}))

@@ -36,6 +36,6 @@ TABLE = FamilyTable(
         *_MLP,
         *biases((*_ATTENTION, *_MLP), "biases"),
     ),
-    # A tied head is the embedding again.
-    ignored=(r"lm_head\.weight",),
+    # A tied head is the embedding again; converted checkpoints may carry the version of their format.
+    ignored=(r"lm_head\.weight", r"decoder\.version"),
 )
