@@ -1,0 +1,171 @@
+"""Compiles an extension's sources once and loads the result: by torch's compiler front end, into the user's cache.
+
+Operators of Corebound itself are never compiled here; they come built (`prebuilt`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from corebound.config import env
+from corebound.errors import KernelError
+from corebound.logs import get_logger
+
+if TYPE_CHECKING:
+    from corebound.accelerator.op_builder.builder import OpBuilder
+
+LOGGER = get_logger(__name__)
+_HASH_LENGTH = 16
+# Written by torch's front end while it compiles, and left behind when that is killed.
+_TORCH_LOCK = "lock"
+_loaded: dict[Path, Any] = {}
+
+
+def missing_tools() -> str:
+    """Return which programs are missing that compiling takes, empty when none is."""
+    # CXX may be several words, such as `ccache g++`.
+    missing = [name for name in (shlex.split(compiler())[0], "ninja") if shutil.which(name) is None]
+    return f"not on PATH: {', '.join(missing)}" if missing else ""
+
+
+def compiler() -> str:
+    """Return the C++ compiler: CXX, or c++ as torch's front end has it."""
+    return env.snapshot().get("CXX") or "c++"
+
+
+def load(builder: OpBuilder, *, verbose: bool) -> Any:
+    """Return the operators of a builder, compiled if they are not in the cache.
+
+    Raises: KernelError when they cannot be compiled or loaded.
+    """
+    directory = env.cache_dir() / "operators" / f"{builder.absolute_name()}-{_digest(builder)}"
+    if directory in _loaded:
+        return _loaded[directory]
+    library = directory / f"{builder.absolute_name()}.so"
+    done = directory / "done"
+    with _locked(builder, directory):
+        if not done.is_file():
+            problem = builder.incompatibility()
+            if problem:
+                raise KernelError(
+                    f"operators {builder.name}: cannot be built: {problem}",
+                    hint="install a C++ compiler and ninja, or activate the environment that has them",
+                )
+            _compile(builder, directory, verbose=verbose)
+            done.touch()
+    _loaded[directory] = _open(builder, library)
+    return _loaded[directory]
+
+
+def _digest(builder: OpBuilder) -> str:
+    """Return a name for everything that the result depends on: another text, flag, torch or machine builds anew."""
+    import torch
+
+    contents = {str(path): hashlib.sha256(_read(builder, path)).hexdigest() for path in builder.source_paths()}
+    parts = [
+        contents,
+        builder.include_paths(),
+        builder.cxx_args(),
+        builder.nvcc_args(),
+        builder.extra_ldflags(),
+        builder.libraries_args(),
+        torch.__version__,
+        compiler(),
+        sys.version_info[:2],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_HASH_LENGTH]
+
+
+def _read(builder: OpBuilder, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KernelError(
+            f"operators {builder.name}: source {path}: {error.strerror}", hint="install the extension again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _locked(builder: OpBuilder, directory: Path) -> Iterator[None]:
+    """Hold the directory against other processes, ranks of one launch above all; released even by SIGKILL."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = directory.stat()
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise KernelError(
+            f"operators {builder.name}: cache {directory}: {error.strerror}",
+            hint="set XDG_CACHE_HOME to a directory that can be written",
+        ) from error
+    try:
+        # What is loaded from here runs as this user.
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+            raise KernelError(
+                f"operators {builder.name}: cache {directory}: expected a directory that only this user can write, "
+                f"found owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}",
+                hint="remove it, or set XDG_CACHE_HOME to a directory of your own",
+            )
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _compile(builder: OpBuilder, directory: Path, *, verbose: bool) -> None:
+    cpp_extension = importlib.import_module("torch.utils.cpp_extension")
+    (directory / _TORCH_LOCK).unlink(missing_ok=True)
+    LOGGER.info("operators %s: compiling into %s", builder.name, directory)
+    try:
+        # Its words go to standard output, which belongs to the caller.
+        with contextlib.redirect_stdout(sys.stderr):
+            cpp_extension.load(
+                name=builder.absolute_name(),
+                sources=[str(path) for path in builder.source_paths()],
+                extra_include_paths=[str(path) for path in builder.resolved(builder.include_paths())],
+                extra_cflags=builder.strip_empty_entries(builder.cxx_args()),
+                extra_cuda_cflags=builder.strip_empty_entries(builder.nvcc_args()),
+                extra_ldflags=[*builder.extra_ldflags(), *(f"-l{name}" for name in builder.libraries_args())],
+                build_directory=str(directory),
+                is_python_module=builder.registers_operators is False,
+                verbose=verbose,
+            )
+    except (RuntimeError, OSError, ImportError) as error:
+        builder.error_log = str(error)
+        raise KernelError(
+            f"operators {builder.name}: {directory}: {error}", hint=f"compiled with {' '.join(builder.cxx_args())}"
+        ) from error
+
+
+def _open(builder: OpBuilder, library: Path) -> Any:
+    import torch
+
+    name = builder.absolute_name()
+    try:
+        if builder.registers_operators:
+            torch.ops.load_library(str(library))
+            return getattr(torch.ops, name)
+        if name in sys.modules:
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, library)
+        assert spec is not None, library
+        assert spec.loader is not None, library
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except (OSError, ImportError) as error:
+        raise KernelError(
+            f"operators {builder.name}: {library} does not load: {error}", hint=f"remove {library.parent} to build anew"
+        ) from error
