@@ -18,7 +18,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 # Every COREBOUND_ variable with its meaning. docs/configuration.md is checked against this table.
 VARIABLES: dict[str, str] = {
-    "COREBOUND_ACCELERATOR": "name of the accelerator to use in place of the detected one",
+    "COREBOUND_ACCELERATOR": "accelerator to use: cpu, or the name of an installed extension",
     "COREBOUND_AGENT_SECRET": "set by the launcher for agents that MPI or Slurm starts: proves that they belong to it",
     "COREBOUND_COMM": f"provider of collectives: {', '.join(COMM_CHOICES)}",
     "COREBOUND_COMM_TIMEOUT_S": "seconds after which a collective gives up (default 60)",

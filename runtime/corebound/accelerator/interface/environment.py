@@ -7,7 +7,7 @@ import importlib
 from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from corebound.errors import ConfigError
+from corebound.config.suggest import require_choice
 
 if TYPE_CHECKING:
     from corebound.accelerator.op_builder import OpBuilder
@@ -66,8 +66,6 @@ class EnvironmentInterface(abc.ABC):
         """
         import torch
 
-        known = torch.compiler.list_backends(exclude_tags=())
-        if backend not in known:
-            advertised = ", ".join(sorted(torch.compiler.list_backends()))
-            raise ConfigError(f"compile backend: expected one that torch knows, found {backend!r}", hint=advertised)
-        self._compile_backend = backend
+        self._compile_backend = require_choice(
+            "compile backend", backend, torch.compiler.list_backends(exclude_tags=())
+        )

@@ -127,6 +127,8 @@ def _locked(builder: OpBuilder, directory: Path) -> Iterator[None]:
 def _compile(builder: OpBuilder, directory: Path, *, verbose: bool) -> None:
     cpp_extension = importlib.import_module("torch.utils.cpp_extension")
     (directory / _TORCH_LOCK).unlink(missing_ok=True)
+    # It remembers for each name what it compiled last: it would take a failure for done, and rename a second version.
+    cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(builder.absolute_name(), None)
     LOGGER.info("operators %s: compiling into %s", builder.name, directory)
     try:
         # Its words go to standard output, which belongs to the caller.
@@ -157,15 +159,13 @@ def _open(builder: OpBuilder, library: Path) -> Any:
         if builder.registers_operators:
             torch.ops.load_library(str(library))
             return getattr(torch.ops, name)
-        if name in sys.modules:
-            return sys.modules[name]
         spec = importlib.util.spec_from_file_location(name, library)
         assert spec is not None, library
         assert spec.loader is not None, library
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, RuntimeError) as error:
         raise KernelError(
             f"operators {builder.name}: {library} does not load: {error}", hint=f"remove {library.parent} to build anew"
         ) from error
