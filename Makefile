@@ -22,7 +22,7 @@ LAB         = PYTHONPATH=tests $(PYTHON) -m lab
 KUBERNETES  = PYTHONPATH=tests $(PYTHON) -m k8s
 SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook \
               images/runtime/files/corebound-launcher images/runtime/files/corebound-worker images/runtime/files/corebound-server
-CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp')
+CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp' 'tests/fixtures/*.cpp')
 CONTAINERS  = $(shell git ls-files 'images/*Containerfile*')
 
 ##@ First steps

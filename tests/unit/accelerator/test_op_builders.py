@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -190,10 +191,11 @@ def test_a_source_that_is_missing_is_named(in_checkout: Path) -> None:
         Small().load()
 
 
-def test_a_cache_that_others_can_write_is_refused(in_checkout: Path) -> None:
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_cache_that_others_can_write_is_refused(in_checkout: Path, level: int) -> None:
     directory = in_checkout / "cache/corebound/operators" / f"corebound_small-{compiling._digest(Small())}"
     directory.mkdir(parents=True)
-    directory.chmod(0o777)
+    [directory, *directory.parents][level].chmod(0o777)
     with pytest.raises(KernelError, match=r"only this user can write, found owner .* mode 777"):
         Small().load()
 
@@ -247,7 +249,9 @@ class PythonModule(Small):
         return ["-O0", "-DANSWER=42"]
 
 
-def test_a_python_module_can_be_built_too(in_checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_module_can_be_built_too_whatever_the_umask(
+    in_checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     source = """
     #include <Python.h>
@@ -259,5 +263,10 @@ def test_a_python_module_can_be_built_too(in_checkout: Path, monkeypatch: pytest
     }
     """
     (in_checkout / "small.cpp").write_text(source, encoding="utf-8")
-    assert PythonModule().load().answer == 42
+    # The default where each user has a group of his own.
+    before = os.umask(0o002)
+    try:
+        assert PythonModule().load().answer == 42
+    finally:
+        os.umask(before)
     assert PythonModule().load() is PythonModule().load()

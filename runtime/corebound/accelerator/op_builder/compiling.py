@@ -101,9 +101,11 @@ def _read(builder: OpBuilder, path: Path) -> bytes:
 @contextlib.contextmanager
 def _locked(builder: OpBuilder, directory: Path) -> Iterator[None]:
     """Hold the directory against other processes, ranks of one launch above all; released even by SIGKILL."""
+    # From `corebound` down: who may write a directory above could put another one in the place of this.
+    places = (directory.parents[1], directory.parent, directory)
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.stat()
+        for place in places:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise KernelError(
@@ -111,17 +113,24 @@ def _locked(builder: OpBuilder, directory: Path) -> Iterator[None]:
             hint="set XDG_CACHE_HOME to a directory that can be written",
         ) from error
     try:
-        # What is loaded from here runs as this user.
-        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
-            raise KernelError(
-                f"operators {builder.name}: cache {directory}: expected a directory that only this user can write, "
-                f"found owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}",
-                hint="remove it, or set XDG_CACHE_HOME to a directory of your own",
-            )
+        for place in places:
+            _require_private(builder, place)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def _require_private(builder: OpBuilder, directory: Path) -> None:
+    """Raise KernelError where others may write: what is loaded from here runs as this user."""
+    found = directory.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid != os.geteuid() or mode & 0o022:
+        raise KernelError(
+            f"operators {builder.name}: cache {directory}: expected a directory that only this user can write, "
+            f"found owner {found.st_uid}, mode {mode:o}",
+            hint="remove it, or set XDG_CACHE_HOME to a directory of your own",
+        )
 
 
 def _compile(builder: OpBuilder, directory: Path, *, verbose: bool) -> None:
