@@ -186,4 +186,5 @@ typecheck: setup ## Check types, strictly
 	@$(BIN)/mypy
 	@MYPYPATH=runtime/packaging $(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py playbooks/roles/*/action_plugins/*.py .ci/*.py
 	@MYPYPATH=tests:images:runtime/packaging $(BIN)/mypy --config-file pyproject.toml images/*.py images/runtime/files/*.py
+	@MYPYPATH=runtime:tests/fixtures/accelerator_extension $(BIN)/mypy --package corebound_example
 	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab --package topology --package k8s

@@ -234,7 +234,12 @@ def test_another_text_flag_or_compiler_is_another_library(in_checkout: Path, mon
     monkeypatch.setattr(torch, "__version__", "9.9")
     third = compiling._digest(Small())
     (in_checkout / "small.cpp").write_text("int other;\n", encoding="utf-8")
-    assert len({first, second, third, compiling._digest(Small())}) == 4
+    fourth = compiling._digest(Small())
+    (in_checkout / "include/deep").mkdir(parents=True)
+    (in_checkout / "include/deep/small.hpp").write_text("int header;\n", encoding="utf-8")
+    fifth = compiling._digest(Small())
+    (in_checkout / "beside.h").touch()
+    assert len({first, second, third, fourth, fifth, compiling._digest(Small())}) == 6
 
 
 class PythonModule(Small):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LOGGER = get_logger(__name__)
 _HASH_LENGTH = 16
+_HEADERS = (".h", ".hh", ".hpp", ".hxx", ".cuh", ".inc", ".inl")
 # Written by torch's front end while it compiles, and left behind when that is killed.
 _TORCH_LOCK = "lock"
 _loaded: dict[Path, Any] = {}
@@ -74,7 +75,8 @@ def _digest(builder: OpBuilder) -> str:
     """Return a name for everything that the result depends on: another text, flag, torch or machine builds anew."""
     import torch
 
-    contents = {str(path): hashlib.sha256(_read(builder, path)).hexdigest() for path in builder.source_paths()}
+    texts = [*builder.source_paths(), *_headers(builder)]
+    contents = {str(path): hashlib.sha256(_read(builder, path)).hexdigest() for path in texts}
     parts = [
         contents,
         builder.include_paths(),
@@ -87,6 +89,14 @@ def _digest(builder: OpBuilder) -> str:
         sys.version_info[:2],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_HASH_LENGTH]
+
+
+def _headers(builder: OpBuilder) -> list[Path]:
+    """Return the extension's own headers: beside its sources, and in directories given relative to the builder."""
+    own = [path for path in builder.include_paths() if path and not Path(path).is_absolute()]
+    found = {file for path in builder.resolved(own) for file in path.rglob("*")}
+    found.update(file for source in builder.source_paths() for file in source.parent.glob("*"))
+    return sorted(file for file in found if file.suffix in _HEADERS)
 
 
 def _read(builder: OpBuilder, path: Path) -> bytes:
