@@ -123,7 +123,7 @@ def test_the_current_device_is_an_int_with_a_launcher_and_without(
 def test_setting_another_device_than_the_own_warns(
     accelerator: CpuAccelerator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logging.getLogger("corebound").propagate = True
+    monkeypatch.setattr(logging.getLogger("corebound"), "propagate", True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with caplog.at_level(logging.WARNING, logger="corebound"):
         accelerator.set_device(1)

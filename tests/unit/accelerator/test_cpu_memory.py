@@ -102,7 +102,7 @@ def test_a_peak_that_cannot_be_reset_says_so_once(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(cpu_memory, "open", refuse, raising=False)
-    logging.getLogger("corebound").propagate = True
+    monkeypatch.setattr(logging.getLogger("corebound"), "propagate", True)
     cpu_memory._warn_peak_stays.cache_clear()
     with caplog.at_level(logging.WARNING, logger="corebound"):
         cpu_memory.reset_peak()

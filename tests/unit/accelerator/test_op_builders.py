@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -85,13 +86,11 @@ def test_prebuilt_operators_are_loaded_and_nothing_is_compiled(monkeypatch: pyte
 def test_a_prebuilt_library_that_is_missing_is_incompatible_and_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import logging
-
     def missing() -> Any:
         raise native_ccl.CclUnavailableError("oneCCL: libcorebound_ccl.so was not built")
 
     monkeypatch.setattr(native_ccl, "require", missing)
-    logging.getLogger("corebound").propagate = True
+    monkeypatch.setattr(logging.getLogger("corebound"), "propagate", True)
     builder = CpuAccelerator().create_op_builder("CCLCommBuilder")
     assert builder is not None
     assert builder.is_compatible() is False
@@ -275,3 +274,12 @@ def test_a_python_module_can_be_built_too_whatever_the_umask(
     finally:
         os.umask(before)
     assert PythonModule().load() is PythonModule().load()
+
+
+def test_a_function_is_found_in_the_libraries_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert OpBuilder.has_function("malloc_trim")
+    assert not OpBuilder.has_function("no_such_function")
+    assert not OpBuilder.has_function("malloc_trim", ["no-such-library"])
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(KernelError, match="no C\\+\\+ compiler 'no-such-compiler'"):
+        OpBuilder.has_function("malloc_trim")

@@ -142,7 +142,7 @@ def test_a_device_of_torch_without_an_extension_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
-    logging.getLogger("corebound").propagate = True
+    monkeypatch.setattr(logging.getLogger("corebound"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger="corebound"):
         assert get_accelerator().name == "cpu"
         get_accelerator()

@@ -6,6 +6,7 @@ import abc
 import importlib
 import inspect
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,6 +108,14 @@ class OpBuilder(abc.ABC):
     def command_exists(command: str) -> bool:
         """Return whether a program is on the path."""
         return shutil.which(command) is not None
+
+    @staticmethod
+    def has_function(function: str, libraries: Sequence[str] = (), library_dirs: Sequence[str] = ()) -> bool:
+        """Return whether the compiler links a C function from these libraries.
+
+        Raises: KernelError without a compiler.
+        """
+        return compiling.links(function, libraries, library_dirs)
 
     @staticmethod
     def cpu_arch() -> str:

@@ -15,8 +15,10 @@ import os
 import shlex
 import shutil
 import stat
+import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 LOGGER = get_logger(__name__)
 _HASH_LENGTH = 16
+_LINK_TIMEOUT_S = 120.0
 _HEADERS = (".h", ".hh", ".hpp", ".hxx", ".cuh", ".inc", ".inl")
 # Written by torch's front end while it compiles, and left behind when that is killed.
 _TORCH_LOCK = "lock"
@@ -45,6 +48,24 @@ def missing_tools() -> str:
 def compiler() -> str:
     """Return the C++ compiler: CXX, or c++ as torch's front end has it."""
     return env.snapshot().get("CXX") or "c++"
+
+
+def links(function: str, libraries: Sequence[str], library_dirs: Sequence[str]) -> bool:
+    """Return whether a program that calls a C function links with these libraries.
+
+    Raises: KernelError without a compiler.
+    """
+    program = f'extern "C" void {function}(); int main() {{ {function}(); }}\n'
+    with tempfile.TemporaryDirectory() as directory:
+        command = [*shlex.split(compiler()), "-x", "c++", "-", "-o", f"{directory}/program"]
+        command += [f"-L{place}" for place in library_dirs] + [f"-l{name}" for name in libraries]
+        try:
+            done = subprocess.run(
+                command, input=program, text=True, capture_output=True, check=False, timeout=_LINK_TIMEOUT_S
+            )
+        except FileNotFoundError as error:
+            raise KernelError(f"operators: no C++ compiler {compiler()!r}", hint="install one, or set CXX") from error
+    return done.returncode == 0
 
 
 def load(builder: OpBuilder, *, verbose: bool) -> Any:
