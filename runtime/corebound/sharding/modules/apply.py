@@ -14,6 +14,7 @@ from corebound.sharding.modules.families import table_of
 from corebound.sharding.modules.finish import add_sums, pair_sums, set_attributes
 from corebound.sharding.modules.layers import ColumnLinear, GatheredLinear, RowLinear
 from corebound.sharding.modules.layouts import layout_ranges
+from corebound.sharding.modules.meta import fill_meta
 from corebound.sharding.modules.report import ShardReport, Split
 from corebound.sharding.modules.sources import ModelSource, WeightSource
 from corebound.sharding.modules.spec import Policy
@@ -53,7 +54,7 @@ class _Sharding:
     ) -> None:
         self._model: Any = model
         self._collectives = collectives
-        self._source = source or ModelSource(model)
+        self._source: WeightSource = source or ModelSource(model)
         self._config = model.config
         self._table = table_of(self._config)
         heads = (self._table.heads if self._table else config_heads)(self._config)
@@ -71,6 +72,7 @@ class _Sharding:
         self._split_vocabulary(embedding, head)
         for decision, parts in zip(decisions, ranges, strict=True):
             self._split(decision, parts)
+        fill_meta(self._model, self._source)
         self._finish(decisions)
         return ShardReport(
             family=getattr(self._config, "model_type", type(self._model).__name__),
@@ -138,7 +140,7 @@ class _Sharding:
     def _split_vocabulary(self, embedding: Any, head: Any) -> None:
         names = {module: name for name, module in self._model.named_modules()}
         tied = head is not None and head.weight is embedding.weight
-        scale = getattr(embedding, "embed_scale", None)
+        scale = getattr(embedding, "scalar_embed_scale", None)
         if type(embedding) is not nn.Embedding and scale is None:
             raise ShardingError(f"{names[embedding]}: unknown kind of embedding {type(embedding).__name__}")
         shape = tuple(embedding.weight.shape)

@@ -104,10 +104,13 @@ def layout_ranges(layout: Layout, deal: RankDeal, size: int, where: str) -> tupl
         )
     parts: list[range] = []
     offset = 0
-    for name, fixed in zip(names, sizes, strict=True):
-        length = left // free if fixed is None else fixed
-        parts += [shifted(part, offset) for part in LAYOUTS[name].ranges(deal, length)]
-        offset += length
+    try:
+        for name, fixed in zip(names, sizes, strict=True):
+            length = left // free if fixed is None else fixed
+            parts += [shifted(part, offset) for part in LAYOUTS[name].ranges(deal, length)]
+            offset += length
+    except ShardingError as error:
+        raise ShardingError(f"{where}: {error.message}", hint=error.hint) from error
     return merged(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from corebound.comm import Collectives
@@ -10,17 +11,15 @@ from corebound.comm import Collectives
 class VocabEmbedding(nn.Module):
     """An embedding of which this rank holds the rows of some words; a sum over the ranks completes it."""
 
-    embed_scale: Tensor | None
-
     def __init__(
-        self, weight: nn.Parameter, words: range, num_words: int, collectives: Collectives, scale: Tensor | None = None
+        self, weight: nn.Parameter, words: range, num_words: int, collectives: Collectives, scale: float | None = None
     ) -> None:
         super().__init__()
         self.weight = weight
         self.words = words
         self.num_embeddings, self.embedding_dim = num_words, weight.shape[1]
         self.collectives = collectives
-        self.register_buffer("embed_scale", scale, persistent=False)
+        self.embed_scale = scale
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of the words, identical on every rank.
@@ -31,4 +30,7 @@ class VocabEmbedding(nn.Module):
         elsewhere = (local < 0) | (local >= len(self.words))
         rows = nn.functional.embedding(local.masked_fill(elsewhere, 0), self.weight)
         rows = self.collectives.all_reduce(rows.masked_fill(elsewhere.unsqueeze(-1), 0))
-        return rows if self.embed_scale is None else rows * self.embed_scale.to(rows.dtype)
+        if self.embed_scale is None:
+            return rows
+        # Rounded to the type of the rows first, as models that scale their embedding were trained.
+        return rows * torch.tensor(self.embed_scale, dtype=rows.dtype)
