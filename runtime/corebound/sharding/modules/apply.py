@@ -8,8 +8,9 @@ from torch import nn
 
 from corebound.comm import Collectives
 from corebound.errors import ShardingError
+from corebound.sharding.modules.check import check_together, check_vectors, check_whole
 from corebound.sharding.modules.deal import RankDeal, rank_deal
-from corebound.sharding.modules.decide import Decider, Decision, check_together, units
+from corebound.sharding.modules.decide import Decider, Decision, units
 from corebound.sharding.modules.families import table_of
 from corebound.sharding.modules.finish import add_sums, pair_sums, set_attributes
 from corebound.sharding.modules.layers import ColumnLinear, GatheredLinear, RowLinear
@@ -52,6 +53,7 @@ class _Sharding:
     def __init__(
         self, model: nn.Module, collectives: Collectives, policy: Policy, grain: int, source: WeightSource | None
     ) -> None:
+        check_whole(model)
         self._model: Any = model
         self._collectives = collectives
         self._source: WeightSource = source or ModelSource(model)
@@ -67,6 +69,8 @@ class _Sharding:
         embedding, head = self._model.get_input_embeddings(), self._model.get_output_embeddings()
         decisions = [self._decider.decide(unit) for unit in units(self._model, {embedding, head})]
         check_together(decisions)
+        if self._table is None:
+            check_vectors(self._model, decisions, self._deal.heads)
         ranges = [self._ranges(decision) for decision in decisions]
         whole = sum(parameter.numel() for parameter in self._model.parameters())
         self._split_vocabulary(embedding, head)

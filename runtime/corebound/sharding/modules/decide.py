@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -142,28 +142,6 @@ class Decider:
             return named(unit.parent, self._table.attention)
         # Without a table: attention modules of transformers know the size of their heads.
         return isinstance(getattr(self._modules[unit.parent], "head_dim", None), int)
-
-
-def check_together(decisions: Sequence[Decision]) -> None:
-    """Check that what is split on its way into an attention is also split on its way out.
-
-    Raises: ShardingError naming a layer.
-    """
-    split: dict[str, Decision] = {}
-    for decision in decisions:
-        if decision.splits_heads:
-            split.setdefault(decision.unit.parent, decision)
-    for parent, decision in split.items():
-        inside = [other for other in decisions if other.unit.linear and other.unit.parent == parent]
-        kept = [other for other in inside if other.spec.partition == "skip"]
-        rows = [other for other in inside if other.spec.partition == "row"]
-        if decision.unit.linear and (kept or not rows):
-            other = kept[0].unit.name if kept else "no layer"
-            raise ShardingError(
-                f"{decision.unit.name} is split by heads, but {other} of {parent} "
-                + ("stays whole" if kept else "is row-parallel"),
-                hint="split all projections of an attention, or skip all",
-            )
 
 
 def _block_layers(model: nn.Module, policy: Policy) -> Iterator[tuple[str, str]]:
