@@ -8,7 +8,7 @@ from torch import nn
 
 from corebound.comm import Collectives
 from corebound.errors import ShardingError
-from corebound.sharding.modules.check import check_together, check_vectors, check_whole
+from corebound.sharding.modules.check import check_together, check_used, check_vectors, check_whole
 from corebound.sharding.modules.deal import RankDeal, rank_deal
 from corebound.sharding.modules.decide import Decider, Decision, units
 from corebound.sharding.modules.families import table_of
@@ -55,7 +55,7 @@ class _Sharding:
     ) -> None:
         check_whole(model)
         self._model: Any = model
-        self._collectives = collectives
+        self._collectives, self._policy = collectives, policy
         self._source: WeightSource = source or ModelSource(model)
         self._config = model.config
         self._table = table_of(self._config)
@@ -67,7 +67,9 @@ class _Sharding:
     def apply(self) -> ShardReport:
         """Split the model."""
         embedding, head = self._model.get_input_embeddings(), self._model.get_output_embeddings()
-        decisions = [self._decider.decide(unit) for unit in units(self._model, {embedding, head})]
+        found = list(units(self._model, {embedding, head}))
+        check_used(self._policy, [unit.name for unit in found])
+        decisions = [self._decider.decide(unit) for unit in found]
         check_together(decisions)
         if self._table is None:
             check_vectors(self._model, decisions, self._deal.heads)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from corebound.errors import ShardingError
+from corebound.errors import ConfigError, ShardingError
 from corebound.sharding.modules.deal import Heads
 from corebound.sharding.modules.decide import Decision
 from corebound.sharding.modules.layers import ShardedLinear
+from corebound.sharding.modules.spec import Policy
 
 _LAYOUT_HINT = "give a policy that says how they are laid out: LinearSpec(pattern, 'column', layout)"
 
@@ -21,6 +22,19 @@ def check_whole(model: nn.Module) -> None:
     """
     if any(isinstance(module, ShardedLinear) for module in model.modules()):
         raise ShardingError(f"this {type(model).__name__} is already split", hint="split a model that is whole")
+
+
+def check_used(policy: Policy, names: Sequence[str]) -> None:
+    """Check that every spec of the policy matches a matrix.
+
+    Raises: ConfigError naming one that has no effect.
+    """
+    for spec in policy.specs:
+        if not any(spec.matches(name) for name in names):
+            raise ConfigError(
+                f"policy: LinearSpec {spec.pattern!r} matches no matrix of the model",
+                hint=f"the matrices, but for embedding and head, which are split by words: {', '.join(names[:8])}, …",
+            )
 
 
 def check_together(decisions: Sequence[Decision]) -> None:

@@ -93,6 +93,8 @@ class Decider:
 
         Raises: ShardingError naming a matrix that nothing covers or whose layout is not known.
         """
+        if unit.linear:
+            _check_plain(unit)
         for origin, specs in self._sources(unit):
             for spec in specs:
                 if spec.matches(unit.name):
@@ -142,6 +144,18 @@ class Decider:
             return named(unit.parent, self._table.attention)
         # Without a table: attention modules of transformers know the size of their heads.
         return isinstance(getattr(self._modules[unit.parent], "head_dim", None), int)
+
+
+def _check_plain(unit: Unit) -> None:
+    """Check that a linear layer holds the numbers it computes with, not codes of a quantization."""
+    linear = unit.module
+    assert isinstance(linear, nn.Linear)
+    if unit.shape != (linear.out_features, linear.in_features) or not linear.weight.is_floating_point():
+        raise ShardingError(
+            f"{unit.name}: {type(linear).__name__} holds {linear.weight.dtype} {list(unit.shape)}, which cannot be split "
+            f"as {linear.out_features} outputs of {linear.in_features} inputs",
+            hint="split the model before it is quantized",
+        )
 
 
 def _block_layers(model: nn.Module, policy: Policy) -> Iterator[tuple[str, str]]:

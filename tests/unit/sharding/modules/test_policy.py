@@ -158,6 +158,14 @@ def test_columns_without_rows_are_an_error_that_names_them():
         _report(HUNYUAN.build(), [LinearSpec("gate_proj", "column"), LinearSpec(".*", "skip")], num_ranks=1)
 
 
+def test_a_layer_of_codes_is_an_error_that_names_it():
+    model = FAMILIES["llama"].build()
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight = torch.nn.Parameter(torch.zeros(100, 24, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ShardingError, match=r"layers\.0\.mlp\.up_proj: Linear holds torch\.uint8 \[100, 24\]"):
+        _report(model, num_ranks=1)
+
+
 def test_a_model_that_is_split_already_is_an_error():
     model = FAMILIES["llama"].build()
     _report(model, num_ranks=1)
@@ -186,6 +194,8 @@ def test_a_style_of_a_models_own_plan_that_is_not_known_is_an_error_that_names_i
         ({"LlamaDecoderLayer": ("o_proj",)}, "expected the class of a block as key"),
         ({LlamaDecoderLayer: ()}, "expected names of row-parallel layers"),
         ("o_proj", "expected a Policy"),
+        (LinearSpec("out_proj", "row"), "'out_proj' matches no matrix"),
+        (LinearSpec("lm_head", "skip"), "'lm_head' matches no matrix"),
     ],
 )
 def test_a_policy_that_does_not_fit_is_an_error_that_says_why(policy, message):
