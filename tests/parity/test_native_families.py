@@ -19,8 +19,8 @@ from corebound.models.native_decoder import NativeDecoder
 from corebound.quantization.reference import dequantize
 from corebound.quantization.rtn import quantize
 from corebound.quantization.scheme import parse_scheme
+from fixtures.decoder_families import CASES, FEW
 from fixtures.decoding import Runner, transformers_logits
-from fixtures.families import CASES, FEW
 from fixtures.thread_group import ThreadCollectives, run_ranks
 from fixtures.tiny_models import NUM_LAYERS, VOCAB_SIZE
 

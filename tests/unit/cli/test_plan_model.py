@@ -12,7 +12,7 @@ from corebound.cli.main import main
 from corebound.engine.predict.ceilings import Ceilings, SumTime, read_ceilings, write_ceilings
 from corebound.kernels.panel_format import KINDS
 from corebound.kernels.panel_probe import ProductRate
-from fixtures.families import CASES, FEW
+from fixtures.decoder_families import CASES, FEW
 from fixtures.topology_trees import write_machine
 
 

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from corebound import kernels
+from fixtures.decoder_families import CASES, FEW
 from fixtures.decoding import Runner, transformers_greedy, transformers_logits
-from fixtures.families import CASES, FEW
 from fixtures.thread_group import ThreadCollectives, run_ranks
 from fixtures.tiny_models import NUM_LAYERS, VOCAB_SIZE
 

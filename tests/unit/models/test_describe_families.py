@@ -14,7 +14,7 @@ from corebound.models.config_reader import ConfigReader
 from corebound.models.description import describe
 from corebound.models.families import ARCHITECTURES, NOT_COMPUTED
 from corebound.sharding.families import TABLES
-from fixtures.families import CASES, FEW
+from fixtures.decoder_families import CASES, FEW
 
 SIZES: dict[str, Any] = {
     "vocab_size": 101,

@@ -21,8 +21,8 @@ from corebound.models import describe, load_model, shard_writing, verify_manifes
 from corebound.models.manifest import SHARDS_FILE
 from corebound.models.shard_writing import write_shards
 from corebound.models.shards import Shards, read_shards
+from fixtures.decoder_families import CASES
 from fixtures.decoding import Runner
-from fixtures.families import CASES
 from fixtures.packed_weights import pack_model
 from fixtures.thread_group import run_ranks
 from fixtures.tiny_models import VOCAB_SIZE, build_bloom, build_llama
