@@ -8,8 +8,8 @@ from corebound.errors import ConfigError
 
 # Runtimes that ranks use, by the prefix of their variables.
 PREFIXES = (
-    "ATEN_", "CCL_", "COREBOUND_", "DNNL_", "FI_", "GLOO_", "GOMP_", "HF_", "I_MPI_", "KMP_", "MALLOC_", "MKL_", "OMP_",
-    "ONEDNN_", "PSM3_", "PYTHON", "PYTORCH_", "TOKENIZERS_", "TORCH_", "TRANSFORMERS_", "UCX_",
+    "ATEN_", "CCL_", "COREBOUND_", "DNNL_", "FI_", "GLOO_", "GOMP_", "HF_", "I_MPI_", "KMP_", "MALLOC_", "MKL_",
+    "MLFLOW_", "OMP_", "ONEDNN_", "PSM3_", "PYTHON", "PYTORCH_", "TOKENIZERS_", "TORCH_", "TRANSFORMERS_", "UCX_",
 )  # fmt: skip
 NAMES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "NO_COLOR", "TZ")
 # Each launch, or each host, has its own.
@@ -25,15 +25,18 @@ def looks_secret(name: str) -> bool:
     return any(word.endswith(_SECRET_ENDS) for word in name.upper().split("_"))
 
 
-def forwarded(environ: Mapping[str, str], export: str | None = None) -> tuple[dict[str, str], tuple[str, ...]]:
+def forwarded(
+    environ: Mapping[str, str], export: str | None = None, from_files: Iterable[str] = ()
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the variables that go to other hosts, and a warning for each that was asked for and does not.
 
     `export` names more of them, as in COREBOUND_EXPORT: names, or prefixes that end in `*`, joined by commas.
+    `from_files` are names that a file for all ranks has.
 
     Raises: ConfigError when `export` names nothing that could be a variable.
     """
-    names, prefixes = set(NAMES), list(PREFIXES)
-    asked: list[str] = []
+    asked = list(from_files)
+    names, prefixes = {*NAMES, *asked}, list(PREFIXES)
     for word in (export or "").split(","):
         word = word.strip()
         stem = word.removesuffix("*")

@@ -21,6 +21,7 @@ def test_a_process_in_another_session_is_still_a_descendant() -> None:
 
 
 def test_the_processes_of_a_job_are_known_by_its_id() -> None:
+    """#6807: `pkill -f` of part of the command killed other jobs of the same user."""
     with subprocess.Popen(SLEEPER, env={"COREBOUND_JOB_ID": "test0a"}) as child:
         try:
             assert processes.processes_of_job("test0a") == {child.pid}
@@ -30,6 +31,7 @@ def test_the_processes_of_a_job_are_known_by_its_id() -> None:
 
 
 def test_another_job_on_the_same_cpus_is_found_and_the_own_one_is_not() -> None:
+    """vLLM #47328: two engines land on the same node."""
     cpu = min(os.sched_getaffinity(0))
     with subprocess.Popen(SLEEPER, env={"COREBOUND_JOB_ID": "test0b", "RANK": "1"}) as child:
         try:
