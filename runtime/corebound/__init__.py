@@ -22,7 +22,7 @@ _LAZY = {
     "optimization_report": "corebound.training",
     "optimize": "corebound.training",
 }
-_LAZY_MODULES = ("comm", "kernels", "topology")
+_LAZY_MODULES = ("comm", "kernels", "llm", "topology")
 
 __all__ = ["LLM", "SamplingParams", "init_distributed", "optimization_report", "optimize"]
 
