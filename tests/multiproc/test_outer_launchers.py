@@ -127,7 +127,7 @@ needs_cores = pytest.mark.skipif(NUM_CORES < 2, reason="needs two cores")
 
 
 @needs_cores
-@pytest.mark.parametrize("outer", ["torchrun", "openmpi", "mpich", "impi", "corebound", "corebound-bound"])
+@pytest.mark.parametrize("outer", ["torchrun", "openmpi", "mpich", "impi", "corebound-bound"])
 def test_ranks_get_their_place_and_their_cores_whoever_starts_them(outer: str, tmp_path: Path) -> None:
     """DeepSpeed's Open MPI runner: "no MASTER_*/RANK env; no binding; no LOCAL_SIZE -> SHM off"."""
     ranks, said = start(outer, tmp_path, bind=True)
@@ -145,6 +145,31 @@ def test_accelerate_may_come_before_or_after_and_its_affinity_does_not_fight(fir
     check(ranks, bound=True)
     assert said.count("KMP_AFFINITY is unset: it would fight the binding to cores") == 1
     assert [rank["type"] for rank in ranks] == (["MULTI_CPU"] * 2 if first else [None] * 2)
+
+
+def test_ranks_that_torchrun_starts_anew_meet_again(tmp_path: Path) -> None:
+    """torchrun keeps its store: what the first ranks wrote there must not be taken for words of the second."""
+    (tmp_path / "twice.py").write_text(
+        "import os, sys, time\n"
+        "import corebound as deepspeed\n"
+        # The second rank 0 is early: the words of rank 1 that it could find are those of the first.
+        "time.sleep(2 * (os.environ['TORCHELASTIC_RESTART_COUNT'] == '1') * int(os.environ['RANK']))\n"
+        "group = deepspeed.init_distributed('nccl')\n"
+        "import torch\n"
+        "total = group.all_reduce(torch.ones(3))[0].item()\n"
+        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "    os._exit(7)\n"
+        "sys.stdout.write(f'{group.rank} {total:g}\\n')\n"
+        "sys.stdout.flush()\n"
+        "group.close()\n"
+    )
+    words = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--max_restarts", "1"]
+    environ = {**os.environ, "PYTHONPATH": str(Path(corebound.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    words += ["--master_port", str(free_port()), "twice.py"]
+    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.split("\n")) == ["", "0 2", "1 2"]
+    assert "nccl is for GPUs" in done.stderr
 
 
 def test_without_being_asked_nothing_is_bound(tmp_path: Path) -> None:

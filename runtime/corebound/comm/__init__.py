@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -13,16 +14,20 @@ from corebound.comm.quiet import gloo_greeting_on_stderr
 from corebound.comm.rank_binding import bind_this_rank
 from corebound.config import env
 from corebound.errors import CommError, ConfigError
+from corebound.logs import get_logger
+
+_log = get_logger(__name__)
 
 __all__ = ["Collectives", "create", "init_distributed", "new_group"]
 
 
 def init_distributed(
-    timeout_s: float | None = None,
+    timeout_s: float | str | None = None,
     *,
     provider: str | None = None,
     bind_cores: bool | None = None,
     dist_backend: str | None = None,
+    timeout: timedelta | None = None,
 ) -> Collectives:
     """Return the collectives of the whole launch after every rank has joined.
 
@@ -30,12 +35,17 @@ def init_distributed(
     LOCAL_RANK and the like. A process that was not launched as a rank gets a group of one. A default process group that
     exists already is used as it is. `timeout_s` limits joining and is the default of every operation; None takes
     COREBOUND_COMM_TIMEOUT_S. `bind_cores` gives this rank cores and memory of its own, as `corebound run
-    --bind_cores_to_rank` would; None takes COREBOUND_BIND_CORES. `dist_backend` is DeepSpeed's word for `provider`.
+    --bind_cores_to_rank` would; None takes COREBOUND_BIND_CORES. `dist_backend` and `timeout` are
+    DeepSpeed's words for `provider` and `timeout_s`; a name in the first place is a `dist_backend`, as there.
 
     Raises: CommTimeoutError that lists the ranks present and missing; CommError when the provider cannot work;
     ConfigError when cores are too few to bind to, or for a backend of other devices.
     """
     settings = env.settings()
+    if isinstance(timeout_s, str):
+        timeout_s, dist_backend = None, timeout_s
+    if timeout_s is None and timeout is not None:
+        timeout_s = timeout.total_seconds()
     provider = provider or _provider_of(dist_backend) or settings.comm
     timeout_s = check_timeout(settings.comm_timeout_s if timeout_s is None else timeout_s)
     binds = settings.bind_cores if bind_cores is None else bind_cores
@@ -102,6 +112,9 @@ def _provider_of(dist_backend: str | None) -> str | None:
         return dist_backend
     if dist_backend == "ccl":
         return None  # DeepSpeed's word for whatever is fastest on CPUs
+    if dist_backend == "nccl":
+        _log.warning("init_distributed: nccl is for GPUs; between CPUs Corebound chooses what works best")
+        return None
     raise ConfigError(
         f"init_distributed: dist_backend is {dist_backend!r}, expected one of {', '.join(env.COMM_CHOICES)}",
         hint="leave it out: Corebound chooses what works best between CPUs",

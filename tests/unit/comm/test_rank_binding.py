@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from corebound import comm
 from corebound.comm import rank_binding
 from corebound.config.env import RankEnvironment
 from corebound.errors import CommError, ConfigError
@@ -109,3 +110,16 @@ def test_two_ranks_with_one_local_rank_are_named(bind: Bind) -> None:
 def test_more_ranks_than_cores_are_refused(bind: Bind) -> None:
     with pytest.raises(ConfigError, match="cannot bind 3 ranks to 2 physical cores"):
         bind(0, [[0, 1]] * 3, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "provider"), [(None, None), ("ccl", None), ("nccl", None), ("gloo", "gloo"), ("shm", "shm")]
+)
+def test_names_of_backends_are_read_as_deepspeed_means_them(name: str | None, provider: str | None) -> None:
+    assert comm._provider_of(name) == provider
+
+
+def test_backends_of_other_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match="dist_backend is 'hccl', expected one of") as caught:
+        comm.init_distributed("hccl")
+    assert "leave it out" in str(caught.value.hint)
