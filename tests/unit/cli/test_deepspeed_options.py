@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,3 +117,23 @@ def test_visible_devices_of_gpus_choose_no_cpus(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert main(["run", "--num_gpus", "2", "s.py"]) == 0
     assert (specs[0].include, specs[0].num_accelerators) == (None, 2)
+
+
+# Every flag of DeepSpeed's launcher (0.19), as its --help has them.
+DEEPSPEED_FLAGS = {
+    "--hostfile", "-H", "--include", "-i", "--exclude", "-e", "--num_nodes", "--min_elastic_nodes",
+    "--max_elastic_nodes", "--num_gpus", "--num_accelerators", "--master_port", "--master_addr", "--node_rank",
+    "--launcher", "--launcher_args", "--module", "--no_python", "--no_local_rank", "--no_ssh", "--no_ssh_check",
+    "--force_multi", "--save_pid", "--enable_each_rank_log", "--autotuning", "--elastic_training",
+    "--bind_cores_to_rank", "--bind_core_list", "--ssh_port", "--venv_script", "--log_level", "-q", "--quiet",
+}  # fmt: skip
+
+
+def test_every_flag_of_deepspeed_is_known_and_has_its_line_in_the_docs() -> None:
+    known = {name for option in run_module.run.params for name in getattr(option, "opts", ())}
+    assert known >= DEEPSPEED_FLAGS
+    text = (Path(__file__).parents[3] / "docs/launching.md").read_text(encoding="utf-8")
+    table = text.partition("## From deepspeed's launcher")[2].partition("\n## ")[0]
+    first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
+    told = {word for cell in first_cells for word in re.findall(r"`(-[^` ]+)", cell)}
+    assert told == DEEPSPEED_FLAGS
