@@ -102,3 +102,22 @@ def test_a_bfloat16_model_under_autocast_gives_the_tokens_of_one_without() -> No
     expected = continuation(model, prompt)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert continuation(model, prompt)[:20] == expected[:20]
+
+
+def test_the_shipped_model_loses_no_more_than_its_types_and_schemes_cost() -> None:
+    prompt = sorted(GOLDEN)[0]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO_DIR, local_files_only=True)
+    ids = tokenizer(prompt + GOLDEN[prompt], return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        exact = demo(torch.float64)(ids).logits
+
+        def error(model: Any) -> float:
+            found = model(ids).logits.double()
+            return float((found - exact).norm() / (exact - exact.mean(-1, keepdim=True)).norm())
+
+        plain = error(demo(torch.bfloat16))
+        assert error(corebound.optimize(demo(torch.float32), dtype=torch.float32)) < 1e-5
+        assert error(corebound.optimize(demo(torch.bfloat16))) < 1.2 * plain
+        # docs/quantization.md has what rounding alone costs: 0.7 % and 9.7 %, of another text.
+        assert error(corebound.optimize(demo(torch.bfloat16), dtype="int8")) < 1.2 * plain + 0.012
+        assert 1.2 * plain < error(corebound.optimize(demo(torch.bfloat16), dtype="int4")) < 0.16
