@@ -108,10 +108,10 @@ def _provider_of(dist_backend: str | None) -> str | None:
 
     Raises: ConfigError for a backend that is not for CPUs.
     """
-    if dist_backend is None or (dist_backend in env.COMM_CHOICES and dist_backend != "ccl"):
+    if dist_backend in (None, "ccl", "gloo"):
+        return None  # what an accelerator for CPUs calls its backend: whatever is fastest between them
+    if dist_backend in env.COMM_CHOICES:
         return dist_backend
-    if dist_backend == "ccl":
-        return None  # DeepSpeed's word for whatever is fastest on CPUs
     if dist_backend == "nccl":
         _log.warning("init_distributed: nccl is for GPUs; between CPUs Corebound chooses what works best")
         return None

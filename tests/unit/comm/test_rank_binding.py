@@ -113,7 +113,7 @@ def test_more_ranks_than_cores_are_refused(bind: Bind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "provider"), [(None, None), ("ccl", None), ("nccl", None), ("gloo", "gloo"), ("shm", "shm")]
+    ("name", "provider"), [(None, None), ("ccl", None), ("nccl", None), ("gloo", None), ("shm", "shm")]
 )
 def test_names_of_backends_are_read_as_deepspeed_means_them(name: str | None, provider: str | None) -> None:
     assert comm._provider_of(name) == provider
