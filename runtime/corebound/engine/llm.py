@@ -45,7 +45,8 @@ class LLM:
     same methods, and the ranks share the work. `kv_cache_gib` is the size of the cache on each rank; by default the
     ranks of a machine share half of its available memory, and take pages of it only as they are needed.
     Without `text` the model needs no tokenizer: prompts are token ids, and outputs have token ids only.
-    `show_progress` None shows it on a terminal only; `collectives` is for a caller that has a group already.
+    `show_progress` says whether standard error is a terminal that shows it; elsewhere long loading is logged.
+    None looks; `collectives` is for a caller that has a group already.
 
     Raises: ModelLoadError, ShardingError, HostError, CommError.
     """
@@ -67,7 +68,7 @@ class LLM:
         self.description = models.describe(self.model_dir, tokenizer=text)
         self._owns_collectives = collectives is None
         self.collectives = init_distributed() if collectives is None else collectives
-        with Progress(f"loading {model}", enabled=show_progress if self.is_first else False) as progress:
+        with Progress(f"loading {model}", terminal=show_progress, enabled=self.is_first) as progress:
             self._decoder = models.load_model(self.model_dir, dtype, self.collectives, progress.update)
         num_blocks = self._num_blocks(kv_cache_gib, max_num_sequences)
         cache = kv.allocate_kv_cache(

@@ -81,11 +81,12 @@ def _load_native(
     collectives: Collectives,
     progress: Progress | None,
 ) -> NativeDecoder:
+    num_threads = max(1, torch.get_num_threads())
     if description.shards is not None:
-        matrices, fields = read_rank(description, plan, collectives.rank, progress)
+        matrices, fields = read_rank(description, plan, collectives.rank, progress, num_threads=num_threads)
     else:
         source = NativeSource(description, plan, collectives.rank, scheme)
-        matrices, fields = source.matrices, source.read(progress)
+        matrices, fields = source.matrices, source.read(progress, num_threads)
     weights = arrange_native(matrices, fields, description.num_layers)
     return NativeDecoder(description, plan, weights, collectives, team_cpus())
 

@@ -60,12 +60,6 @@ class Shards:
         """Return the bytes of the files of all ranks."""
         return sum(self.files[rank.name][1] for rank in self.ranks)
 
-    @property
-    def command(self) -> str:
-        """Return the command that writes the model anew; the number of ranks is left to its reader."""
-        scheme = self.weights if " " not in self.weights else "bfloat16"
-        return f"corebound shard --model {self.model} --output {self.path} --dtype {scheme} --force --num-ranks"
-
     def require_ranks(self, num_ranks: int) -> None:
         """Check that a launch has the ranks that the model was written for.
 
@@ -74,7 +68,8 @@ class Shards:
         if num_ranks != self.num_ranks:
             raise ShardingError(
                 f"{self.path}: written for {_ranks(self.num_ranks)}, found a launch of {_ranks(num_ranks)}",
-                hint=f"use {_ranks(self.num_ranks)}, or write it anew: `{self.command} {num_ranks}`",
+                hint=f"use {_ranks(self.num_ranks)}, or write it for others: `corebound shard --model {self.path} "
+                f"--output {self.path}-{num_ranks} --num-ranks {num_ranks}`",
             )
 
     def to_json(self) -> dict[str, Any]:
