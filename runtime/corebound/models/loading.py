@@ -32,7 +32,12 @@ _log = get_logger(__name__)
 
 
 def load_model(
-    model_dir: Path | str, dtype: str, collectives: Collectives, progress: Progress | None = None
+    model_dir: Path | str,
+    dtype: str,
+    collectives: Collectives,
+    progress: Progress | None = None,
+    *,
+    allow_pickled_weights: bool = False,
 ) -> Decoder | NativeDecoder:
     """Return this rank's decoder, reading only its part of the weights.
 
@@ -40,12 +45,12 @@ def load_model(
     quantized while they are read, and everything else is bfloat16. The packed matrices of AWQ and GPTQ stay as they are
     with bfloat16, and are turned into floats with float32 and float16. Call it after the process has been bound: the
     thread that reads is the one that touches the memory first. `progress` is called with the bytes that were read and
-    the bytes that will be.
+    the bytes that will be. `allow_pickled_weights`: as describe.
 
     Raises: ModelLoadError for files that are missing, damaged or do not fit; ShardingError for a number of ranks that
     does not work; ConfigError for a scheme that is none.
     """
-    description = describe(model_dir, tokenizer=False)
+    description = describe(model_dir, tokenizer=False, allow_pickled_weights=allow_pickled_weights)
     if description.shards is not None:
         description.shards.require_ranks(collectives.size)
     plan = shard_plan(description, collectives.size)

@@ -14,6 +14,7 @@ from corebound.models.native_source import NativeSource
 from corebound.quantization.scheme import parse_scheme
 from corebound.sharding import shard_plan, stream
 from corebound.sharding.checkpoint import SINGLE_FILE
+from corebound.sharding.pickled import SINGLE_PICKLED_FILE
 from fixtures.tiny_models import build_bloom, build_llama
 
 pytestmark = pytest.mark.native
@@ -57,3 +58,19 @@ def test_a_value_no_model_has_is_named_whichever_thread_finds_it(tmp_path: Path,
         ModelLoadError, match=r"tensor 'model\.layers\.1\.self_attn\.o_proj\.weight': expected finite weights"
     ):
         read(path, 1, 0, "bfloat16", 4)
+
+
+def test_weights_of_a_pickled_file_are_those_of_safetensors(tmp_path: Path) -> None:
+    path = build_bloom(tmp_path / "bloom")
+    description = describe(path, tokenizer=False)
+    plan = shard_plan(description, 2)
+    expected = NativeSource(description, plan, 1, None)
+    expected_fields = expected.read()
+    torch.save(load_file(path / SINGLE_FILE), path / SINGLE_PICKLED_FILE)
+    (path / SINGLE_FILE).unlink()
+    with pytest.raises(ModelLoadError, match="which hold Python objects"):
+        describe(path, tokenizer=False)
+    found = NativeSource(describe(path, tokenizer=False, allow_pickled_weights=True), plan, 1, None)
+    fields = found.read()
+    assert all(torch.equal(fields[name], expected_fields[name]) for name in expected_fields)
+    assert all(torch.equal(found.matrices[name].memory, expected.matrices[name].memory) for name in expected.matrices)
