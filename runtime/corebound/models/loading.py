@@ -15,7 +15,7 @@ from corebound.models.decoder import Decoder
 from corebound.models.description import ModelDescription, describe
 from corebound.models.native_decoder import NativeDecoder
 from corebound.models.native_source import NativeSource, meter_of, packed_source
-from corebound.models.native_weights import arrange_native
+from corebound.models.native_weights import NativeWeights, arrange_native
 from corebound.models.quantizing import CodeMeaningSink, MeaningSink
 from corebound.models.shard_reading import read_rank
 from corebound.models.storage import matrix_schemes
@@ -86,14 +86,28 @@ def _load_native(
     collectives: Collectives,
     progress: Progress | None,
 ) -> NativeDecoder:
+    weights = load_native_weights(description, plan, collectives.rank, scheme, progress)
+    return NativeDecoder(description, plan, weights, collectives, team_cpus())
+
+
+def load_native_weights(
+    description: ModelDescription,
+    plan: ShardPlan,
+    rank: int,
+    scheme: Scheme | None = None,
+    progress: Progress | None = None,
+) -> NativeWeights:
+    """Return a rank's weights for the native decoder, read by as many threads as torch has.
+
+    Raises: ModelLoadError.
+    """
     num_threads = max(1, torch.get_num_threads())
     if description.shards is not None:
-        matrices, fields = read_rank(description, plan, collectives.rank, progress, num_threads=num_threads)
+        matrices, fields = read_rank(description, plan, rank, progress, num_threads=num_threads)
     else:
-        source = NativeSource(description, plan, collectives.rank, scheme)
+        source = NativeSource(description, plan, rank, scheme)
         matrices, fields = source.matrices, source.read(progress, num_threads)
-    weights = arrange_native(matrices, fields, description.num_layers)
-    return NativeDecoder(description, plan, weights, collectives, team_cpus())
+    return arrange_native(matrices, fields, description.num_layers)
 
 
 def _load_plain(
