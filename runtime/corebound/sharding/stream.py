@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -65,7 +65,7 @@ def load_shard(
         def parts() -> Iterator[Part]:
             for parameter, target in targets:
                 entry = entries[parameter.name]
-                reader = _Reader(descriptors[entry.path], entry, meter, handling)
+                reader = PartReader(descriptors[entry.path], entry, meter, handling=handling)
                 yield from reader.parts(target, plan.ranges(parameter, rank), parameter.rule.cut_dim)
 
         run_parts(parts(), num_threads or 1)
@@ -154,15 +154,37 @@ def shard_bytes(plan: ShardPlan, rank: int, entries: Mapping[str, TensorEntry], 
     return total
 
 
-class _Reader:
-    """Copies parts of one tensor of a file into a target, converting and checking chunk by chunk."""
+class PartReader:
+    """Copies parts of one tensor of a file into a target, converting and checking chunk by chunk.
 
-    def __init__(self, descriptor: int, entry: TensorEntry, meter: Meter, handling: _TorchValues) -> None:
-        self._descriptor, self._entry, self._meter, self._values = descriptor, entry, meter, handling
+    `handling` is how values are checked and converted; without it `fill` does that with torch, on its own thread and
+    with the buffer `scratch`.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        entry: TensorEntry,
+        meter: Meter,
+        scratch: Scratch | None = None,
+        *,
+        handling: _TorchValues | None = None,
+    ) -> None:
+        self._descriptor, self._entry, self._meter = descriptor, entry, meter
+        self._scratch, self._values = scratch or Scratch(), handling
         self._width = entry.shape[1] if len(entry.shape) > 1 else 1
         self._source = _TORCH_DTYPES[entry.dtype]
 
-    def parts(self, target: torch.Tensor | _SinkRows, held: tuple[range, ...], cut_dim: int) -> Iterator[Part]:
+    def fill(self, target: torch.Tensor, held: Sequence[range], cut_dim: int) -> None:
+        """Fill `target` with the parts of the dimension `cut_dim`, one after the other.
+
+        Raises: ModelLoadError naming file and tensor.
+        """
+        self._values = self._values or _TorchValues(target.dtype)
+        for part in self.parts(target, held, cut_dim):
+            part(self._scratch)
+
+    def parts(self, target: torch.Tensor | _SinkRows, held: Sequence[range], cut_dim: int) -> Iterator[Part]:
         """Yield what fills `target` with the parts of the dimension `cut_dim`, one after the other."""
         if cut_dim == 1:
             assert len(held) == 1, "inputs are cut in one piece"
@@ -209,6 +231,7 @@ class _Reader:
         read_rectangle(self._descriptor, self._entry, chunk, first_row, wanted)
         if wanted != columns:
             chunk = chunk[:, columns.start : columns.stop]
+        assert self._values is not None
         self._values.check(self._entry, chunk)
         if isinstance(target, _SinkRows):
             target.put(place.start, chunk)

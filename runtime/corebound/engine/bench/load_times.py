@@ -109,7 +109,7 @@ def _together(collectives: Collectives, work: Callable[[], None]) -> float:
     work()
     elapsed_s = time.perf_counter() - started_s
     collectives.barrier()
-    return max(collectives.broadcast_object(elapsed_s, root=rank) for rank in range(collectives.size))
+    return max(float(collectives.broadcast_object(elapsed_s, root=rank)) for rank in range(collectives.size))
 
 
 def _cat(files: Iterable[Path]) -> None:
