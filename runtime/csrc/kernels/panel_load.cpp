@@ -87,10 +87,16 @@ float scale_of(float wanted) {
   return float_of((bits + 0xffffU) & 0xffff0000U);
 }
 
-void quantise_group(const PanelMatrix &matrix, const float *values, int64_t count, uint8_t *codes, float &scale,
-                    float &zero) {
+// Scale and zero of a group.
+struct Rounding {
+  float scale, zero;
+};
+
+Rounding quantise_group(const PanelMatrix &matrix, const float *__restrict values, int64_t count,
+                        uint8_t *__restrict codes) {
   const float largest = matrix.kind == WeightKind::int8 ? 255.0F : 15.0F;
   const Range range(values, count);
+  float scale = 0, zero = 0;
   if (matrix.asymmetric) { // 0 has a code of its own
     const float low = std::min(range.low, 0.0F), high = std::max(range.high, 0.0F);
     scale = scale_of((high - low) * static_cast<float>(1.0 / static_cast<double>(largest)));
@@ -100,9 +106,12 @@ void quantise_group(const PanelMatrix &matrix, const float *values, int64_t coun
     zero = matrix.kind == WeightKind::int8 ? 128.0F : 8.0F;
   }
   for (int64_t i = 0; i < count; ++i) {
-    const float code = nearest(values[i] / scale) + zero;
-    codes[i] = static_cast<uint8_t>(static_cast<int32_t>(code < 0 ? 0 : code > largest ? largest : code));
+    float code = nearest(values[i] / scale) + zero;
+    code = code < 0 ? 0 : code;
+    code = code > largest ? largest : code;
+    codes[i] = static_cast<uint8_t>(static_cast<int32_t>(code));
   }
+  return {scale, zero};
 }
 
 // Rows of one panel on their way into codes.
@@ -115,13 +124,16 @@ public:
   void put(const uint16_t *rows, int64_t stride, int64_t first_row, int64_t count) {
     const int64_t groups = matrix_.num_groups(), size = matrix_.group_inputs;
     for (int64_t row = 0; row < count; ++row) {
+      float *values = values_.data();
       for (int64_t i = 0; i < matrix_.inputs; ++i) {
-        values_[i] = float_of(static_cast<uint32_t>(rows[row * stride + i]) << 16);
+        values[i] = float_of(static_cast<uint32_t>(rows[row * stride + i]) << 16);
       }
       for (int64_t group = 0; group < groups; ++group) {
         const int64_t begin = group * size, of_row = row * groups + group;
-        quantise_group(matrix_, &values_[begin], std::min(size, matrix_.inputs - begin),
-                       &codes_[row * matrix_.inputs + begin], scales_[of_row], zeros_[of_row]);
+        const Rounding rounding = quantise_group(matrix_, &values_[begin], std::min(size, matrix_.inputs - begin),
+                                                 &codes_[row * matrix_.inputs + begin]);
+        scales_[of_row] = rounding.scale;
+        zeros_[of_row] = rounding.zero;
       }
     }
     pack_rows({matrix_, codes_.data(), scales_.data(), zeros_.data(), first_row, count, matrix_.inputs});
