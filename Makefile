@@ -22,7 +22,7 @@ LAB         = PYTHONPATH=tests $(PYTHON) -m lab
 KUBERNETES  = PYTHONPATH=tests $(PYTHON) -m k8s
 SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook \
               images/runtime/files/corebound-launcher images/runtime/files/corebound-worker images/runtime/files/corebound-server
-CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp')
+CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp' 'tests/fixtures/*.cpp')
 CONTAINERS  = $(shell git ls-files 'images/*Containerfile*')
 
 ##@ First steps
@@ -151,6 +151,10 @@ test-topology: setup ## Run the tests that boot machines with several sockets an
 test-images: native ## Build the images, look into them and run them, two on a network too; root only
 	@$(PYTHON) -m pytest -m images $(TESTS)
 
+.PHONY: models-matrix
+models-matrix: native ## Run every family of models on 1 to 4 ranks against the whole one and write the table to docs/models.md
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(PYTHON) -m models_matrix
+
 .PHONY: bench
 bench: native ## Measure this machine and Corebound on it, and check the promised ratios (a quiet machine; writes 2.2 GB)
 	@$(BIN)/corebound bench machine
@@ -186,4 +190,5 @@ typecheck: setup ## Check types, strictly
 	@$(BIN)/mypy
 	@MYPYPATH=runtime/packaging $(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py playbooks/roles/*/action_plugins/*.py .ci/*.py
 	@MYPYPATH=tests:images:runtime/packaging $(BIN)/mypy --config-file pyproject.toml images/*.py images/runtime/files/*.py
+	@MYPYPATH=runtime:tests/fixtures/accelerator_extension $(BIN)/mypy --package corebound_example
 	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab --package topology --package k8s
