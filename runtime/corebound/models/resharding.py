@@ -17,6 +17,7 @@ from corebound.kernels.panels import PanelMatrix
 from corebound.models.description import ModelDescription
 from corebound.models.native_weights import panel_matrices, place_matrices
 from corebound.models.shard_reading import rank_tensors
+from corebound.models.shards import counted_ranks
 from corebound.sharding import ShardPlan, shard_plan
 from corebound.sharding.arena import allocate
 from corebound.sharding.checkpoint import TensorEntry
@@ -125,7 +126,7 @@ class WrittenSource:
             if not is_whole or done % size or (form.group_size is None and len(pieces) > 1):
                 share = f"{form.group_size} neighbouring" if form.group_size else "all"
                 raise ShardingError(
-                    f"{self._path}: cannot be written for {self._plan.num_ranks} ranks instead of "
+                    f"{self._path}: cannot be written for {counted_ranks(self._plan.num_ranks)} instead of "
                     f"{self._before.num_ranks}: {share} inputs of a row of {parameter.name!r} on a rank share a scale, "
                     f"and inputs {wanted.start} to {wanted.stop} are no whole number of such groups",
                     hint="write it from the checkpoint that it was made of",

@@ -67,8 +67,8 @@ class Shards:
         """
         if num_ranks != self.num_ranks:
             raise ShardingError(
-                f"{self.path}: written for {_ranks(self.num_ranks)}, found a launch of {_ranks(num_ranks)}",
-                hint=f"use {_ranks(self.num_ranks)}, or write it for others: `corebound shard --model {self.path} "
+                f"{self.path}: written for {counted_ranks(self.num_ranks)}, found a launch of {counted_ranks(num_ranks)}",
+                hint=f"use {counted_ranks(self.num_ranks)}, or write it for others: `corebound shard --model {self.path} "
                 f"--output {self.path}-{num_ranks} --num-ranks {num_ranks}`",
             )
 
@@ -191,5 +191,6 @@ def _text(reader: ConfigReader, field: str) -> str:
     return value
 
 
-def _ranks(number: int) -> str:
+def counted_ranks(number: int) -> str:
+    """Return a number of ranks in words."""
     return "1 rank" if number == 1 else f"{number} ranks"
