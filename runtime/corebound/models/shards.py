@@ -66,9 +66,10 @@ class Shards:
         Raises: ShardingError with the command that writes it for others.
         """
         if num_ranks != self.num_ranks:
+            written, found = counted_ranks(self.num_ranks), counted_ranks(num_ranks)
             raise ShardingError(
-                f"{self.path}: written for {counted_ranks(self.num_ranks)}, found a launch of {counted_ranks(num_ranks)}",
-                hint=f"use {counted_ranks(self.num_ranks)}, or write it for others: `corebound shard --model {self.path} "
+                f"{self.path}: written for {written}, found a launch of {found}",
+                hint=f"use {written}, or write it for others: `corebound shard --model {self.path} "
                 f"--output {self.path}-{num_ranks} --num-ranks {num_ranks}`",
             )
 
