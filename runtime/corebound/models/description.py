@@ -52,11 +52,12 @@ class ModelDescription(Architecture):
         return sum(math.prod(parameter.shape) for parameter in model_parameters(self))
 
 
-def describe(model_dir: Path | str, *, tokenizer: bool = True) -> ModelDescription:
+def describe(model_dir: Path | str, *, tokenizer: bool = True, allow_pickled_weights: bool = False) -> ModelDescription:
     """Return the description of a local model directory, after checking all that can be checked without torch.
 
     That is config.json, the architecture, the header and length of every weight file, the name, shape and type of
     every parameter, and, unless `tokenizer` is False, the presence of a tokenizer.
+    `allow_pickled_weights` takes PyTorch's own files where there are no safetensors; they need torch to be described.
 
     Raises: ModelLoadError naming the file.
     """
@@ -73,7 +74,7 @@ def describe(model_dir: Path | str, *, tokenizer: bool = True) -> ModelDescripti
         _check_tokenizer(path)
     shards = read_shards(path)
     if shards is None:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, allow_pickled=allow_pickled_weights)
         entries = match_parameters(described, checkpoint, stored)
     else:
         checkpoint = Checkpoint({}, {path / rank.name: shards.files[rank.name][1] for rank in shards.ranks})

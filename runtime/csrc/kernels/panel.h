@@ -120,6 +120,7 @@ struct PackArgs {
   const float *scales; // [rows, num_groups], quantised kinds only
   const float *zeros;  // [rows, num_groups], asymmetric only: zero points as codes
   int64_t first_row, rows;
+  int64_t stride; // elements from a row of `values` to the next
 };
 COREBOUND_EXPORT void pack_rows(const PackArgs &args);
 
