@@ -37,7 +37,7 @@ inline uint16_t *row_place(uint16_t *rows, int64_t columns, int64_t row, int64_t
   return rows + row * columns + column;
 }
 inline void add_product(const uint16_t *rows, int64_t columns, int64_t num_rows, const char *panel, float *sums) {
-  add_rows(panel, columns / 2, rows, columns, num_rows, sums);
+  add_rows<false>(panel, columns / 2, rows, columns, num_rows, sums);
 }
 #endif
 

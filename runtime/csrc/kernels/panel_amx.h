@@ -36,17 +36,41 @@ constexpr int64_t sum_row_bytes = panel_outputs * 4, pair_row_bytes = 256, tile_
 // sums (8 KiB) then stay in the first-level cache; with twice as many, every tile would come from the second.
 constexpr int64_t tile_piece_inputs = 256, half_piece_bytes = tile_piece_inputs * 64;
 
-// Two row tiles against two output tiles: sums[32][64 floats, the first 32 used]; `pairs` are [step][2][16 pairs][64].
-inline void add_square(const uint16_t *tiles, int64_t tile_stride, const char *pairs, int64_t steps, float *sums) {
+// Up to so many rows, copying a piece into tile order costs more than it saves.
+constexpr int64_t max_direct_rows = 64, touch_ahead_bytes = 1024;
+
+// What is read next, brought into the second-level cache a few lines at a time: all at once, it would hold up the
+// loads.
+class Fetch {
+public:
+  Fetch(const char *begin, int64_t num_bytes, int64_t num_times)
+      : at_(begin), end_(begin + num_bytes), lines_((num_bytes / 64 + num_times - 1) / num_times) {}
+  void some() {
+    for (int64_t line = 0; line < lines_ && at_ < end_; ++line, at_ += 64) {
+      _mm_prefetch(at_, _MM_HINT_T1);
+    }
+  }
+
+private:
+  const char *at_, *end_;
+  int64_t lines_;
+};
+
+// Two row tiles against two output tiles: sums[32][64 floats, the first 32 used]. Tiles of pairs are `row_bytes` a row,
+// the second `second` bytes behind the first, and the next step's `step` bytes on; `between` is called once a step.
+template <class F>
+inline void add_square(const uint16_t *tiles, int64_t tile_stride, const char *pairs, int64_t row_bytes, int64_t second,
+                       int64_t step_size, int64_t steps, float *sums, F &&between) {
   float *below = sums + 16 * panel_outputs;
   _tile_loadd(0, sums, sum_row_bytes);
   _tile_loadd(1, sums + 16, sum_row_bytes);
   _tile_loadd(2, below, sum_row_bytes);
   _tile_loadd(3, below + 16, sum_row_bytes);
-  for (int64_t step = 0; step < steps; ++step, tiles += tile_size, pairs += step_bytes / 2) {
+  for (int64_t step = 0; step < steps; ++step, tiles += tile_size, pairs += step_size) {
+    between(pairs);
     _tile_loadd(4, tiles, 64);
-    _tile_loadd(6, pairs, 64);
-    _tile_loadd(7, pairs + 1024, 64);
+    _tile_loadd(6, pairs, row_bytes);
+    _tile_loadd(7, pairs + second, row_bytes);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(5, tiles + tile_stride, 64);
     _tile_dpbf16ps(1, 4, 7);
@@ -59,13 +83,26 @@ inline void add_square(const uint16_t *tiles, int64_t tile_stride, const char *p
   _tile_stored(3, below + 16, sum_row_bytes);
 }
 
+// Touches the lines a little ahead of a step, at the pace of memory: AMX's own loads are too far
+// apart for the hardware to see a stream in them.
+template <bool paced> inline void touch_step(Pace<paced> &pace, const char *pairs) {
+  if constexpr (paced) {
+#pragma GCC unroll 8
+    for (int64_t line = 0; line < step_bytes; line += 64) {
+      pace.follow(pairs + touch_ahead_bytes + line);
+    }
+  }
+}
+
 // One row tile against all four output tiles.
-inline void add_line(const uint16_t *tiles, const char *pairs, int64_t steps, float *sums) {
+template <bool paced> inline void add_line(const uint16_t *tiles, const char *pairs, int64_t steps, float *sums) {
+  Pace<paced> pace;
   _tile_loadd(0, sums, sum_row_bytes);
   _tile_loadd(1, sums + 16, sum_row_bytes);
   _tile_loadd(2, sums + 32, sum_row_bytes);
   _tile_loadd(3, sums + 48, sum_row_bytes);
   for (int64_t step = 0; step < steps; ++step, tiles += tile_size, pairs += step_bytes) {
+    touch_step(pace, pairs);
     _tile_loadd(4, tiles, 64);
     _tile_loadd(5, pairs, pair_row_bytes);
     _tile_dpbf16ps(0, 4, 5);
@@ -86,18 +123,45 @@ inline void add_line(const uint16_t *tiles, const char *pairs, int64_t steps, fl
 // comes into the cache meanwhile.
 inline void add_tile_rows(const uint16_t *tiles, int64_t tile_stride, int64_t num_tiles, int64_t steps,
                           const char *piece, float *sums, const char *fetch, int64_t fetch_bytes) {
-  const int64_t share = (fetch_bytes / 64 + (num_tiles + 1) / 2 * 2 - 1) / ((num_tiles + 1) / 2 * 2) * 64;
-  const char *fetch_end = fetch + fetch_bytes;
+  Fetch fetching(fetch, fetch_bytes, (num_tiles + 1) / 2 * 2 * steps);
   for (int64_t half = 0; half < 2; ++half) {
     for (int64_t tile = 0; tile < num_tiles; tile += 2) {
       // A last odd tile has an empty one beside it: see tile_elements.
-      add_square(tiles + tile * tile_stride, tile_stride, piece + half * half_piece_bytes, steps,
-                 sums + tile * 16 * panel_outputs + half * 32);
-      for (const char *end = fetch + share; fetch < end && fetch < fetch_end; fetch += 64) {
-        _mm_prefetch(fetch, _MM_HINT_T1);
+      add_square(tiles + tile * tile_stride, tile_stride, piece + half * half_piece_bytes, 64, 1024, step_bytes / 2,
+                 steps, sums + tile * 16 * panel_outputs + half * 32, [&](const char *) { fetching.some(); });
+    }
+  }
+}
+
+// A few row tiles straight from a bf16 panel, a piece at a time, which the first pass brings into the cache.
+template <bool paced>
+inline void add_few(const uint16_t *tiles, int64_t tile_stride, int64_t num_tiles, const char *panel, int64_t steps,
+                    float *sums) {
+  constexpr int64_t piece_steps = tile_piece_inputs / 32;
+  Pace<paced> pace;
+  for (int64_t first = 0; first < steps; first += piece_steps) {
+    const int64_t count = smaller(piece_steps, steps - first);
+    for (int64_t tile = 0; tile < num_tiles; tile += 2) {
+      for (int64_t half = 0; half < 2; ++half) {
+        add_square(tiles + tile * tile_stride + first * tile_size, tile_stride, panel + first * step_bytes + half * 128,
+                   pair_row_bytes, 64, step_bytes, count, sums + tile * 16 * panel_outputs + half * 32,
+                   [&](const char *pairs) {
+                     if (tile == 0 && half == 0) {
+                       touch_step(pace, pairs);
+                     }
+                   });
       }
     }
   }
+}
+
+template <bool paced>
+inline void add_direct(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
+  const int64_t steps = matrix.padded_inputs / 32, num_tiles = (in.rows + 15) / 16;
+  if (num_tiles == 1) {
+    return add_line<paced>(in.tiles, panel, steps, sums);
+  }
+  add_few<paced>(in.tiles, matrix.padded_inputs * 16, num_tiles, panel, steps, sums);
 }
 
 // Where 16 outputs of a pair belong in a piece.
@@ -170,8 +234,9 @@ inline void sum_by_tiles(const PanelMatrix &matrix, const char *panel, const Pan
   const int64_t padded = (in.rows + 31) / 32 * 32;
   std::memset(scratch.sums, 0, static_cast<size_t>(padded * panel_outputs) * sizeof(float));
   const bool plain = matrix.kind == WeightKind::bfloat16;
-  if (plain && in.rows <= 16) { // bound by memory: straight from the panel
-    return add_line(in.tiles, panel, matrix.padded_inputs / 32, scratch.sums);
+  if (plain && in.rows <= max_direct_rows) { // bound by memory: straight from the panel
+    return in.paced ? add_direct<true>(matrix, panel, in, scratch.sums)
+                    : add_direct<false>(matrix, panel, in, scratch.sums);
   }
   char *piece = reinterpret_cast<char *>(scratch.piece);
   for (int64_t at = 0; at < matrix.padded_inputs; at += tile_piece_inputs) {

@@ -35,9 +35,10 @@ template <int M> inline void add_pair(RowSums<M> &sums, const char *weights, con
   }
 }
 
-template <int M>
+template <int M, bool paced>
 inline void add_pairs(const char *weights, int64_t pairs, const uint16_t *x, int64_t stride, float *sums) {
   constexpr int U = chains<M>;
+  Pace<paced> pace;
   RowSums<M> acc[U];
   for (int m = 0; m < M; ++m) {
     for (int j = 0; j < 4; ++j) {
@@ -51,8 +52,14 @@ inline void add_pairs(const char *weights, int64_t pairs, const uint16_t *x, int
   for (int64_t i = 0; i < pairs; i += U) {
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) {
-      add_pair<M>(acc[u], weights + (i + u) * 256, x + 2 * (i + u), stride);
+      const char *from = weights + (i + u) * 256;
+      add_pair<M>(acc[u], from, x + 2 * (i + u), stride);
+#pragma GCC unroll 4
+      for (int line = 0; line < 4; ++line) {
+        pace.follow(from + 64 * line);
+      }
     }
+    pace.turn();
   }
   for (int m = 0; m < M; ++m) {
     for (int j = 0; j < 4; ++j) {
@@ -96,7 +103,8 @@ template <bool paced> inline void add_two_streams(const char *weights, int64_t p
   }
 }
 
-// The same for any number of rows.
+// The same for any number of rows. More than four keep a core busy enough to stay behind memory.
+template <bool paced>
 inline void add_rows(const char *weights, int64_t pairs, const uint16_t *x, int64_t stride, int64_t rows, float *sums) {
   int64_t row = 0;
   while (row < rows) {
@@ -104,26 +112,26 @@ inline void add_rows(const char *weights, int64_t pairs, const uint16_t *x, int6
     float *to = sums + row * panel_outputs;
     const int64_t count = rows - row < rows_at_once ? rows - row : rows_at_once;
     if constexpr (rows_at_once == 1) {
-      add_pairs<1>(weights, pairs, from, stride, to);
+      add_pairs<1, paced>(weights, pairs, from, stride, to);
     } else {
       switch (count) {
       case 1:
-        add_pairs<1>(weights, pairs, from, stride, to);
+        add_pairs<1, paced>(weights, pairs, from, stride, to);
         break;
       case 2:
-        add_pairs<2>(weights, pairs, from, stride, to);
+        add_pairs<2, paced>(weights, pairs, from, stride, to);
         break;
       case 3:
-        add_pairs<3>(weights, pairs, from, stride, to);
+        add_pairs<3, paced>(weights, pairs, from, stride, to);
         break;
       case 4:
-        add_pairs<4>(weights, pairs, from, stride, to);
+        add_pairs<4, paced>(weights, pairs, from, stride, to);
         break;
       case 5:
-        add_pairs<5>(weights, pairs, from, stride, to);
+        add_pairs<5, false>(weights, pairs, from, stride, to);
         break;
       default:
-        add_pairs<6>(weights, pairs, from, stride, to);
+        add_pairs<6, false>(weights, pairs, from, stride, to);
       }
     }
     row += count;
@@ -139,7 +147,9 @@ inline void sum_pairs(const PanelMatrix &matrix, const char *panel, const PanelI
   const int64_t piece = in.rows > rows_at_once ? 128 : matrix.padded_inputs;
   for (int64_t at = 0; at < matrix.padded_inputs; at += piece) {
     const int64_t left = matrix.padded_inputs - at, count = left < piece ? left : piece;
-    add_rows(panel + at * matrix.input_bytes(), count / 2, in.x + at, in.stride, in.rows, sums);
+    const char *from = panel + at * matrix.input_bytes();
+    in.paced ? add_rows<true>(from, count / 2, in.x + at, in.stride, in.rows, sums)
+             : add_rows<false>(from, count / 2, in.x + at, in.stride, in.rows, sums);
   }
 }
 
