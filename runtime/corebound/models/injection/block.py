@@ -1,0 +1,258 @@
+"""The injected block: what a family's decoder block computes, on the operators of corebound.kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from corebound import kernels
+from corebound.comm import Collectives
+from corebound.errors import KernelError
+from corebound.models.injection.attention import StepNotes, attend
+from corebound.models.injection.cache import RowStore, row_layer, rows_of, slots_of
+from corebound.models.injection.description import BlockDescription
+from corebound.models.injection.norms import BlockNorm, FullNorm, HeadNorm
+from corebound.models.injection.shares import HeadShare
+from corebound.models.injection.taking import BlockTaker, Product
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": lambda x: kernels.gelu(x, "tanh"),
+    "gelu_erf": lambda x: kernels.gelu(x, "none"),
+    "relu": torch.relu_,
+    "silu_gated": kernels.silu_mul,
+    "gelu_tanh_gated": lambda x: _gelu_gated(x, "tanh"),
+    "gelu_erf_gated": lambda x: _gelu_gated(x, "none"),
+}
+
+
+class InjectedBlock(nn.Module):
+    """Takes the place of one decoder block; its forward is called with what transformers calls the original with.
+
+    For inference: results carry no gradients. Attention weights are never made, so they cannot be asked for.
+    """
+
+    def __init__(
+        self,
+        taker: BlockTaker,
+        description: BlockDescription,
+        share: HeadShare,
+        collectives: Collectives,
+        notes: StepNotes,
+        *,
+        first: bool,
+    ) -> None:
+        super().__init__()
+        self.description = description
+        self.layer_idx: int = taker.module(description.attention).layer_idx
+        self._share, self._collectives, self._notes, self._first = share, collectives, notes, first
+        self._norm_eagerly(taker)
+        self._qkv_layout = "per_head" if description.qkv_layout == "per_head" else "stacked"
+        self._set_product("qkv", taker.qkv(share.num_heads, share.num_kv_heads))
+        self._set_product("attention_out", taker.rows(description.attention_out))
+        self._set_product("mlp_in", taker.columns(description.mlp_in))
+        self._set_product("mlp_out", taker.rows(description.mlp_out))
+        self._activation = _ACTIVATIONS[description.activation]
+        self._slopes = None if description.alibi == "none" else torch.tensor(share.slopes, dtype=torch.float32)
+        self._angle_table: Tensor | None = None
+        if description.rotary_buffer is not None:
+            path, _, name = description.rotary_buffer.rpartition(".")
+            self._angle_table = getattr(taker.module(path), name)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        layer_past: Cache | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        position_ids: Tensor | None = None,
+        **others: Any,
+    ) -> Any:
+        """Return the block's output, in a tuple where the family's own block returns one.
+
+        Shapes: hidden_states and output [B, S, H].
+
+        Raises: KernelError in training mode, for attention weights or cross attention, or for a mask of unknown kind.
+        """
+        self._check(others)
+        if self._first:
+            self._notes.clear()
+        batch, num_tokens, _ = hidden_states.shape
+        x = hidden_states.reshape(batch * num_tokens, -1)
+        angles = self._angles(batch, num_tokens, position_embeddings, position_ids)
+        cache = layer_past if past_key_values is None else past_key_values
+
+        def attention(normed: Tensor) -> Tensor:
+            return self._attend(normed, (batch, num_tokens), attention_mask, cache, angles)
+
+        out = self._walk(x, attention).view_as(hidden_states)
+        return (out, None) if self.description.returns_tuple else out
+
+    def _walk(self, x: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the block's output; `attention` yields this rank's part before the sum over the ranks.
+
+        Shapes: [T, H] -> [T, H].
+        """
+        description = self.description
+        if description.norm_place == "after_branch":
+            stream = x + self.attention_norm(self._sum(attention(x), self.attention_out_bias))
+            return stream + self.mlp_norm(self._sum(self._mlp(stream), self.mlp_out_bias))
+        if description.norm_place == "after_residual":
+            stream, _ = self.attention_norm.add(self._sum(attention(x), self.attention_out_bias), x)
+            normed, _ = self.mlp_norm.add(self._sum(self._mlp(stream), self.mlp_out_bias), stream)
+            return normed
+        normed = self.attention_norm(x)
+        if description.parallel:
+            # Both branches are sums over the ranks of which only the total is needed: one exchange does for both.
+            partial = attention(normed).add_(self._mlp(normed if self.mlp_norm is None else self.mlp_norm(x)))
+            return self._sum(partial, self.attention_out_bias, self.mlp_out_bias) + x
+        branch = self._scaled(self._sum(attention(normed), self.attention_out_bias))
+        normed, stream = self.mlp_norm.add(branch, normed if description.norm_as_residual else x)
+        branch = self._scaled(self._sum(self._mlp(normed), self.mlp_out_bias))
+        return branch.add_(normed if description.norm_as_residual else stream)
+
+    def _attend(
+        self,
+        x: Tensor,
+        shape: tuple[int, int],
+        mask: Tensor | None,
+        cache: Cache | None,
+        angles: tuple[Tensor, Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Return this rank's part of the attention's output.
+
+        Shapes: x and result [B * S, H]; `shape` is (B, S).
+        """
+        share, description = self._share, self.description
+        qkv = kernels.linear(x, self.qkv_weight, self.qkv_bias)
+        if description.clip_qkv is not None:
+            qkv = qkv.clamp_(-description.clip_qkv, description.clip_qkv)
+        q, k, v = kernels.split_qkv(
+            qkv, self._qkv_layout, share.num_heads, share.num_kv_heads, description.head_dim
+        )
+        if self.full_norm is not None:
+            q, k = self.full_norm(q, k)
+        elif self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = kernels.rotary(q, k, *angles, description.rotary == "pairs")
+        stores, num_keys = self._store(k, v, shape, cache)
+        plan = self._notes.plan(mask, *shape, num_keys)
+        out = attend(q, stores, plan, description.scale, self._slopes, None)
+        return kernels.linear(out.flatten(1), self.attention_out_weight)
+
+    def _store(
+        self, k: Tensor, v: Tensor, shape: tuple[int, int], cache: Cache | None
+    ) -> tuple[tuple[RowStore, RowStore], int]:
+        """Add keys and values to the cache; return the rows of all of them and how many each sequence has.
+
+        Shapes: k and v [B * S, Hkv, D].
+        """
+        batch, num_tokens = shape
+        if cache is None:
+            return (RowStore(k.unsqueeze(2), num_tokens), RowStore(v.unsqueeze(2), num_tokens)), num_tokens
+        layer = row_layer(cache, self.layer_idx)
+        if layer is None:
+            keys, values = (part.view(batch, num_tokens, *part.shape[1:]).transpose(1, 2) for part in (k, v))
+            keys, values = cache.update(keys, values, self.layer_idx)
+            return (rows_of(keys), rows_of(values)), keys.shape[2]
+        length = layer.get_seq_length()
+        num_rows = layer.reserve(batch, num_tokens, k)
+        layer.append(k, v, slots_of(batch, num_tokens, length, num_rows))
+        return layer.stores(), length + num_tokens
+
+    def _angles(
+        self,
+        batch: int,
+        num_tokens: int,
+        embeddings: tuple[Tensor, Tensor] | None,
+        position_ids: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return positions, cosines and sines for the rotary operator.
+
+        Shapes: positions [B * S] int64; cosines and sines [P, R / 2] float32.
+        """
+        if self.description.rotary == "none":
+            return None
+        if self._angle_table is not None:
+            if position_ids is None:
+                raise KernelError(f"{self.description.family}: the model gave its blocks no position_ids")
+            positions, table = position_ids, self._angle_table
+            return self._notes.angles(positions, lambda: _of_table(positions, table, batch))
+        if embeddings is None:
+            raise KernelError(f"{self.description.family}: the model gave its blocks no position_embeddings")
+        cos, sin = embeddings
+        pairs = self.description.rotary == "pairs"
+        return self._notes.angles(cos, lambda: _of_embeddings(cos, sin, batch, pairs=pairs))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        inner = self._activation(kernels.linear(x, self.mlp_in_weight, self.mlp_in_bias))
+        return kernels.linear(inner, self.mlp_out_weight)
+
+    def _sum(self, partial: Tensor, *biases: Tensor | None) -> Tensor:
+        """Return the sum of all ranks' parts plus the biases, which are added here so that they count once."""
+        x = self._collectives.all_reduce(partial) if self._share.sharded else partial
+        for bias in biases:
+            if bias is not None:
+                x = x.add_(bias)
+        return x
+
+    def _scaled(self, branch: Tensor) -> Tensor:
+        factor = self.description.residual_factor
+        return branch if factor == 1.0 else branch.mul_(factor)
+
+    def _check(self, others: dict[str, Any]) -> None:
+        family = self.description.family
+        if self.training:
+            raise KernelError(f"{family}: an injected block is for inference", hint="call model.eval()")
+        if others.get("output_attentions"):
+            raise KernelError(
+                f"{family}: output_attentions=True, but an injected block never makes attention weights",
+                hint="leave replace_with_kernel_inject off to look at attention weights",
+            )
+        if others.get("encoder_hidden_states") is not None:
+            raise KernelError(f"{family}: an injected block has no cross attention")
+
+    def _norm_eagerly(self, taker: BlockTaker) -> None:
+        description, share = self.description, self._share
+        attention_norm, mlp_norm = taker.norm(description.attention_norm), taker.norm(description.mlp_norm)
+        self.attention_norm: Any = attention_norm and BlockNorm(description.norm, attention_norm)
+        self.mlp_norm: Any = mlp_norm and BlockNorm(description.norm, mlp_norm)
+        q = taker.head_norm(description.q_norm, share.num_heads)
+        k = taker.head_norm(description.k_norm, share.num_kv_heads)
+        full = description.qk_norm == "rms_full"
+        self.full_norm: Any = None
+        self.q_norm: Any = q and not full and HeadNorm(description.qk_norm, q) or None
+        self.k_norm: Any = k and not full and HeadNorm(description.qk_norm, k) or None
+        if full and q and k:
+            sizes = (description.num_heads * description.head_dim, description.num_kv_heads * description.head_dim)
+            self.full_norm = FullNorm(q, k, sizes=sizes, owned=share.owned_kv_heads, collectives=self._collectives)
+
+    def _set_product(self, name: str, product: Product) -> None:
+        for part, tensor in (("weight", product.weight), ("bias", product.bias)):
+            parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+            self.register_parameter(f"{name}_{part}", parameter)
+
+
+def _of_table(positions: Tensor, table: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    sin, cos = table.float().chunk(2, -1)
+    return positions.expand(batch, -1).flatten(), cos.contiguous(), sin.contiguous()
+
+
+def _of_embeddings(cos: Tensor, sin: Tensor, batch: int, *, pairs: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the angles that a model gives for each token: every one twice, in halves or side by side."""
+    half = cos.shape[-1] // 2
+    rows = [(part[..., ::2] if pairs else part[..., :half]).float().reshape(-1, half) for part in (cos, sin)]
+    num_tokens = cos.shape[1]
+    positions = torch.arange(rows[0].shape[0]).view(-1, num_tokens).expand(batch, num_tokens).flatten()
+    return positions, rows[0], rows[1]
+
+
+def _gelu_gated(gate_up: Tensor, approximate: str) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return kernels.gelu(gate, approximate).mul_(up)
