@@ -1,0 +1,119 @@
+"""Linear layers of which each rank holds a part. All sizes are frozen in the layer; nothing is kept elsewhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from corebound import kernels
+from corebound.comm import Collectives
+
+
+class ShardedLinear(nn.Module):
+    """What both kinds share: a rank's part of weight and bias, for inference."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, whole: tuple[int, int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+        self.whole_out_features, self.whole_in_features = whole
+
+    @property
+    def out_features(self) -> int:
+        """Return the number of outputs on this rank."""
+        return self.weight.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        """Return the number of inputs on this rank."""
+        return self.weight.shape[1]
+
+    def extra_repr(self) -> str:
+        """Return the rank's sizes and the whole ones."""
+        return (
+            f"in_features={self.in_features} of {self.whole_in_features}, "
+            f"out_features={self.out_features} of {self.whole_out_features}, bias={self.bias is not None}"
+        )
+
+
+class ColumnLinear(ShardedLinear):
+    """A linear layer of which this rank holds some of the outputs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return this rank's outputs.
+
+        Shapes: input [..., K]; result [..., part of N].
+        """
+        return product(input, self.weight, self.bias)
+
+
+class RowLinear(ShardedLinear):
+    """A linear layer of which this rank holds some of the inputs; the ranks' products are summed.
+
+    The bias is added once, after the sum. With a `pair` the sum waits for the second layer of the pair, or is made
+    there for both. Without collectives the product stays partial, and has no bias.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        whole: tuple[int, int],
+        collectives: Collectives | None,
+    ) -> None:
+        super().__init__(weight, bias, whole=whole)
+        self.collectives = collectives
+        self.pair: PairedSum | None = None
+        self.first_of_pair = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the whole product, identical on every rank.
+
+        Shapes: input [..., part of K]; result [..., N].
+        """
+        partial = product(input, self.weight, None)
+        if self.collectives is None:
+            return partial
+        if self.pair is not None and self.first_of_pair:
+            return self.pair.put(partial, self.bias)
+        if self.pair is not None:
+            partial = self.pair.add_to(partial)
+        total = self.collectives.all_reduce(partial.contiguous())
+        return total if self.bias is None else total.add_(self.bias)
+
+
+class PairedSum:
+    """The product of a block's first row-parallel layer, kept until the second is summed.
+
+    For blocks that add the outputs of both and do nothing else with the first: what that one returns in the meantime is
+    its bias, so that the sum of both outputs is right.
+    """
+
+    def __init__(self) -> None:
+        self._kept: Tensor | None = None
+
+    def put(self, partial: Tensor, bias: Tensor | None) -> Tensor:
+        """Keep the product and return what stands for it."""
+        self._kept = partial
+        return (partial.new_zeros(1) if bias is None else bias).expand_as(partial)
+
+    def add_to(self, partial: Tensor) -> Tensor:
+        """Return the sum of the kept product and the second."""
+        kept, self._kept = self._kept, None
+        return partial if kept is None else kept.add_(partial)
+
+
+def product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return input times weight transposed, plus bias, by Corebound's operator where it computes the same.
+
+    Shapes: input [..., K]; weight [N, K]; bias [N]; result [..., N].
+    """
+    # The operator has no backward, mixes no types, and autocast does not know it.
+    needs_gradient = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+    if needs_gradient or input.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
+        return nn.functional.linear(input, weight, bias)
+    rows = input.reshape(-1, weight.shape[1])
+    return kernels.linear(rows, weight, bias).view(*input.shape[:-1], weight.shape[0])
