@@ -57,15 +57,17 @@ class InjectedBlock(nn.Module):
         self._set_product("mlp_out", taker.rows(description.mlp_out))
         self._activation = _ACTIVATIONS[description.activation]
         self._slopes = None if description.alibi == "none" else torch.tensor(share.slopes, dtype=torch.float32)
-        self._angle_table: Tensor | None = None
+        angle_table = None
         if description.rotary_buffer is not None:
             path, _, name = description.rotary_buffer.rpartition(".")
-            self._angle_table = getattr(taker.module(path), name)
+            angle_table = getattr(taker.module(path), name)
+        self.register_buffer("_angle_table", angle_table, persistent=False)
 
     @torch.no_grad()
     def forward(
         self,
         hidden_states: Tensor,
+        *positional: Any,
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         layer_past: Cache | None = None,
@@ -79,7 +81,7 @@ class InjectedBlock(nn.Module):
 
         Raises: KernelError in training mode, for attention weights or cross attention, or for a mask of unknown kind.
         """
-        self._check(others)
+        self._check(positional, others)
         if self._first:
             self._notes.clear()
         batch, num_tokens, _ = hidden_states.shape
@@ -179,11 +181,11 @@ class InjectedBlock(nn.Module):
         """
         if self.description.rotary == "none":
             return None
-        if self._angle_table is not None:
+        table: Tensor | None = self._angle_table
+        if table is not None:
             if position_ids is None:
                 raise KernelError(f"{self.description.family}: the model gave its blocks no position_ids")
-            positions, table = position_ids, self._angle_table
-            return self._notes.angles(positions, lambda: _of_table(positions, table, batch))
+            return self._notes.angles(position_ids, lambda: _of_table(table, position_ids, batch))
         if embeddings is None:
             raise KernelError(f"{self.description.family}: the model gave its blocks no position_embeddings")
         cos, sin = embeddings
@@ -206,7 +208,7 @@ class InjectedBlock(nn.Module):
         factor = self.description.residual_factor
         return branch if factor == 1.0 else branch.mul_(factor)
 
-    def _check(self, others: dict[str, Any]) -> None:
+    def _check(self, positional: tuple[Any, ...], others: dict[str, Any]) -> None:
         family = self.description.family
         if self.training:
             raise KernelError(f"{family}: an injected block is for inference", hint="call model.eval()")
@@ -215,7 +217,8 @@ class InjectedBlock(nn.Module):
                 f"{family}: output_attentions=True, but an injected block never makes attention weights",
                 hint="leave replace_with_kernel_inject off to look at attention weights",
             )
-        if others.get("encoder_hidden_states") is not None:
+        # The one argument that a family gives by position is the output of an encoder.
+        if any(given is not None for given in (*positional, others.get("encoder_hidden_states"))):
             raise KernelError(f"{family}: an injected block has no cross attention")
 
     def _norm_eagerly(self, taker: BlockTaker) -> None:
@@ -239,18 +242,27 @@ class InjectedBlock(nn.Module):
             self.register_parameter(f"{name}_{part}", parameter)
 
 
-def _of_table(positions: Tensor, table: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    sin, cos = table.float().chunk(2, -1)
-    return positions.expand(batch, -1).flatten(), cos.contiguous(), sin.contiguous()
+def _of_table(table: Tensor, positions: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the angles of a table that has, for each position, its sines and then its cosines."""
+    sin, cos = table[positions].float().chunk(2, -1)
+    return _token_angles(cos, sin, batch)
 
 
 def _of_embeddings(cos: Tensor, sin: Tensor, batch: int, *, pairs: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the angles that a model gives for each token: every one twice, in halves or side by side."""
+    """Return the angles that a model gives for each token: every one twice, side by side (`pairs`) or in halves."""
     half = cos.shape[-1] // 2
-    rows = [(part[..., ::2] if pairs else part[..., :half]).float().reshape(-1, half) for part in (cos, sin)]
-    num_tokens = cos.shape[1]
-    positions = torch.arange(rows[0].shape[0]).view(-1, num_tokens).expand(batch, num_tokens).flatten()
-    return positions, rows[0], rows[1]
+    cos, sin = ((part[..., ::2] if pairs else part[..., :half]).float() for part in (cos, sin))
+    return _token_angles(cos, sin, batch)
+
+
+def _token_angles(cos: Tensor, sin: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the row of each token's angles, and those rows; a batch may share one set.
+
+    Shapes: [B or 1, S, R / 2] -> [B * S], [rows, R / 2], [rows, R / 2].
+    """
+    sets, num_tokens, half = cos.shape
+    rows = torch.arange(sets * num_tokens).view(sets, num_tokens).expand(batch, num_tokens).flatten()
+    return rows, cos.reshape(-1, half).contiguous(), sin.reshape(-1, half).contiguous()
 
 
 def _gelu_gated(gate_up: Tensor, approximate: str) -> Tensor:

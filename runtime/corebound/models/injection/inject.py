@@ -113,5 +113,5 @@ def _kept(model: nn.Module, blocks: list[str]) -> tuple[str, ...]:
     return tuple(
         f"{name} ({type(module).__name__})"
         for name, module in model.named_modules()
-        if list(module.parameters(recurse=False)) and not name.startswith(tuple(f"{block}." for block in blocks))
+        if list(module.parameters(recurse=False)) and not f"{name}.".startswith(tuple(f"{block}." for block in blocks))
     )
