@@ -49,12 +49,14 @@ class InjectedBlock(nn.Module):
         self.description = description
         self.layer_idx: int = taker.module(description.attention).layer_idx
         self._share, self._collectives, self._notes, self._first = share, collectives, notes, first
-        self._norm_eagerly(taker)
+        self._set_norms(taker)
         self._qkv_layout = "per_head" if description.qkv_layout == "per_head" else "stacked"
         self._set_product("qkv", taker.qkv(share.num_heads, share.num_kv_heads))
         self._set_product("attention_out", taker.rows(description.attention_out))
-        self._set_product("mlp_in", taker.columns(description.mlp_in))
-        self._set_product("mlp_out", taker.rows(description.mlp_out))
+        mlp_in, mlp_out = taker.mlp(num_gates=int(description.activation.endswith("_gated")))
+        self._set_product("mlp_in", mlp_in)
+        self._set_product("mlp_out", mlp_out)
+        self._mlp_sharded = taker.sharded(description.mlp_out)
         self._activation = _ACTIVATIONS[description.activation]
         self._slopes = None if description.alibi == "none" else torch.tensor(share.slopes, dtype=torch.float32)
         angle_table = None
@@ -102,21 +104,29 @@ class InjectedBlock(nn.Module):
         """
         description = self.description
         if description.norm_place == "after_branch":
-            stream = x + self.attention_norm(self._sum(attention(x), self.attention_out_bias))
-            return stream + self.mlp_norm(self._sum(self._mlp(stream), self.mlp_out_bias))
+            stream = x + self.attention_norm(self._attention_sum(attention(x)))
+            return stream + self.mlp_norm(self._mlp_sum(stream))
         if description.norm_place == "after_residual":
-            stream, _ = self.attention_norm.add(self._sum(attention(x), self.attention_out_bias), x)
-            normed, _ = self.mlp_norm.add(self._sum(self._mlp(stream), self.mlp_out_bias), stream)
+            stream, _ = self.attention_norm.add(self._attention_sum(attention(x)), x)
+            normed, _ = self.mlp_norm.add(self._mlp_sum(stream), stream)
             return normed
         normed = self.attention_norm(x)
         if description.parallel:
+            mlp_input = normed if self.mlp_norm is None else self.mlp_norm(x)
+            if self._share.sharded != self._mlp_sharded:
+                return self._attention_sum(attention(normed)).add_(self._mlp_sum(mlp_input)).add_(x)
             # Both branches are sums over the ranks of which only the total is needed: one exchange does for both.
-            partial = attention(normed).add_(self._mlp(normed if self.mlp_norm is None else self.mlp_norm(x)))
-            return self._sum(partial, self.attention_out_bias, self.mlp_out_bias) + x
-        branch = self._scaled(self._sum(attention(normed), self.attention_out_bias))
+            partial = attention(normed).add_(self._mlp(mlp_input))
+            return self._sum(partial, self._mlp_sharded, self.attention_out_bias, self.mlp_out_bias).add_(x)
+        branch = self._scaled(self._attention_sum(attention(normed)))
         normed, stream = self.mlp_norm.add(branch, normed if description.norm_as_residual else x)
-        branch = self._scaled(self._sum(self._mlp(normed), self.mlp_out_bias))
-        return branch.add_(normed if description.norm_as_residual else stream)
+        return self._scaled(self._mlp_sum(normed)).add_(normed if description.norm_as_residual else stream)
+
+    def _attention_sum(self, partial: Tensor) -> Tensor:
+        return self._sum(partial, self._share.sharded, self.attention_out_bias)
+
+    def _mlp_sum(self, x: Tensor) -> Tensor:
+        return self._sum(self._mlp(x), self._mlp_sharded, self.mlp_out_bias)
 
     def _attend(
         self,
@@ -196,9 +206,9 @@ class InjectedBlock(nn.Module):
         inner = self._activation(kernels.linear(x, self.mlp_in_weight, self.mlp_in_bias))
         return kernels.linear(inner, self.mlp_out_weight)
 
-    def _sum(self, partial: Tensor, *biases: Tensor | None) -> Tensor:
+    def _sum(self, partial: Tensor, sharded: bool, *biases: Tensor | None) -> Tensor:
         """Return the sum of all ranks' parts plus the biases, which are added here so that they count once."""
-        x = self._collectives.all_reduce(partial) if self._share.sharded else partial
+        x = self._collectives.all_reduce(partial) if sharded else partial
         for bias in biases:
             if bias is not None:
                 x = x.add_(bias)
@@ -221,7 +231,7 @@ class InjectedBlock(nn.Module):
         if any(given is not None for given in (*positional, others.get("encoder_hidden_states"))):
             raise KernelError(f"{family}: an injected block has no cross attention")
 
-    def _norm_eagerly(self, taker: BlockTaker) -> None:
+    def _set_norms(self, taker: BlockTaker) -> None:
         description, share = self.description, self._share
         attention_norm, mlp_norm = taker.norm(description.attention_norm), taker.norm(description.mlp_norm)
         self.attention_norm: Any = attention_norm and BlockNorm(description.norm, attention_norm)
@@ -234,7 +244,8 @@ class InjectedBlock(nn.Module):
         self.k_norm: Any = k and not full and HeadNorm(description.qk_norm, k) or None
         if full and q and k:
             sizes = (description.num_heads * description.head_dim, description.num_kv_heads * description.head_dim)
-            self.full_norm = FullNorm(q, k, sizes=sizes, owned=share.owned_kv_heads, collectives=self._collectives)
+            collectives = self._collectives if share.sharded else None
+            self.full_norm = FullNorm(q, k, sizes=sizes, owned=share.owned_kv_heads, collectives=collectives)
 
     def _set_product(self, name: str, product: Product) -> None:
         for part, tensor in (("weight", product.weight), ("bias", product.bias)):

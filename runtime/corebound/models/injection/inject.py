@@ -50,7 +50,7 @@ def inject_kernels(model: nn.Module, collectives: Collectives) -> InjectionRepor
         family=description.family,
         block_class=description.block_class.rpartition(".")[2],
         num_blocks=len(names),
-        ops=tuple(row for row in kernels.table() if row["op"] in description.ops),
+        ops=tuple(row for row in kernels.running_table() if row["op"] in description.ops),
         plain_torch=_plain_torch(description),
         kept=_kept(model, names),
     )
@@ -83,7 +83,7 @@ def _replace(
 ) -> None:
     original = model.get_submodule(name)
     taker = BlockTaker(original, name, description)
-    share = head_share(description, collectives, sharded=taker.sharded())
+    share = head_share(description, collectives, sharded=taker.sharded(description.attention_out))
     block = InjectedBlock(taker, description, share, collectives, notes, first=first).eval()
     _record_hidden_states(model, block, original)
     parent, _, leaf = name.rpartition(".")

@@ -76,10 +76,10 @@ class HeadNorm(nn.Module):
 
 
 class FullNorm(nn.Module):
-    """RMS norms of all q and of all k of a token, over the heads of every rank; plain torch."""
+    """RMS norms of all q and of all k of a token, with collectives over the heads of every rank; plain torch."""
 
     def __init__(
-        self, q: NormWeights, k: NormWeights, *, sizes: tuple[int, int], owned: Sequence[bool], collectives: Collectives
+        self, q: NormWeights, k: NormWeights, *, sizes: tuple[int, int], owned: Sequence[bool], collectives: Collectives | None
     ) -> None:
         super().__init__()
         self.q_weight = nn.Parameter(q.weight, requires_grad=False)
@@ -97,7 +97,7 @@ class FullNorm(nn.Module):
         """
         wide_q, wide_k = q.float(), k.float()
         squares = torch.stack((wide_q.square().sum((1, 2)), (wide_k.square() * self._owned).sum((1, 2))), 1)
-        if self._collectives.size > 1:
+        if self._collectives is not None:
             squares = self._collectives.all_reduce(squares)
         scales = torch.rsqrt(squares / self._sizes + self.eps).unsqueeze(2)
         out_q = (wide_q * scales[:, :1]).to(q.dtype) * self.q_weight.view(q.shape[1:])

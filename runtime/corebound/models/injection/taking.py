@@ -71,9 +71,17 @@ class BlockTaker:
         """Return the layer at a path, whose bias belongs after the sum over the ranks."""
         return self._linear(path, RowLinear)
 
-    def sharded(self) -> bool:
-        """Return whether the block holds a rank's part of its weights."""
-        return isinstance(self.module(self._description.attention_out), RowLinear)
+    def sharded(self, path: str) -> bool:
+        """Return whether the layer at a path, the last of its branch, holds a rank's part of the inputs."""
+        module = self.module(path)
+        if not isinstance(module, RowLinear):
+            return False
+        if module.collectives is None or getattr(module, "inputs", None) is not None:
+            raise KernelError(
+                f"{self._name}.{path}: cannot take over a layer that is summed elsewhere or cuts its own inputs",
+                hint="leave replace_with_kernel_inject off, or split the whole branch",
+            )
+        return True
 
     def qkv(self, num_heads: int, num_kv_heads: int) -> Product:
         """Return the joined q, k and v in an order that the operator splits: `per_head`, or `stacked` for all others."""
@@ -91,6 +99,16 @@ class BlockTaker:
             return joined
         sizes = (num_heads, num_kv_heads, description.head_dim)
         return Product(stack(joined.weight, *sizes), None if bias is None else stack(bias, *sizes))
+
+    def mlp(self, num_gates: int) -> tuple[Product, Product]:
+        """Return the layers before and after the activation, which halves its input when it has a gate."""
+        inner, outer = self.columns(self._description.mlp_in), self.rows(self._description.mlp_out)
+        if inner.weight.shape[0] != (1 + num_gates) * outer.weight.shape[1]:
+            raise KernelError(
+                f"{self._name}: expected {(1 + num_gates) * outer.weight.shape[1]} outputs of "
+                f"{', '.join(self._description.mlp_in)}, found {inner.weight.shape[0]}"
+            )
+        return inner, outer
 
     def norm(self, path: str | None) -> NormWeights | None:
         """Return the norm at a path; what it leaves out is one or zero."""
