@@ -1,4 +1,4 @@
-"""Kernel injection: the decoder blocks of a transformers model, replaced by ours on the operators of corebound.kernels."""
+"""Kernel injection: decoder blocks of transformers, replaced by ours on the operators of corebound.kernels."""
 
 from corebound.models.injection.families import FAMILIES, describe_block
 from corebound.models.injection.inject import inject_kernels

@@ -144,9 +144,7 @@ class InjectedBlock(nn.Module):
         qkv = kernels.linear(x, self.qkv_weight, self.qkv_bias)
         if description.clip_qkv is not None:
             qkv = qkv.clamp_(-description.clip_qkv, description.clip_qkv)
-        q, k, v = kernels.split_qkv(
-            qkv, self._qkv_layout, share.num_heads, share.num_kv_heads, description.head_dim
-        )
+        q, k, v = kernels.split_qkv(qkv, self._qkv_layout, share.num_heads, share.num_kv_heads, description.head_dim)
         if self.full_norm is not None:
             q, k = self.full_norm(q, k)
         elif self.q_norm is not None:
@@ -240,8 +238,8 @@ class InjectedBlock(nn.Module):
         k = taker.head_norm(description.k_norm, share.num_kv_heads)
         full = description.qk_norm == "rms_full"
         self.full_norm: Any = None
-        self.q_norm: Any = q and not full and HeadNorm(description.qk_norm, q) or None
-        self.k_norm: Any = k and not full and HeadNorm(description.qk_norm, k) or None
+        self.q_norm: Any = (q and not full and HeadNorm(description.qk_norm, q)) or None
+        self.k_norm: Any = (k and not full and HeadNorm(description.qk_norm, k)) or None
         if full and q and k:
             sizes = (description.num_heads * description.head_dim, description.num_kv_heads * description.head_dim)
             collectives = self._collectives if share.sharded else None

@@ -42,7 +42,7 @@ class RowLayer(DynamicLayer):  # type: ignore[misc]
         Shapes: keys and values [B * S, Hkv, D]; slots [B * S] int64.
         """
         assert self._room is not None, "reserve comes first"
-        batch, num_rows = self._room[0].shape[:2]
+        batch = self._room[0].shape[0]
         length = self.get_seq_length() + keys.shape[0] // batch
         room_keys, room_values = (_blocks(part) for part in self._room)
         kernels.store_kv(keys, values, room_keys, room_values, slots)

@@ -79,7 +79,13 @@ class FullNorm(nn.Module):
     """RMS norms of all q and of all k of a token, with collectives over the heads of every rank; plain torch."""
 
     def __init__(
-        self, q: NormWeights, k: NormWeights, *, sizes: tuple[int, int], owned: Sequence[bool], collectives: Collectives | None
+        self,
+        q: NormWeights,
+        k: NormWeights,
+        *,
+        sizes: tuple[int, int],
+        owned: Sequence[bool],
+        collectives: Collectives | None,
     ) -> None:
         super().__init__()
         self.q_weight = nn.Parameter(q.weight, requires_grad=False)

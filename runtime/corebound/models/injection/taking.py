@@ -84,7 +84,7 @@ class BlockTaker:
         return True
 
     def qkv(self, num_heads: int, num_kv_heads: int) -> Product:
-        """Return the joined q, k and v in an order that the operator splits: `per_head`, or `stacked` for all others."""
+        """Return the joined q, k and v in an order that the operator splits: `per_head`, all others as `stacked`."""
         description = self._description
         joined = self.columns(description.qkv)
         expected = (num_heads + 2 * num_kv_heads) * description.head_dim
@@ -152,7 +152,7 @@ class BlockTaker:
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         if kind not in _PLAIN and not isinstance(module, sharded):
             raise KernelError(
-                f"{self._name}.{path}: cannot take the weights of a {type(module).__name__}, expected a plain linear layer",
+                f"{self._name}.{path}: expected a plain linear layer, found a {type(module).__name__}",
                 hint="inject kernels before a model is quantised or wrapped, or leave replace_with_kernel_inject off",
             )
         weight, bias = module.weight, module.bias
