@@ -6,7 +6,7 @@ shard and one small buffer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -58,7 +58,7 @@ def load_shard(
     for path, members in files.items():
         with opened(path) as descriptor:
             for parameter, target in members:
-                reader = _Reader(descriptor, entries[parameter.name], meter, scratch)
+                reader = PartReader(descriptor, entries[parameter.name], meter, scratch)
                 reader.fill(target, plan.ranges(parameter, rank), parameter.rule.cut_dim)
     return fields
 
@@ -109,15 +109,18 @@ def shard_bytes(plan: ShardPlan, rank: int, entries: Mapping[str, TensorEntry], 
     return total
 
 
-class _Reader:
+class PartReader:
     """Copies parts of one tensor of a file into a target, converting and checking chunk by chunk."""
 
     def __init__(self, descriptor: int, entry: TensorEntry, meter: Meter, scratch: Scratch) -> None:
         self._descriptor, self._entry, self._meter, self._scratch = descriptor, entry, meter, scratch
         self._width = entry.shape[1] if len(entry.shape) > 1 else 1
 
-    def fill(self, target: torch.Tensor | _SinkRows, parts: tuple[range, ...], cut_dim: int) -> None:
-        """Fill `target` with the parts of the dimension `cut_dim`, one after the other."""
+    def fill(self, target: torch.Tensor | _SinkRows, parts: Sequence[range], cut_dim: int) -> None:
+        """Fill `target` with the parts of the dimension `cut_dim`, one after the other.
+
+        Raises: ModelLoadError naming file and tensor.
+        """
         if cut_dim == 1:
             assert len(parts) == 1, "inputs are cut in one piece"
             self._fill_rows(target, 0, range(self._entry.shape[0]), parts[0])

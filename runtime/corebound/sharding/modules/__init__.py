@@ -2,7 +2,16 @@
 
 from corebound.sharding.modules.apply import shard_module
 from corebound.sharding.modules.report import ShardReport, Split
-from corebound.sharding.modules.sources import ModelSource, WeightSource
+from corebound.sharding.modules.sources import CheckpointSource, ModelSource, WeightSource
 from corebound.sharding.modules.spec import LinearSpec, Policy
 
-__all__ = ["LinearSpec", "ModelSource", "Policy", "ShardReport", "Split", "WeightSource", "shard_module"]
+__all__ = [
+    "CheckpointSource",
+    "LinearSpec",
+    "ModelSource",
+    "Policy",
+    "ShardReport",
+    "Split",
+    "WeightSource",
+    "shard_module",
+]

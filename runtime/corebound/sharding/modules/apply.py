@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from corebound.comm import Collectives
 from corebound.errors import ShardingError
 from corebound.sharding.modules.deal import RankDeal, rank_deal
-from corebound.sharding.modules.decide import Decider, Decision, units
+from corebound.sharding.modules.decide import Decider, Decision, check_together, units
 from corebound.sharding.modules.families import table_of
-from corebound.sharding.modules.layers import ColumnLinear, PairedSum, RowLinear
+from corebound.sharding.modules.finish import add_sums, pair_sums, set_attributes
+from corebound.sharding.modules.layers import ColumnLinear, GatheredLinear, RowLinear
 from corebound.sharding.modules.layouts import layout_ranges
+from corebound.sharding.modules.meta import fill_meta
 from corebound.sharding.modules.report import ShardReport, Split
 from corebound.sharding.modules.sources import ModelSource, WeightSource
 from corebound.sharding.modules.spec import Policy
-from corebound.sharding.modules.table import COUNTS, ModuleTable, config_heads
-from corebound.sharding.modules.vocab import VocabEmbedding, VocabHead
+from corebound.sharding.modules.table import config_heads
+from corebound.sharding.modules.vocab import VocabEmbedding
+
+_ACTIONS = {"column": "split_outputs", "row": "split_inputs", "skip": "replicate"}
 
 
 def shard_module(
@@ -39,39 +43,37 @@ def shard_module(
     Raises: ShardingError naming the matrix that nothing covers or whose layout is not known, or the ranks that are too
     many; ConfigError for a policy that does not fit the model.
     """
-    return _Sharding(model, collectives, Policy.of(policy), grain, source or ModelSource(model)).apply()
+    return _Sharding(model, collectives, Policy.of(policy), grain, source).apply()
 
 
 class _Sharding:
-    """One call of shard_module."""
+    """One call of shard_module. All is decided before anything is changed."""
 
     def __init__(
-        self, model: nn.Module, collectives: Collectives, policy: Policy, grain: int, source: WeightSource
+        self, model: nn.Module, collectives: Collectives, policy: Policy, grain: int, source: WeightSource | None
     ) -> None:
         self._model: Any = model
-        self._collectives, self._policy, self._source = collectives, policy, source
+        self._collectives = collectives
+        self._source: WeightSource = source or ModelSource(model)
         self._config = model.config
-        self._table: ModuleTable | None = table_of(self._config)
+        self._table = table_of(self._config)
         heads = (self._table.heads if self._table else config_heads)(self._config)
         self._deal: RankDeal = rank_deal(heads, collectives.rank, collectives.size, grain=grain)
         self._decider = Decider(model, policy, self._table, heads)
         self._splits: list[Split] = []
 
     def apply(self) -> ShardReport:
-        """Split the model; decide everything before anything is changed."""
+        """Split the model."""
         embedding, head = self._model.get_input_embeddings(), self._model.get_output_embeddings()
-        decisions = [self._decider.decide(unit) for unit in units(self._model, {embedding, head} - {None})]
+        decisions = [self._decider.decide(unit) for unit in units(self._model, {embedding, head})]
+        check_together(decisions)
         ranges = [self._ranges(decision) for decision in decisions]
         whole = sum(parameter.numel() for parameter in self._model.parameters())
         self._split_vocabulary(embedding, head)
         for decision, parts in zip(decisions, ranges, strict=True):
             self._split(decision, parts)
-        self._set_attributes()
-        self._pair_sums()
-        self._add_sums()
-        for adapt in self._table.adaptations if self._table else ():
-            adapt(self._model, self._deal, self._collectives)
-        self._model.requires_grad_(False).eval()
+        fill_meta(self._model, self._source)
+        self._finish(decisions)
         return ShardReport(
             family=getattr(self._config, "model_type", type(self._model).__name__),
             rank=self._deal.rank,
@@ -83,118 +85,85 @@ class _Sharding:
             whole_num_elements=whole,
         )
 
+    def _finish(self, decisions: list[Decision]) -> None:
+        table = self._table
+        set_attributes(self._model, self._deal, table, decisions)
+        add_sums(self._model, self._collectives, table.sums if table else self._decider.plan.sums, decisions)
+        if table and table.parallel:
+            pair_sums(self._model, *table.parallel)
+        if table and any(decision.splits_heads for decision in decisions):
+            for adapt in table.adaptations:
+                adapt(self._model, self._deal, self._collectives)
+        self._model.requires_grad_(False).eval()
+
     def _ranges(self, decision: Decision) -> tuple[range, ...]:
         if decision.spec.partition == "skip":
             return ()
-        weight = _weight(decision)
-        dim = _split_dim(decision, weight)
-        return layout_ranges(decision.layout, self._deal, weight.shape[dim], decision.unit.name)
+        size = decision.unit.shape[decision.split_dim]
+        return layout_ranges(decision.layout, self._deal, size, decision.unit.name)
 
     def _split(self, decision: Decision, parts: tuple[range, ...]) -> None:
         unit, spec = decision.unit, decision.spec
-        weight = _weight(decision)
-        before = tuple(weight.shape)
-        if spec.partition == "skip":
-            self._note(decision, before, before)
-            return
-        dim = _split_dim(decision, weight)
-        if not unit.linear:
-            part = nn.Parameter(self._source.part(unit.name, dim, parts), requires_grad=False)
+        before = after = unit.shape
+        if spec.partition != "skip" and unit.linear:
+            layer = self._sharded_linear(decision, parts)
+            self._replace(unit.name, layer)
+            after = tuple(layer.weight.shape)
+        elif spec.partition != "skip":
+            part = nn.Parameter(self._source.part(unit.name, decision.split_dim, parts), requires_grad=False)
             setattr(unit.module, str(unit.parameter), part)
-            self._note(decision, before, tuple(part.shape))
-            return
-        local = self._source.part(f"{unit.name}.weight", dim, parts)
-        self._replace(unit.name, self._sharded_linear(decision, local, parts))
-        self._note(decision, before, tuple(local.shape))
+            after = tuple(part.shape)
+        layout = None if spec.partition == "skip" else decision.layout
+        self._splits.append(Split(unit.name, _ACTIONS[spec.partition], layout, decision.origin, before, after))
 
-    def _sharded_linear(self, decision: Decision, local: Tensor, parts: tuple[range, ...]) -> nn.Module:
+    def _sharded_linear(
+        self, decision: Decision, parts: tuple[range, ...]
+    ) -> ColumnLinear | GatheredLinear | RowLinear:
         unit, spec = decision.unit, decision.spec
         linear = unit.module
         assert isinstance(linear, nn.Linear)
         whole = (linear.out_features, linear.in_features)
-        bias = None
+        weight, bias = self._source.part(f"{unit.name}.weight", decision.split_dim, parts), None
         if linear.bias is not None:
-            name = f"{unit.name}.bias"
-            bias = self._source.part(name, 0, parts if spec.partition == "column" else [range(whole[0])])
+            wanted = parts if spec.partition == "column" else (range(whole[0]),)
+            bias = self._source.part(f"{unit.name}.bias", 0, wanted)
+        if spec.partition == "column" and spec.whole_activation:
+            return GatheredLinear(weight, bias, parts=self._deal.all_columns(whole[0]), collectives=self._collectives)
         if spec.partition == "column":
-            return ColumnLinear(local, bias, whole=whole)
+            return ColumnLinear(weight, bias, whole=whole)
         if spec.summed_later and bias is not None:
             raise ShardingError(f"{unit.name}: a layer that is summed later cannot have a bias")
-        return RowLinear(local, bias, whole=whole, collectives=None if spec.summed_later else self._collectives)
+        inputs = parts[0] if spec.whole_activation else None
+        collectives = None if spec.summed_later else self._collectives
+        return RowLinear(weight, bias, whole=whole, collectives=collectives, inputs=inputs)
 
     def _split_vocabulary(self, embedding: Any, head: Any) -> None:
         names = {module: name for name, module in self._model.named_modules()}
         tied = head is not None and head.weight is embedding.weight
-        num_words = embedding.weight.shape[0]
-        parts = self._deal.vocab(num_words)
-        mine = parts[self._deal.rank]
-        if type(embedding) is not nn.Embedding and not hasattr(embedding, "embed_scale"):
+        scale = getattr(embedding, "scalar_embed_scale", None)
+        if type(embedding) is not nn.Embedding and scale is None:
             raise ShardingError(f"{names[embedding]}: unknown kind of embedding {type(embedding).__name__}")
-        name, shape = names[embedding], tuple(embedding.weight.shape)
-        weight = nn.Parameter(self._source.part(f"{name}.weight", 0, [mine]), requires_grad=False)
-        scale = getattr(embedding, "embed_scale", None)
-        self._replace(name, VocabEmbedding(weight, mine, num_words, self._collectives, scale))
-        self._splits.append(Split(name, "split_vocab", None, "model", shape, tuple(weight.shape)))
+        shape = tuple(embedding.weight.shape)
+        weight, parts = self._words(names[embedding], shape)
+        self._replace(
+            names[embedding],
+            VocabEmbedding(weight, parts[self._deal.rank], shape[0], self._collectives, scale),
+        )
+        self._splits.append(Split(names[embedding], "split_vocab", None, "model", shape, tuple(weight.shape)))
         if head is None:
             return
         name, shape = names[head], tuple(head.weight.shape)
         if not tied:
-            parts = self._deal.vocab(shape[0])
-            weight = nn.Parameter(self._source.part(f"{name}.weight", 0, [parts[self._deal.rank]]), requires_grad=False)
-        bias = None
-        if head.bias is not None:
-            bias = self._source.part(f"{name}.bias", 0, [parts[self._deal.rank]])
-        self._replace(name, VocabHead(weight, bias, parts, self._collectives))
+            weight, parts = self._words(name, shape)
+        bias = None if head.bias is None else self._source.part(f"{name}.bias", 0, [parts[self._deal.rank]])
+        self._replace(name, GatheredLinear(weight, bias, parts=parts, collectives=self._collectives))
         self._splits.append(Split(name, "split_vocab", None, "tied" if tied else "model", shape, tuple(weight.shape)))
+
+    def _words(self, name: str, shape: tuple[int, ...]) -> tuple[nn.Parameter, tuple[range, ...]]:
+        parts = self._deal.vocab(shape[0])
+        part = self._source.part(f"{name}.weight", 0, [parts[self._deal.rank]])
+        return nn.Parameter(part, requires_grad=False), parts
 
     def _replace(self, name: str, module: nn.Module) -> None:
         parent, _, leaf = name.rpartition(".")
         setattr(self._model.get_submodule(parent), leaf, module)
-
-    def _note(self, decision: Decision, before: tuple[int, ...], after: tuple[int, ...]) -> None:
-        action = {"column": "split_outputs", "row": "split_inputs", "skip": "replicate"}[decision.spec.partition]
-        layout = None if decision.spec.partition == "skip" else decision.layout
-        self._splits.append(Split(decision.unit.name, action, layout, decision.origin, before, after))
-
-    def _set_attributes(self) -> None:
-        if self._table is None:
-            return
-        for name, module in self._model.named_modules():
-            if not name.endswith("." + self._table.attention):
-                continue
-            for attribute, count in self._table.attributes.items():
-                if hasattr(module, attribute):
-                    setattr(module, attribute, COUNTS[count](self._deal))
-
-    def _pair_sums(self) -> None:
-        if self._table is None or self._table.parallel is None:
-            return
-        first, second = self._table.parallel
-        for name, module in self._model.named_modules():
-            if not name.endswith("." + first):
-                continue
-            other = self._model.get_submodule(name.removesuffix(first) + second)
-            if isinstance(module, RowLinear) and isinstance(other, RowLinear):
-                module.pair = other.pair = PairedSum()
-                module.first_of_pair = True
-
-    def _add_sums(self) -> None:
-        def total(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            return self._collectives.all_reduce(output.contiguous())
-
-        for name, module in self._model.named_modules():
-            if self._table and any(name.endswith("." + sums) for sums in self._table.sums):
-                module.register_forward_hook(total)
-
-
-def _weight(decision: Decision) -> Tensor:
-    unit = decision.unit
-    tensor: Tensor = getattr(unit.module, unit.parameter or "weight")
-    return tensor
-
-
-def _split_dim(decision: Decision, weight: Tensor) -> int:
-    """Return the dimension of outputs or inputs; what comes before them, such as experts, stays whole."""
-    if decision.spec.layout in ("head_index", "kv_head_index"):
-        return 0
-    return weight.dim() - (2 if decision.spec.partition == "column" else 1)

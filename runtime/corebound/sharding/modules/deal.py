@@ -54,16 +54,29 @@ class RankDeal:
         """Return the number of kv heads of this rank, repeated ones included."""
         return len(self.kv_heads)
 
-    def columns(self, size: int) -> range:
+    def columns(self, size: int, least_grain: int = 1) -> range:
         """Return this rank's part of a dimension that is no heads, such as the inner one of an MLP.
+
+        Cuts are at multiples of `least_grain`, and of more where the dimension is large.
 
         Raises: ShardingError when it is too small to give every rank a part.
         """
-        if size < self.num_ranks:
-            raise ShardingError(f"a dimension of {size} cannot be split over {self.num_ranks} ranks")
-        grain = balanced_grain(size, self.num_ranks, largest=self.grain)
+        return self.all_columns(size, least_grain)[self.rank]
+
+    def all_columns(self, size: int, least_grain: int = 1) -> tuple[range, ...]:
+        """Return every rank's part of such a dimension.
+
+        Raises: ShardingError when it is too small to give every rank a part.
+        """
+        if size < self.num_ranks * least_grain:
+            grains = f" at multiples of {least_grain}" if least_grain > 1 else ""
+            raise ShardingError(
+                f"a dimension of {size} cannot be split over {self.num_ranks} ranks{grains}",
+                hint=f"use 1 to {max(1, size // least_grain)} ranks",
+            )
+        grain = max(balanced_grain(size, self.num_ranks, largest=self.grain), least_grain)
         # The first ranks have the surplus heads, so the surplus of the others goes to the last.
-        return deal(size, self.num_ranks, grain=grain, surplus_last=True)[self.rank]
+        return deal(size, self.num_ranks, grain=grain, surplus_last=True)
 
     def vocab(self, num_words: int) -> tuple[range, ...]:
         """Return every rank's part of the vocabulary."""

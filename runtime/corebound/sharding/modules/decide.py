@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from corebound.errors import ConfigError, ShardingError
 from corebound.sharding.modules.deal import Heads
-from corebound.sharding.modules.hf_plan import plan_specs
-from corebound.sharding.modules.layouts import Layout
-from corebound.sharding.modules.spec import LinearSpec, Policy
+from corebound.sharding.modules.hf_plan import ModelPlan, plan_of
+from corebound.sharding.modules.layouts import Layout, layout_names
+from corebound.sharding.modules.spec import LinearSpec, Policy, named
 from corebound.sharding.modules.table import ModuleTable
 
 
@@ -28,6 +28,16 @@ class Unit:
         """Return whether it is a linear layer."""
         return self.parameter is None
 
+    @property
+    def parent(self) -> str:
+        """Return the name of the module around it."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the matrix."""
+        return tuple(getattr(self.module, self.parameter or "weight").shape)
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -37,6 +47,19 @@ class Decision:
     spec: LinearSpec
     layout: Layout
     origin: str
+
+    @property
+    def splits_heads(self) -> bool:
+        """Return whether it leaves its rank with some of the heads."""
+        plain = set(layout_names(self.layout)) <= {"even", "aligned"}
+        return self.spec.partition == "column" and not self.spec.whole_activation and not plain
+
+    @property
+    def split_dim(self) -> int:
+        """Return the dimension of outputs or inputs; what comes before them, such as experts, stays whole."""
+        if self.layout in ("head_index", "kv_head_index"):
+            return 0
+        return len(self.unit.shape) - (2 if self.spec.partition == "column" else 1)
 
 
 def units(model: nn.Module, without: set[nn.Module]) -> Iterator[Unit]:
@@ -56,41 +79,14 @@ def units(model: nn.Module, without: set[nn.Module]) -> Iterator[Unit]:
 
 
 class Decider:
-    """Decides by the policy, the table and the model's own plan, in this order."""
+    """Decides by the policy, the table and, where there is none, the model's own plan, in this order."""
 
     def __init__(self, model: nn.Module, policy: Policy, table: ModuleTable | None, heads: Heads) -> None:
         self._policy, self._table, self._heads = policy, table, heads
-        self._plan = () if table else plan_specs(model)
+        self.plan = ModelPlan() if table else plan_of(model)
         self._family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-        self._parents = dict(model.named_modules())
-        self._rows_of = dict(self._named_rows(model))
-        self._by_block = {
-            f"{block}.{inner}": name
-            for block, names in self._rows_of.items()
-            for inner, module in self._parents[block].named_modules()
-            if isinstance(module, nn.Linear)
-            for name in [next((n for n in names if inner == n or inner.endswith("." + n)), "")]
-        }
-
-    def _named_rows(self, model: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
-        used: set[type] = set()
-        for name, module in model.named_modules():
-            for block, rows in self._policy.blocks.items():
-                kind = type(module)
-                if kind is not block:
-                    continue
-                used.add(block)
-                linears = [inner for inner, linear in module.named_modules() if isinstance(linear, nn.Linear)]
-                for row in rows:
-                    if not any(inner == row or inner.endswith("." + row) for inner in linears):
-                        raise ConfigError(
-                            f"policy: {block.__name__} has no linear layer {row!r}",
-                            hint=f"its linear layers: {', '.join(linears)}",
-                        )
-                yield name, rows
-        for block in self._policy.blocks:
-            if block not in used:
-                raise ConfigError(f"policy: the model has no block of class {block.__name__}")
+        self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self._in_blocks = dict(_block_layers(model, policy))
 
     def decide(self, unit: Unit) -> Decision:
         """Return what is done with a matrix.
@@ -101,58 +97,90 @@ class Decider:
             for spec in specs:
                 if spec.matches(unit.name):
                     return Decision(unit, spec, self._layout(unit, spec), origin)
-        shape = tuple(next(unit.module.parameters(recurse=False)).shape)
+        if self.plan.specs and not unit.linear:
+            # Of parameters that are no linear layers, such as routers, a plan names only those that it splits.
+            return Decision(unit, LinearSpec(".*", "skip"), "even", "tp_plan")
         raise ShardingError(
-            f"{unit.name} ({type(unit.module).__name__}, {list(shape)}): nothing says how it is split in a model of "
-            f"type {self._family!r}",
-            hint=f"give a policy: LinearSpec({unit.name.rpartition('.')[2]!r}, 'column' | 'row' | 'skip')",
+            f"{unit.name} ({type(unit.module).__name__}, {list(unit.shape)}): nothing says how it is split in a model "
+            f"of type {self._family!r}",
+            hint=f"give a policy: LinearSpec({unit.name.rpartition('.')[2]!r}, 'column' | 'row' | 'skip', layout)",
         )
 
     def _sources(self, unit: Unit) -> Iterator[tuple[str, tuple[LinearSpec, ...]]]:
         yield "policy", self._policy.specs
-        if unit.linear and unit.name in self._by_block:
-            row = bool(self._by_block[unit.name])
-            layout = None if row or self._table is None else self._table_layout(unit)
-            yield "policy", (LinearSpec(".*", "row" if row else "column", layout),)
-        if self._table is not None:
-            yield "table", self._table.specs
-        yield "tp_plan", self._plan
-
-    def _table_layout(self, unit: Unit) -> Layout | None:
-        assert self._table is not None
-        spec = next((spec for spec in self._table.specs if spec.matches(unit.name)), None)
-        return spec.layout if spec is not None and spec.partition == "column" else None
+        partition = self._in_blocks.get(unit.name)
+        table = self._table.specs if self._table else ()
+        if partition is not None:
+            known = next((spec for spec in table if spec.matches(unit.name)), None)
+            layout = known.layout if known and known.partition == partition else None
+            yield "policy", (LinearSpec(".*", "row" if partition == "row" else "column", layout),)
+        yield "table", table
+        yield "tp_plan", self.plan.specs
 
     def _layout(self, unit: Unit, spec: LinearSpec) -> Layout:
-        if spec.layout is not None or spec.partition == "skip":
+        if len(unit.shape) > 2:  # experts, which torch multiplies in groups
+            return tuple("aligned" if name == "even" else name for name in layout_names(spec.layout or "even"))
+        if spec.layout is not None or spec.partition == "skip" or not self._in_attention(unit):
             return spec.layout or "even"
-        if not self._in_attention(unit):
-            return "even"
-        linear = unit.module
-        assert isinstance(linear, nn.Linear)
         if spec.partition == "row":
             return "heads"
-        if linear.out_features == self._heads.query_width:
+        outputs = unit.shape[0]
+        if outputs == self._heads.query_width:
             return "heads"
-        if linear.out_features == self._heads.kv_width:
+        if outputs == self._heads.kv_width:
             return "kv_heads"
         raise ShardingError(
-            f"{unit.name}: unknown fused layout: {linear.out_features} outputs are neither the "
-            f"{self._heads.query_width} of the queries nor the {self._heads.kv_width} of the keys",
+            f"{unit.name}: unknown fused layout: {outputs} outputs are neither the {self._heads.query_width} of the "
+            f"queries nor the {self._heads.kv_width} of the keys",
             hint="give a policy that says how they are laid out: LinearSpec(pattern, 'column', layout)",
         )
 
     def _in_attention(self, unit: Unit) -> bool:
-        parent = unit.name.rpartition(".")[0]
         if not unit.linear:
             return False
         if self._table is not None:
-            return parent.endswith("." + self._table.attention)
-        return is_attention(self._parents[parent])
+            return named(unit.parent, self._table.attention)
+        # Without a table: attention modules of transformers know the size of their heads.
+        return isinstance(getattr(self._modules[unit.parent], "head_dim", None), int)
 
 
-def is_attention(module: nn.Module) -> bool:
-    """Return whether a module without a table computes attention: those of transformers know their head's size."""
-    return isinstance(getattr(module, "head_dim", None), int) and any(
-        isinstance(child, nn.Linear) for child in module.children()
-    )
+def check_together(decisions: Sequence[Decision]) -> None:
+    """Check that what is split on its way into an attention is also split on its way out.
+
+    Raises: ShardingError naming a layer.
+    """
+    split_parents = {decision.unit.parent: decision for decision in decisions if decision.splits_heads}
+    for parent, decision in split_parents.items():
+        inside = [other for other in decisions if other.unit.linear and other.unit.parent == parent]
+        kept = [other for other in inside if other.spec.partition == "skip"]
+        rows = [other for other in inside if other.spec.partition == "row"]
+        if decision.unit.linear and (kept or not rows):
+            other = kept[0].unit.name if kept else "no layer"
+            raise ShardingError(
+                f"{decision.unit.name} is split by heads, but {other} of {parent} "
+                + ("stays whole" if kept else "is row-parallel"),
+                hint="split all projections of an attention, or skip all",
+            )
+
+
+def _block_layers(model: nn.Module, policy: Policy) -> Iterator[tuple[str, str]]:
+    """Yield the linear layers of the policy's blocks, each `row` or `column`."""
+    found: set[type] = set()
+    for name, module in model.named_modules():
+        kind = type(module)
+        if kind not in policy.blocks:
+            continue
+        found.add(kind)
+        linears = [inner for inner, linear in module.named_modules() if isinstance(linear, nn.Linear)]
+        rows = policy.blocks[kind]
+        for row in rows:
+            if not any(named(inner, row) for inner in linears):
+                raise ConfigError(
+                    f"policy: {kind.__name__} has no linear layer {row!r}",
+                    hint=f"its linear layers: {', '.join(linears)}",
+                )
+        for inner in linears:
+            yield f"{name}.{inner}", "row" if any(named(inner, row) for row in rows) else "column"
+    for block in policy.blocks:
+        if block not in found:
+            raise ConfigError(f"policy: the model has no block of class {block.__name__}")

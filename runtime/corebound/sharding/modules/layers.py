@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,8 @@ class ShardedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, whole: tuple[int, int]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        # A parameter is taken as it is, so that a tied head and embedding hold the same one.
+        self.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
         self.whole_out_features, self.whole_in_features = whole
 
@@ -49,11 +52,40 @@ class ColumnLinear(ShardedLinear):
         return product(input, self.weight, self.bias)
 
 
+class GatheredLinear(ShardedLinear):
+    """A linear layer, such as a head, of which this rank holds some of the outputs; those of all ranks are gathered."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        parts: Sequence[range],
+        collectives: Collectives,
+    ) -> None:
+        super().__init__(weight, bias, whole=(parts[-1].stop, weight.shape[1]))
+        self.parts = tuple(parts)
+        self.collectives = collectives
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return all outputs, identical on every rank.
+
+        Shapes: input [..., K]; result [..., N].
+        """
+        local = product(input, self.weight, self.bias)
+        if self.collectives.size == 1:
+            return local
+        widest = max(len(part) for part in self.parts)
+        gathered = self.collectives.all_gather(nn.functional.pad(local, (0, widest - local.shape[-1])))
+        return torch.cat([gathered[rank, ..., : len(part)] for rank, part in enumerate(self.parts)], dim=-1)
+
+
 class RowLinear(ShardedLinear):
     """A linear layer of which this rank holds some of the inputs; the ranks' products are summed.
 
     The bias is added once, after the sum. With a `pair` the sum waits for the second layer of the pair, or is made
-    there for both. Without collectives the product stays partial, and has no bias.
+    there for both. Without collectives the product stays partial, and has no bias. `inputs` is the part of an input
+    that is whole on every rank; without it the input is this rank's part.
     """
 
     def __init__(
@@ -63,9 +95,11 @@ class RowLinear(ShardedLinear):
         *,
         whole: tuple[int, int],
         collectives: Collectives | None,
+        inputs: range | None = None,
     ) -> None:
         super().__init__(weight, bias, whole=whole)
         self.collectives = collectives
+        self.inputs = inputs
         self.pair: PairedSum | None = None
         self.first_of_pair = False
 
@@ -74,6 +108,8 @@ class RowLinear(ShardedLinear):
 
         Shapes: input [..., part of K]; result [..., N].
         """
+        if self.inputs is not None:
+            input = input[..., self.inputs.start : self.inputs.stop]
         partial = product(input, self.weight, None)
         if self.collectives is None:
             return partial

@@ -1,7 +1,7 @@
 """In which order the outputs (or inputs) of a projection lie, and which of them a rank takes. Pure; imports no torch.
 
 A layout is a name of LAYOUTS, or several names for projections that are stacked one after the other. In a stack the
-parts that are `even` share what the heads leave, equally.
+parts that are `even` or `aligned` share what the heads leave, equally.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from corebound.sharding.modules.deal import RankDeal
 
 Layout = str | tuple[str, ...]
 
+_ALIGNED = 8  # elements: torch's grouped product wants rows at multiples of 16 bytes, which are 8 of two bytes
 NUM_CODEGEN_BLOCKS = 4  # of the processors that CodeGen was trained on; its checkpoints are laid out by them
 
 
@@ -64,6 +65,7 @@ def _codegen(deal: RankDeal, size: int) -> list[range]:
 
 LAYOUTS: dict[str, _Kind] = {
     "even": _Kind(lambda deal: None, lambda deal, size: [deal.columns(size)]),
+    "aligned": _Kind(lambda deal: None, lambda deal, size: [deal.columns(size, least_grain=_ALIGNED)]),
     "heads": _Kind(lambda deal: deal.heads.query_width, lambda deal, _: _units(deal.query_heads, deal.heads.head_dim)),
     "kv_heads": _Kind(lambda deal: deal.heads.kv_width, lambda deal, _: _units(deal.kv_heads, deal.heads.head_dim)),
     "head_index": _Kind(lambda deal: deal.heads.num_heads, lambda deal, _: _units(deal.query_heads, 1)),
@@ -84,7 +86,7 @@ def layout_ranges(layout: Layout, deal: RankDeal, size: int, where: str) -> tupl
 
     Raises: ShardingError naming `where` when the layout cannot have that size, or is not known.
     """
-    names = (layout,) if isinstance(layout, str) else tuple(layout)
+    names = layout_names(layout)
     unknown = [name for name in names if name not in LAYOUTS]
     if unknown or not names:
         raise ShardingError(
@@ -102,11 +104,19 @@ def layout_ranges(layout: Layout, deal: RankDeal, size: int, where: str) -> tupl
         )
     parts: list[range] = []
     offset = 0
-    for name, fixed in zip(names, sizes, strict=True):
-        length = left // free if fixed is None else fixed
-        parts += [shifted(part, offset) for part in LAYOUTS[name].ranges(deal, length)]
-        offset += length
+    try:
+        for name, fixed in zip(names, sizes, strict=True):
+            length = left // free if fixed is None else fixed
+            parts += [shifted(part, offset) for part in LAYOUTS[name].ranges(deal, length)]
+            offset += length
+    except ShardingError as error:
+        raise ShardingError(f"{where}: {error.message}", hint=error.hint) from error
     return merged(parts)
+
+
+def layout_names(layout: Layout) -> tuple[str, ...]:
+    """Return the names that a layout stacks."""
+    return (layout,) if isinstance(layout, str) else tuple(layout)
 
 
 def shifted(part: range, offset: int) -> range:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from corebound.errors import ModelLoadError, ShardingError
+from corebound.sharding.checkpoint import Checkpoint, TensorEntry
+from corebound.sharding.modules.layouts import shifted
+from corebound.sharding.reading import Meter, Scratch, opened
+from corebound.sharding.stream import PartReader
+
+# Experts are one tensor in a model of transformers and many in most checkpoints: gate, up and down of each.
+_EXPERT_NAMES = (
+    ("mlp.experts.{}.gate_proj.weight", "mlp.experts.{}.up_proj.weight", "mlp.experts.{}.down_proj.weight"),
+    ("block_sparse_moe.experts.{}.w1.weight", "block_sparse_moe.experts.{}.w3.weight")
+    + ("block_sparse_moe.experts.{}.w2.weight",),
+)
+_EXPERTS = re.compile(r"(?P<layer>.*)mlp\.experts\.(?P<kind>gate_up|down)_proj")
+_RENAMED = ((".mlp.gate.", ".block_sparse_moe.gate."),)
+
 
 class WeightSource(Protocol):
-    """What yields parts of named tensors, as a model's state_dict names them."""
+    """What yields parts of named tensors, by the names of the model's parameters."""
 
     def part(self, name: str, dim: int, ranges: Sequence[range]) -> Tensor:
         """Return the ranges of one dimension of a tensor, one after the other, as a tensor of its own.
@@ -32,13 +50,128 @@ class ModelSource:
         self._model = model
 
     def part(self, name: str, dim: int, ranges: Sequence[range]) -> Tensor:
-        """Return a copy of the ranges, so that the whole tensor can be freed."""
+        """Return a copy of the ranges, so that the whole tensor can be freed.
+
+        Raises: ShardingError for a tensor on the meta device.
+        """
         whole = self.whole(name)
         pieces = [whole.narrow(dim, part.start, len(part)) for part in ranges]
         return torch.cat(pieces, dim).contiguous() if len(pieces) > 1 else pieces[0].clone().contiguous()
 
     def whole(self, name: str) -> Tensor:
-        """Return the parameter or buffer itself."""
+        """Return the parameter or buffer itself.
+
+        Raises: ShardingError for a tensor on the meta device.
+        """
         owner, _, leaf = name.rpartition(".")
         tensor: Tensor = getattr(self._model.get_submodule(owner), leaf)
+        if tensor.is_meta:
+            raise ShardingError(f"{name} is on the meta device", hint="give shard_module a source of the weights")
         return tensor.detach()
+
+
+class CheckpointSource:
+    """The safetensors files of a checkpoint: only the bytes that are asked for are read, with pread.
+
+    Tensors come in the dtype of the model's parameters. Names are the model's, with or without the prefix of its body,
+    and experts may be one tensor each.
+    """
+
+    def __init__(self, model: nn.Module, checkpoint: Checkpoint, meter: Meter | None = None) -> None:
+        self._tensors = checkpoint.tensors
+        self._templates = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+        self._prefix = f"{getattr(model, 'base_model_prefix', '')}."
+        self._meter, self._scratch = meter or Meter(0, None), Scratch()
+
+    def part(self, name: str, dim: int, ranges: Sequence[range]) -> Tensor:
+        """Return the ranges of one dimension of a tensor, one after the other.
+
+        Raises: ModelLoadError naming the tensor that is missing or has another shape.
+        """
+        template = self._templates[name]
+        shape = list(template.shape)
+        shape[dim] = sum(len(part) for part in ranges)
+        result = torch.empty(shape, dtype=template.dtype)
+        if self._find(name) is None and (experts := _EXPERTS.fullmatch(name)):
+            for index in range(shape[0]):
+                self._read_expert(experts, index, template, result[index], dim - 1, ranges)
+            return result
+        self._read(self._entry(name, tuple(template.shape)), result, dim, ranges)
+        return result
+
+    def whole(self, name: str) -> Tensor:
+        """Return a whole tensor.
+
+        Raises: ModelLoadError naming the tensor that is missing or has another shape.
+        """
+        return self.part(name, 0, [range(self._templates[name].shape[0])] if self._templates[name].dim() else [])
+
+    def _read(self, entry: TensorEntry, target: Tensor, dim: int, ranges: Sequence[range]) -> None:
+        """Fill the target; leading dimensions before the cut one, such as experts, are rows of one matrix."""
+        *lead, width = entry.shape if len(entry.shape) > 1 else (*entry.shape, 1)
+        flat = dataclasses.replace(entry, shape=(math.prod(lead), width))
+        last = len(entry.shape) - 1
+        by_rows = dim < last or last == 0
+        if by_rows:
+            inner = math.prod(lead[dim + 1 :])
+            blocks = range(0, math.prod(lead), math.prod(lead[dim:]))
+            scaled = [range(part.start * inner, part.stop * inner) for part in ranges]
+            ranges = [shifted(part, block) for block in blocks for part in scaled]
+        with opened(entry.path) as descriptor:
+            reader = PartReader(descriptor, flat, self._meter, self._scratch)
+            matrix = target.view(-1, width) if by_rows else target.view(-1, target.shape[-1])
+            if by_rows or len(ranges) == 1:
+                reader.fill(matrix, ranges, 0 if by_rows else 1)
+                return
+            start = 0
+            for part in ranges:
+                piece = torch.empty(matrix.shape[0], len(part), dtype=target.dtype)
+                reader.fill(piece, [part], 1)
+                matrix[:, start : start + len(part)] = piece
+                start += len(part)
+
+    def _read_expert(
+        self, experts: re.Match[str], index: int, template: Tensor, target: Tensor, dim: int, ranges: Sequence[range]
+    ) -> None:
+        """Fill one expert's part; gate and up are two tensors, of which the first has the first half of the rows."""
+        gate, up, down = self._expert_names(experts["layer"], index)
+        if experts["kind"] == "down":
+            self._read(self._entry(down, tuple(template.shape[1:])), target, dim, ranges)
+            return
+        half = template.shape[1] // 2
+        start = 0
+        for name, low in ((gate, 0), (up, half)):
+            mine = [
+                range(max(part.start, low) - low, min(part.stop, low + half) - low)
+                for part in ranges
+                if part.start < low + half and part.stop > low
+            ]
+            rows = sum(len(part) for part in mine)
+            self._read(self._entry(name, (half, template.shape[2])), target[start : start + rows], 0, mine)
+            start += rows
+
+    def _expert_names(self, layer: str, index: int) -> tuple[str, ...]:
+        for names in _EXPERT_NAMES:
+            full = tuple(layer + name.format(index) for name in names)
+            if self._find(full[0]) is not None:
+                return full
+        raise ModelLoadError(f"{layer}mlp.experts: the checkpoint has no weights of expert {index}")
+
+    def _entry(self, name: str, shape: tuple[int, ...]) -> TensorEntry:
+        entry = self._find(name)
+        if entry is None:
+            raise ModelLoadError(f"{name}: the checkpoint has no such tensor")
+        if entry.shape != shape:
+            raise ModelLoadError(
+                f"{entry.path}: tensor {entry.name!r}: expected shape {list(shape)}, found {list(entry.shape)}"
+            )
+        return entry
+
+    def _find(self, name: str) -> TensorEntry | None:
+        return next((self._tensors[other] for other in self._spellings(name) if other in self._tensors), None)
+
+    def _spellings(self, name: str) -> Iterator[str]:
+        for spelling in (name, *(name.replace(new, old) for new, old in _RENAMED)):
+            yield spelling
+            yield spelling.removeprefix(self._prefix)
+            yield self._prefix + spelling

@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from corebound.errors import ConfigError
-from corebound.sharding.modules.layouts import LAYOUTS, Layout
+from corebound.sharding.modules.layouts import LAYOUTS, Layout, layout_names
 
 Partition = Literal["column", "row", "skip"]
 _PARTITIONS = ("column", "row", "skip")
+
+
+def named(name: str, end: str) -> bool:
+    """Return whether a dotted name is `end` or ends in it after a dot."""
+    return name == end or name.endswith("." + end)
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,8 @@ class LinearSpec:
     `column` splits the outputs; `row` splits the inputs and sums the products of all ranks; `skip` keeps the matrix
     whole on every rank. `layout` says how the split dimension is laid out (corebound.sharding.modules.layouts); None
     takes heads for a projection of an attention that has exactly their width, and equal columns outside of attention.
-    With `summed_later` a row-parallel product stays partial, because something after it sums.
+    With `summed_later` a row-parallel product stays partial, because a module around it sums. With `whole_activation`
+    the outputs of a column-parallel layer are gathered, and a row-parallel layer takes its part of a whole input.
 
     Raises: ConfigError for another partition, an unknown layout, or a pattern that is no regular expression.
     """
@@ -30,6 +36,7 @@ class LinearSpec:
     partition: Partition
     layout: Layout | None = None
     summed_later: bool = False
+    whole_activation: bool = False
 
     def __post_init__(self) -> None:
         if self.partition not in _PARTITIONS:
@@ -37,7 +44,7 @@ class LinearSpec:
                 f"LinearSpec {self.pattern!r}: partition must be one of {', '.join(_PARTITIONS)}; "
                 f"found {self.partition!r}"
             )
-        names = () if self.layout is None else (self.layout,) if isinstance(self.layout, str) else self.layout
+        names = () if self.layout is None else layout_names(self.layout)
         unknown = [name for name in names if name not in LAYOUTS]
         if unknown:
             raise ConfigError(
