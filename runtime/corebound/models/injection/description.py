@@ -33,8 +33,8 @@ class BlockDescription:
     """A family's block. Names of linears and norms are paths of modules within the block.
 
     `qkv` and `mlp_in` with several names are joined, in this order, into one product. `qkv_layout` says how the outputs
-    lie: all q, k, v (`stacked`), q, k, v of each head (`per_head`), the q heads, k and v of each kv head (`grouped`), or
-    q, v, k of each quarter of the heads (`quarters`). Without `mlp_norm` a parallel MLP reads the attention's norm.
+    lie: all q, k, v (`stacked`), q, k, v of each head (`per_head`), the q heads, k and v of each kv head (`grouped`),
+    or q, v, k of each quarter of the heads (`quarters`). Without `mlp_norm` a parallel MLP reads the attention's norm.
 
     `alibi` counts distances in unmasked tokens (`tokens`) or in places of the cache (`slots`).
     """
