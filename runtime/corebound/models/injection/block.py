@@ -15,7 +15,7 @@ from corebound.errors import KernelError
 from corebound.models.injection.attention import StepNotes, attend
 from corebound.models.injection.cache import RowStore, row_layer, rows_of, slots_of
 from corebound.models.injection.description import BlockDescription
-from corebound.models.injection.norms import BlockNorm, FullNorm, HeadNorm
+from corebound.models.injection.norms import FullNorm, HeadNorm, block_norm
 from corebound.models.injection.shares import HeadShare
 from corebound.models.injection.taking import BlockTaker, Product
 
@@ -29,11 +29,39 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class Projection(nn.Module):
+    """The weight of a product, and its bias: added with it, or by the block after a sum over the ranks."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, product: Product) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(product.weight, requires_grad=False)
+        bias = None if product.bias is None else nn.Parameter(product.bias, requires_grad=False)
+        self.register_parameter("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x times weight transposed, plus bias.
+
+        Shapes: [T, K] -> [T, N].
+        """
+        return kernels.linear(x, self.weight, self.bias)
+
+    def partial(self, x: Tensor) -> Tensor:
+        """Return x times weight transposed.
+
+        Shapes: [T, K] -> [T, N].
+        """
+        return kernels.linear(x, self.weight)
+
+
 class InjectedBlock(nn.Module):
     """Takes the place of one decoder block; its forward is called with what transformers calls the original with.
 
     For inference: results carry no gradients. Attention weights are never made, so they cannot be asked for.
     """
+
+    angle_table: Tensor | None
 
     def __init__(
         self,
@@ -51,11 +79,10 @@ class InjectedBlock(nn.Module):
         self._share, self._collectives, self._notes, self._first = share, collectives, notes, first
         self._set_norms(taker)
         self._qkv_layout = "per_head" if description.qkv_layout == "per_head" else "stacked"
-        self._set_product("qkv", taker.qkv(share.num_heads, share.num_kv_heads))
-        self._set_product("attention_out", taker.rows(description.attention_out))
+        self.qkv = Projection(taker.qkv(share.num_heads, share.num_kv_heads))
+        self.attention_out = Projection(taker.rows(description.attention_out))
         mlp_in, mlp_out = taker.mlp(num_gates=int(description.activation.endswith("_gated")))
-        self._set_product("mlp_in", mlp_in)
-        self._set_product("mlp_out", mlp_out)
+        self.mlp_in, self.mlp_out = Projection(mlp_in), Projection(mlp_out)
         self._mlp_sharded = taker.sharded(description.mlp_out)
         self._activation = _ACTIVATIONS[description.activation]
         self._slopes = None if description.alibi == "none" else torch.tensor(share.slopes, dtype=torch.float32)
@@ -63,7 +90,7 @@ class InjectedBlock(nn.Module):
         if description.rotary_buffer is not None:
             path, _, name = description.rotary_buffer.rpartition(".")
             angle_table = getattr(taker.module(path), name)
-        self.register_buffer("_angle_table", angle_table, persistent=False)
+        self.register_buffer("angle_table", angle_table, persistent=False)
 
     @torch.no_grad()
     def forward(
@@ -104,11 +131,11 @@ class InjectedBlock(nn.Module):
         """
         description = self.description
         if description.norm_place == "after_branch":
-            stream = x + self.attention_norm(self._attention_sum(attention(x)))
-            return stream + self.mlp_norm(self._mlp_sum(stream))
+            stream: Tensor = self.attention_norm(self._attention_sum(attention(x))).add_(x)
+            return stream.add(self.mlp_norm(self._mlp_sum(stream)))
         if description.norm_place == "after_residual":
             stream, _ = self.attention_norm.add(self._attention_sum(attention(x)), x)
-            normed, _ = self.mlp_norm.add(self._mlp_sum(stream), stream)
+            normed: Tensor = self.mlp_norm.add(self._mlp_sum(stream), stream)[0]
             return normed
         normed = self.attention_norm(x)
         if description.parallel:
@@ -117,16 +144,16 @@ class InjectedBlock(nn.Module):
                 return self._attention_sum(attention(normed)).add_(self._mlp_sum(mlp_input)).add_(x)
             # Both branches are sums over the ranks of which only the total is needed: one exchange does for both.
             partial = attention(normed).add_(self._mlp(mlp_input))
-            return self._sum(partial, self._mlp_sharded, self.attention_out_bias, self.mlp_out_bias).add_(x)
+            return self._sum(partial, self._mlp_sharded, self.attention_out.bias, self.mlp_out.bias).add_(x)
         branch = self._scaled(self._attention_sum(attention(normed)))
         normed, stream = self.mlp_norm.add(branch, normed if description.norm_as_residual else x)
         return self._scaled(self._mlp_sum(normed)).add_(normed if description.norm_as_residual else stream)
 
     def _attention_sum(self, partial: Tensor) -> Tensor:
-        return self._sum(partial, self._share.sharded, self.attention_out_bias)
+        return self._sum(partial, self._share.sharded, self.attention_out.bias)
 
     def _mlp_sum(self, x: Tensor) -> Tensor:
-        return self._sum(self._mlp(x), self._mlp_sharded, self.mlp_out_bias)
+        return self._sum(self._mlp(x), self._mlp_sharded, self.mlp_out.bias)
 
     def _attend(
         self,
@@ -141,20 +168,20 @@ class InjectedBlock(nn.Module):
         Shapes: x and result [B * S, H]; `shape` is (B, S).
         """
         share, description = self._share, self.description
-        qkv = kernels.linear(x, self.qkv_weight, self.qkv_bias)
+        qkv = self.qkv(x)
         if description.clip_qkv is not None:
             qkv = qkv.clamp_(-description.clip_qkv, description.clip_qkv)
         q, k, v = kernels.split_qkv(qkv, self._qkv_layout, share.num_heads, share.num_kv_heads, description.head_dim)
         if self.full_norm is not None:
             q, k = self.full_norm(q, k)
-        elif self.q_norm is not None:
+        elif self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = kernels.rotary(q, k, *angles, description.rotary == "pairs")
         stores, num_keys = self._store(k, v, shape, cache)
         plan = self._notes.plan(mask, *shape, num_keys)
         out = attend(q, stores, plan, description.scale, self._slopes, None)
-        return kernels.linear(out.flatten(1), self.attention_out_weight)
+        return self.attention_out.partial(out.flatten(1))
 
     def _store(
         self, k: Tensor, v: Tensor, shape: tuple[int, int], cache: Cache | None
@@ -189,7 +216,7 @@ class InjectedBlock(nn.Module):
         """
         if self.description.rotary == "none":
             return None
-        table: Tensor | None = self._angle_table
+        table = self.angle_table
         if table is not None:
             if position_ids is None:
                 raise KernelError(f"{self.description.family}: the model gave its blocks no position_ids")
@@ -201,8 +228,7 @@ class InjectedBlock(nn.Module):
         return self._notes.angles(cos, lambda: _of_embeddings(cos, sin, batch, pairs=pairs))
 
     def _mlp(self, x: Tensor) -> Tensor:
-        inner = self._activation(kernels.linear(x, self.mlp_in_weight, self.mlp_in_bias))
-        return kernels.linear(inner, self.mlp_out_weight)
+        return self.mlp_out.partial(self._activation(self.mlp_in(x)))
 
     def _sum(self, partial: Tensor, sharded: bool, *biases: Tensor | None) -> Tensor:
         """Return the sum of all ranks' parts plus the biases, which are added here so that they count once."""
@@ -231,24 +257,22 @@ class InjectedBlock(nn.Module):
 
     def _set_norms(self, taker: BlockTaker) -> None:
         description, share = self.description, self._share
-        attention_norm, mlp_norm = taker.norm(description.attention_norm), taker.norm(description.mlp_norm)
-        self.attention_norm: Any = attention_norm and BlockNorm(description.norm, attention_norm)
-        self.mlp_norm: Any = mlp_norm and BlockNorm(description.norm, mlp_norm)
+        # Any: which of them exist is the family's choice, and each way through the block uses those it has.
+        self.attention_norm: Any = block_norm(description.norm, taker.norm(description.attention_norm))
+        self.mlp_norm: Any = block_norm(description.norm, taker.norm(description.mlp_norm))
+        self.q_norm: HeadNorm | None = None
+        self.k_norm: HeadNorm | None = None
+        self.full_norm: FullNorm | None = None
         q = taker.head_norm(description.q_norm, share.num_heads)
         k = taker.head_norm(description.k_norm, share.num_kv_heads)
-        full = description.qk_norm == "rms_full"
-        self.full_norm: Any = None
-        self.q_norm: Any = (q and not full and HeadNorm(description.qk_norm, q)) or None
-        self.k_norm: Any = (k and not full and HeadNorm(description.qk_norm, k)) or None
-        if full and q and k:
+        if q is None or k is None:
+            return
+        if description.qk_norm == "rms_full":
             sizes = (description.num_heads * description.head_dim, description.num_kv_heads * description.head_dim)
             collectives = self._collectives if share.sharded else None
             self.full_norm = FullNorm(q, k, sizes=sizes, owned=share.owned_kv_heads, collectives=collectives)
-
-    def _set_product(self, name: str, product: Product) -> None:
-        for part, tensor in (("weight", product.weight), ("bias", product.bias)):
-            parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
-            self.register_parameter(f"{name}_{part}", parameter)
+        else:
+            self.q_norm, self.k_norm = HeadNorm(description.qk_norm, q), HeadNorm(description.qk_norm, k)
 
 
 def _of_table(table: Tensor, positions: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,14 +25,14 @@ class RowStore:
         self.num_rows = num_rows
 
 
-class RowLayer(DynamicLayer):  # type: ignore[misc]
+class RowLayer(DynamicLayer):
     """A layer of a DynamicCache that grows in place, token by token, where the original copies all it holds.
 
     `keys` and `values` are views [B, Hkv, T, D], so that everything in transformers that reads or replaces them works.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        DynamicLayer.__init__(self)
         self._room: tuple[Tensor, Tensor] | None = None
         self._spare: tuple[Tensor, Tensor] | None = None
 
@@ -58,9 +58,9 @@ class RowLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(like, like)
         length = self.get_seq_length()
-        if length and self.keys.shape[0] != batch:
+        if length and self._views()[0].shape[0] != batch:
             raise KernelError(
-                f"cache: it holds {self.keys.shape[0]} sequences, expected {batch} as in the inputs",
+                f"cache: it holds {self._views()[0].shape[0]} sequences, expected {batch} as in the inputs",
                 hint="a cache belongs to the batch that it was filled with",
             )
         if not self._fits(batch, length + num_tokens):
@@ -86,7 +86,7 @@ class RowLayer(DynamicLayer):  # type: ignore[misc]
         num_rows = self.reserve(batch, num_tokens, key_states.transpose(1, 2).flatten(0, 1))
         keys, values = (part.transpose(1, 2).flatten(0, 1) for part in (key_states, value_states))
         self.append(keys, values, slots_of(batch, num_tokens, length, num_rows))
-        return self.keys, self.values
+        return self._views()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let every sequence continue from the one that `beam_idx` names."""
@@ -94,7 +94,7 @@ class RowLayer(DynamicLayer):  # type: ignore[misc]
         if not length:
             return
         if not self._fits(beam_idx.shape[0], length):
-            super().reorder_cache(beam_idx)
+            self.keys, self.values = (view.index_select(0, beam_idx) for view in self._views())
             return
         assert self._room is not None
         if self._spare is None or self._spare[0].shape != self._room[0].shape:
@@ -113,11 +113,16 @@ class RowLayer(DynamicLayer):  # type: ignore[misc]
         """Return whether keys and values are views of the room, and it has `length` rows for each sequence."""
         if self._room is None or self._room[0].shape[0] != batch or self._room[0].shape[1] < length:
             return False
-        views, rooms = (self.keys, self.values), self._room
-        return all(view.data_ptr() == room.data_ptr() for view, room in zip(views, rooms, strict=True))
+        pairs = zip(self._views(), self._room, strict=True)
+        return all(view.data_ptr() == room.data_ptr() for view, room in pairs)
+
+    def _views(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None, "reserve comes first"
+        assert self.values is not None, "reserve comes first"
+        return self.keys, self.values
 
     def _fill(self, room: tuple[Tensor, Tensor], length: int) -> None:
-        for view, part in zip((self.keys, self.values), room, strict=True):
+        for view, part in zip(self._views(), room, strict=True):
             if length:
                 part[:, :length] = view.transpose(1, 2)
         self._room, self._spare = room, None
@@ -147,7 +152,7 @@ def row_layer(cache: Cache, index: int) -> RowLayer | None:
     if type(layer) is not DynamicLayer:
         return None
     taken = RowLayer()
-    if layer.is_initialized and layer.get_seq_length():
+    if layer.keys is not None and layer.values is not None and layer.get_seq_length():
         taken.update(layer.keys, layer.values)
     cache.layers[index] = taken
     return taken

@@ -13,25 +13,44 @@ from corebound.models.injection.description import Norm, QkNorm
 from corebound.models.injection.taking import NormWeights
 
 
-class BlockNorm(nn.Module):
-    """A layer norm or RMS norm, plain or of a sum."""
+class LayerNorm(nn.Module):
+    """A layer norm, plain or of a sum."""
 
-    def __init__(self, kind: Norm, weights: NormWeights) -> None:
+    def __init__(self, weights: NormWeights) -> None:
         super().__init__()
+        bias = torch.zeros_like(weights.weight) if weights.bias is None else weights.bias
         self.weight = nn.Parameter(weights.weight, requires_grad=False)
-        self.register_parameter(
-            "bias", None if weights.bias is None else nn.Parameter(weights.bias, requires_grad=False)
-        )
+        self.bias = nn.Parameter(bias, requires_grad=False)
         self.eps = weights.eps
-        self.is_layer_norm = kind == "layer"
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the norm of x.
 
         Shapes: [T, H] -> [T, H].
         """
-        if self.is_layer_norm:
-            return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the norm of x + residual, and the sum.
+
+        Shapes: all [T, H].
+        """
+        return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
+
+
+class RmsNorm(nn.Module):
+    """An RMS norm, plain or of a sum."""
+
+    def __init__(self, weights: NormWeights) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weights.weight, requires_grad=False)
+        self.eps = weights.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of x.
+
+        Shapes: [T, H] -> [T, H].
+        """
         return kernels.rms_norm(x, self.weight, self.eps)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,9 +58,17 @@ class BlockNorm(nn.Module):
 
         Shapes: all [T, H].
         """
-        if self.is_layer_norm:
-            return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
         return kernels.add_rms_norm(x, residual, self.weight, self.eps)
+
+
+BlockNorm = LayerNorm | RmsNorm
+
+
+def block_norm(kind: Norm, weights: NormWeights | None) -> BlockNorm | None:
+    """Return the norm of a branch, or None where there is none."""
+    if weights is None:
+        return None
+    return LayerNorm(weights) if kind == "layer" else RmsNorm(weights)
 
 
 class HeadNorm(nn.Module):
@@ -49,30 +76,21 @@ class HeadNorm(nn.Module):
 
     def __init__(self, kind: QkNorm, weights: NormWeights) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weights.weight, requires_grad=False)
-        self.register_parameter(
-            "bias", None if weights.bias is None else nn.Parameter(weights.bias, requires_grad=False)
-        )
-        self.eps = weights.eps
-        self.kind = kind
+        head_dim = weights.weight.shape[-1]
+        self.per_head: nn.Parameter | None = None
+        if kind == "layer_per_head":
+            # One weight for each head is no operator's: the norm is, and the weights come after it.
+            self.per_head = nn.Parameter(weights.weight, requires_grad=False)
+            weights = NormWeights(weights.weight.new_ones(head_dim), None, weights.eps)
+        self.norm: BlockNorm = RmsNorm(weights) if kind == "rms" else LayerNorm(weights)
 
     def forward(self, heads: Tensor) -> Tensor:
         """Return the heads, each normalised.
 
         Shapes: [T, heads, D] -> [T, heads, D].
         """
-        rows = heads.flatten(0, 1)
-        if self.kind == "rms":
-            out = kernels.rms_norm(rows, self.weight, self.eps)
-        elif self.kind == "layer":
-            bias = torch.zeros_like(self.weight) if self.bias is None else self.bias
-            out = kernels.layer_norm(rows, self.weight, bias, self.eps)
-        else:
-            # One weight for each head is no operator's: the norm is, and the weights come after it.
-            one = torch.ones(heads.shape[2], dtype=heads.dtype)
-            out = kernels.layer_norm(rows, one, torch.zeros_like(one), self.eps)
-            return out.view_as(heads) * self.weight
-        return out.view_as(heads)
+        out: Tensor = self.norm(heads.flatten(0, 1)).view_as(heads)
+        return out if self.per_head is None else out.mul_(self.per_head)
 
 
 class FullNorm(nn.Module):

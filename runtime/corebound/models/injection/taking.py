@@ -111,7 +111,7 @@ class BlockTaker:
         return inner, outer
 
     def norm(self, path: str | None) -> NormWeights | None:
-        """Return the norm at a path; what it leaves out is one or zero."""
+        """Return the norm at a path; a weight that it leaves out is one."""
         if path is None:
             return None
         module, kind = self.module(path), self._description.norm
@@ -124,10 +124,7 @@ class BlockTaker:
             weight = like.new_ones(module.normalized_shape)
         if kind == "rms_plus_one":
             weight = (weight.float() + 1.0).to(weight.dtype)
-        bias = getattr(module, "bias", None)
-        if kind == "layer" and bias is None:
-            bias = torch.zeros_like(weight)
-        return NormWeights(weight, bias if kind == "layer" else None, float(eps))
+        return NormWeights(weight, getattr(module, "bias", None) if kind == "layer" else None, float(eps))
 
     def head_norm(self, path: str | None, num_heads: int) -> NormWeights | None:
         """Return the norm of q or k at a path, for `num_heads` of them."""
