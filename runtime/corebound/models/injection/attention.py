@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from corebound import kernels, logs
-from corebound.models.injection.cache import RowStore
 from corebound.models.injection.masks import Mask, read_mask
 from corebound.models.injection.plan import AttentionPlan, causal_plan, masked_plan
+from corebound.models.injection.rows import RowStore
 
 _log = logs.get_logger(__name__)
 
@@ -26,6 +28,11 @@ class StepNotes:
         self._plans: dict[tuple[int, ...], tuple[object, AttentionPlan | Mask]] = {}
         self._angles: dict[int, tuple[Tensor, tuple[Tensor, Tensor, Tensor]]] = {}
         self._said: set[str] = set()
+
+    @property
+    def num_notes(self) -> int:
+        """Return how many things are noted."""
+        return len(self._plans) + len(self._angles)
 
     def clear(self) -> None:
         """Forget the last step's notes."""
@@ -45,11 +52,12 @@ class StepNotes:
         self._plans[key] = (mask, plan)
         return plan
 
-    def angles(self, source: Tensor, make: object) -> tuple[Tensor, Tensor, Tensor]:
+    def angles(
+        self, source: Tensor, make: Callable[[], tuple[Tensor, Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return positions, cosines and sines that `make` computes from `source`, kept for this step."""
         key = id(source)
         if key not in self._angles:
-            assert callable(make)
             self._angles[key] = (source, make())
         return self._angles[key][1]
 
@@ -95,7 +103,7 @@ def attend(
         q,
         keys.blocks,
         values.blocks,
-        plan.block_tables(keys.num_rows),
+        plan.block_tables(keys.num_rows, keys.first),
         plan.query_starts,
         plan.context_lengths,
         scale,
@@ -121,10 +129,7 @@ def masked_attention(
     batch, _, num_queries, num_keys = visible.shape
     num_heads, num_kv_heads = q.shape[1], keys.blocks.shape[1]
     heads = torch.arange(num_heads) // (num_heads // num_kv_heads) if kv_heads is None else kv_heads.long()
-    wide_keys, wide_values = (
-        store.blocks.view(batch, store.num_rows, num_kv_heads, -1)[:, :num_keys].transpose(1, 2)[:, heads].float()
-        for store in (keys, values)
-    )
+    wide_keys, wide_values = (store.states(batch, num_keys)[:, heads].float() for store in (keys, values))
     queries = q.view(batch, num_queries, num_heads, -1).transpose(1, 2).float()
     scores = torch.matmul(queries, wide_keys.transpose(2, 3)) * scale
     if slopes is not None:

@@ -13,9 +13,10 @@ from corebound import kernels
 from corebound.comm import Collectives
 from corebound.errors import KernelError
 from corebound.models.injection.attention import StepNotes, attend
-from corebound.models.injection.cache import RowStore, row_layer, rows_of, slots_of
+from corebound.models.injection.cache import Stored, row_layer
 from corebound.models.injection.description import BlockDescription
 from corebound.models.injection.norms import FullNorm, HeadNorm, block_norm
+from corebound.models.injection.rows import RowStore, rows_of
 from corebound.models.injection.shares import HeadShare
 from corebound.models.injection.taking import BlockTaker, Product
 
@@ -183,9 +184,7 @@ class InjectedBlock(nn.Module):
         out = attend(q, stores, plan, description.scale, self._slopes, None)
         return self.attention_out.partial(out.flatten(1))
 
-    def _store(
-        self, k: Tensor, v: Tensor, shape: tuple[int, int], cache: Cache | None
-    ) -> tuple[tuple[RowStore, RowStore], int]:
+    def _store(self, k: Tensor, v: Tensor, shape: tuple[int, int], cache: Cache | None) -> Stored:
         """Add keys and values to the cache; return the rows of all of them and how many each sequence has.
 
         Shapes: k and v [B * S, Hkv, D].
@@ -194,14 +193,11 @@ class InjectedBlock(nn.Module):
         if cache is None:
             return (RowStore(k.unsqueeze(2), num_tokens), RowStore(v.unsqueeze(2), num_tokens)), num_tokens
         layer = row_layer(cache, self.layer_idx)
-        if layer is None:
-            keys, values = (part.view(batch, num_tokens, *part.shape[1:]).transpose(1, 2) for part in (k, v))
-            keys, values = cache.update(keys, values, self.layer_idx)
-            return (rows_of(keys), rows_of(values)), keys.shape[2]
-        length = layer.get_seq_length()
-        num_rows = layer.reserve(batch, num_tokens, k)
-        layer.append(k, v, slots_of(batch, num_tokens, length, num_rows))
-        return layer.stores(), length + num_tokens
+        if layer is not None:
+            return layer.append(k, v, batch)
+        keys, values = (part.view(batch, num_tokens, *part.shape[1:]).transpose(1, 2) for part in (k, v))
+        keys, values = cache.update(keys, values, self.layer_idx)
+        return (rows_of(keys), rows_of(values)), keys.shape[2]
 
     def _angles(
         self,

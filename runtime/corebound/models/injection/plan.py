@@ -22,17 +22,17 @@ class AttentionPlan:
     batch_rows: Tensor
     places: Tensor
     has_holes: bool  # some row's keys do not lie side by side
-    _tables: dict[int, Tensor] = field(default_factory=dict)
+    _tables: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
-    def block_tables(self, num_rows: int) -> Tensor:
-        """Return the block tables for a store in which each sequence has `num_rows` rows.
+    def block_tables(self, num_rows: int, first: int = 0) -> Tensor:
+        """Return the block tables for a store in which each sequence has `num_rows` rows and place 0 is row `first`.
 
         Shapes: [N, K] int32.
         """
-        if num_rows not in self._tables:
-            tables = self.batch_rows.unsqueeze(1) * num_rows + self.places
-            self._tables[num_rows] = tables.to(torch.int32)
-        return self._tables[num_rows]
+        if (num_rows, first) not in self._tables:
+            tables = self.batch_rows.unsqueeze(1) * num_rows + first + self.places
+            self._tables[num_rows, first] = tables.to(torch.int32)
+        return self._tables[num_rows, first]
 
 
 def causal_plan(batch: int, num_queries: int, num_keys: int) -> AttentionPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from typing import Any
@@ -14,6 +15,7 @@ from corebound import kernels
 from corebound.comm.single import SingleCollectives
 from corebound.errors import KernelError
 from corebound.models.injection import describe_block, inject_kernels
+from corebound.models.injection.block import InjectedBlock
 from corebound.sharding.modules import LinearSpec, shard_module
 from fixtures.families import FAMILIES
 from fixtures.injectable import MODELS, build, generate, padded, prompts
@@ -171,6 +173,27 @@ def test_a_cache_filled_by_the_original_blocks_is_continued(name: str) -> None:
         rest = model(ids[:, 5:], past_key_values=cache).logits
         whole = plain(ids).logits[:, 5:]
     assert (rest - whole).abs().max() < LOGITS_BOUND
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_a_copy_of_a_cache_goes_on_by_itself(name: str) -> None:
+    plain, model, ids = build(name), injected(name), prompts()
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids[:, :5], past_key_values=cache)
+        other = copy.deepcopy(cache)
+        model(prompts(seed=2)[:, :3], past_key_values=cache)
+        rest = model(ids[:, 5:], past_key_values=other).logits
+        whole = plain(ids).logits[:, 5:]
+    assert (rest - whole).abs().max() < LOGITS_BOUND
+
+
+def test_what_blocks_note_for_a_step_is_forgotten_at_the_next() -> None:
+    model = injected("mistral")
+    generate(model, "left")
+    blocks = [module for module in model.modules() if isinstance(module, InjectedBlock)]
+    assert {id(block._notes) for block in blocks} == {id(blocks[0]._notes)}
+    assert blocks[0]._notes.num_notes <= 2
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from corebound.errors import KernelError
 from corebound.models.injection.attention import attend, masked_attention
-from corebound.models.injection.cache import RowStore, rows_of
 from corebound.models.injection.masks import Mask, read_mask
 from corebound.models.injection.plan import causal_plan, masked_plan
+from corebound.models.injection.rows import RowStore, rows_of
 
 NUM_KEYS = 12
 
