@@ -151,6 +151,10 @@ test-topology: setup ## Run the tests that boot machines with several sockets an
 test-images: native ## Build the images, look into them and run them, two on a network too; root only
 	@$(PYTHON) -m pytest -m images $(TESTS)
 
+.PHONY: models-matrix
+models-matrix: native ## Run every family of models on 1 to 4 ranks against the whole one and write the table to docs/models.md
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(PYTHON) -m models_matrix
+
 .PHONY: bench
 bench: native ## Measure this machine and Corebound on it, and check the promised ratios (a quiet machine; writes 2.2 GB)
 	@$(BIN)/corebound bench machine

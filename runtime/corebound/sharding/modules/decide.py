@@ -149,8 +149,11 @@ def check_together(decisions: Sequence[Decision]) -> None:
 
     Raises: ShardingError naming a layer.
     """
-    split_parents = {decision.unit.parent: decision for decision in decisions if decision.splits_heads}
-    for parent, decision in split_parents.items():
+    split: dict[str, Decision] = {}
+    for decision in decisions:
+        if decision.splits_heads:
+            split.setdefault(decision.unit.parent, decision)
+    for parent, decision in split.items():
         inside = [other for other in decisions if other.unit.linear and other.unit.parent == parent]
         kept = [other for other in inside if other.spec.partition == "skip"]
         rows = [other for other in inside if other.spec.partition == "row"]

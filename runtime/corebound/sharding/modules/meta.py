@@ -34,7 +34,8 @@ def _compute(model: Any, module: nn.Module, buffers: list[str], prefix: str) -> 
     """Compute buffers that no checkpoint has, such as the frequencies of rotary positions, as transformers does."""
     for leaf in buffers:
         old: torch.Tensor = getattr(module, leaf)
-        setattr(module, leaf, torch.full(old.shape, float("nan"), dtype=old.dtype, device="cpu"))
+        # float32 whatever type the model was cast to: from_pretrained keeps positions in it too.
+        setattr(module, leaf, torch.full(old.shape, float("nan"), dtype=torch.float32, device="cpu"))
     parameters = list(module.parameters(recurse=False))
     if not parameters and hasattr(model, "_init_weights"):
         with torch.no_grad():

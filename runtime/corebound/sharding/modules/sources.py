@@ -20,11 +20,10 @@ from corebound.sharding.stream import PartReader
 # Experts are one tensor in a model of transformers and many in most checkpoints: gate, up and down of each.
 _EXPERT_NAMES = (
     ("mlp.experts.{}.gate_proj.weight", "mlp.experts.{}.up_proj.weight", "mlp.experts.{}.down_proj.weight"),
-    ("block_sparse_moe.experts.{}.w1.weight", "block_sparse_moe.experts.{}.w3.weight")
-    + ("block_sparse_moe.experts.{}.w2.weight",),
+    tuple(f"block_sparse_moe.experts.{{}}.{name}.weight" for name in ("w1", "w3", "w2")),
 )
 _EXPERTS = re.compile(r"(?P<layer>.*)mlp\.experts\.(?P<kind>gate_up|down)_proj")
-_RENAMED = ((".mlp.gate.", ".block_sparse_moe.gate."),)
+_RENAMED = ((".mlp.gate.", ".block_sparse_moe.gate."), ("lm_head.", "embed_out."))
 
 
 class WeightSource(Protocol):

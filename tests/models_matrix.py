@@ -1,0 +1,153 @@
+"""Runs every family on 1 to 4 ranks, in every type and kernel mode, and writes what came out to docs/models.md.
+
+`make models-matrix`, or `PYTHONPATH=tests python -m models_matrix [FAMILY ...]`, which prints the rows of some. A cell
+that differs from the whole model is written as such, and makes the exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from corebound.sharding.modules import shard_module
+from fixtures.families import FAMILIES, Family
+from fixtures.module_parity import LONG, RIGHT, SHORT, Answer, Sharder, answer, quiet_transformers
+from fixtures.thread_group import ThreadCollectives, run_ranks
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+BEGIN, END = "<!-- models-matrix: begin -->\n", "<!-- models-matrix: end -->\n"
+
+RANKS = (1, 2, 3, 4)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# How the blocks of a model compute: `module` is transformers' own code on split matrices.
+MODES: dict[str, Sharder] = {"module": shard_module}
+
+FLOAT32_ERROR = 2e-5  # of the largest logit
+BFLOAT16_FACTOR = 2.0  # times the error that bfloat16 has on the whole model
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one family on some ranks gave, in a type and a mode.
+
+    Errors are of logits, as a part of the largest logit, against the whole model in float32 with the same weights: in
+    float32 that of the worst token, in bfloat16 that of the median token, because rounding may turn a router's choice
+    between experts. `whole_error` is the one that the whole model has in this type.
+    """
+
+    family: str
+    num_ranks: int
+    dtype: str
+    mode: str
+    same_tokens: bool
+    error: float
+    whole_error: float
+
+    @property
+    def holds(self) -> bool:
+        """Return whether it is what it has to be: in float32 the same tokens, in bfloat16 no worse than bfloat16 is."""
+        if self.dtype == "float32":
+            return self.same_tokens and self.error < FLOAT32_ERROR
+        return self.error <= BFLOAT16_FACTOR * self.whole_error
+
+    def __str__(self) -> str:
+        if self.dtype == "float32":
+            return f"{'same' if self.holds else '**differs**'}, {self.error:.0e}"
+        return f"{'' if self.holds else '**differs**, '}{self.error:.0e}"
+
+
+def cells(name: str, dtype: str, mode: str) -> list[Cell]:
+    """Return the cells of one row: greedy tokens with padding on the left, logits with padding on either side."""
+    family = FAMILIES[name]
+    cases = (SHORT, RIGHT, *((LONG,) if family.window else ()))
+    exact = [answer(_build(family, dtype).float(), case) for case in cases]
+    whole = _error([answer(_build(family, dtype), case) for case in cases], exact, dtype)
+    row = []
+    for num_ranks in RANKS:
+
+        def work(group: ThreadCollectives) -> list[Answer]:
+            model = _build(family, dtype)
+            MODES[mode](model, group)
+            return [answer(model, case) for case in cases]
+
+        ranks = run_ranks(num_ranks, work)
+        same = all(
+            want.tokens is None or torch.equal(one.tokens, want.tokens)
+            for answers in ranks
+            for one, want in zip(answers, exact, strict=True)
+        )
+        row.append(Cell(name, num_ranks, dtype, mode, same, max(_error(one, exact, dtype) for one in ranks), whole))
+    return row
+
+
+def _build(family: Family, dtype: str) -> Any:
+    model = family.build()
+    # Only parameters: from_pretrained keeps the buffers of positions in float32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(DTYPES[dtype])
+    return model
+
+
+def _error(found: list[Answer], wanted: list[Answer], dtype: str) -> float:
+    tokens = torch.cat(
+        [
+            (one.logits.float() - want.logits).abs().amax(-1) / want.logits.abs().max()
+            for one, want in zip(found, wanted, strict=True)
+        ]
+    )
+    return float(tokens.max() if dtype == "float32" else tokens.median())
+
+
+def table(rows: list[list[Cell]]) -> str:
+    """Return the rows as a table in Markdown."""
+    lines = [
+        f"torch {torch.__version__.partition('+')[0]}, transformers {transformers.__version__}.",
+        "",
+        "| family | dtype | kernel mode | " + " | ".join(f"{ranks} rank{'s' * (ranks > 1)}" for ranks in RANKS) + " |",
+        "|---" * (3 + len(RANKS)) + "|",
+    ]
+    for row in rows:
+        first = row[0]
+        lines.append(f"| {first.family} | {first.dtype} | {first.mode} | " + " | ".join(map(str, row)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def replaced(page: str, text: str) -> str:
+    """Return the page with the text between the markers."""
+    before, _, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise SystemExit(f"error: {PAGE}: expected the lines {BEGIN.strip()} and {END.strip()}")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def main() -> int:
+    """Run the matrix; write it, or print the rows of the families that were named."""
+    parser = argparse.ArgumentParser(prog="models_matrix", description=__doc__)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(FAMILIES)}")
+    wanted = parser.parse_args().families
+    if unknown := sorted(set(wanted) - set(FAMILIES)):
+        parser.error(f"no such family: {', '.join(unknown)}")
+    rows = []
+    with quiet_transformers():
+        for name in wanted or FAMILIES:
+            rows += [cells(name, dtype, mode) for mode in MODES for dtype in DTYPES]
+            print(name, file=sys.stderr)
+    if wanted:
+        print(table(rows), end="")
+    else:
+        PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), table(rows)), encoding="utf-8")
+    failed = [cell for row in rows for cell in row if not cell.holds]
+    for cell in failed:
+        print(f"error: {cell}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Where the weights come from: the model, whose whole tensors are freed, or a checkpoint, of which parts are read."""
+
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from corebound.errors import ModelLoadError, ShardingError
+from corebound.sharding.checkpoint import read_checkpoint
+from corebound.sharding.modules import CheckpointSource, shard_module
+from corebound.sharding.reading import Meter
+from fixtures.families import FAMILIES
+from fixtures.module_parity import SHORT, Answer, answer, quiet_transformers
+from fixtures.thread_group import ThreadCollectives, run_ranks
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with quiet_transformers():
+        yield
+
+
+def _on_meta(name: str, **changes):
+    family = FAMILIES[name]
+    with torch.device("meta"):
+        model = getattr(transformers, family.classes + "ForCausalLM")(family.config(**changes))
+    model.generation_config.eos_token_id = None
+    return model
+
+
+# Fused experts, positions in a buffer, a scaled embedding, heads repeated, a renamed head, norms of heads, two widths.
+@pytest.mark.parametrize(
+    "name", ["bloom", "mixtral", "qwen2_moe", "gptj", "gemma2", "gpt_neox", "cohere", "stablelm-parallel", "phi3"]
+)
+def test_a_model_on_the_meta_device_gets_only_its_ranges_and_computes_the_same(name, tmp_path):
+    """#3217: a model on the meta device."""
+    whole = FAMILIES[name].build()
+    whole.save_pretrained(tmp_path)
+    want = answer(whole, SHORT)
+
+    def work(group: ThreadCollectives) -> tuple[Answer, int, int]:
+        model, bytes_read = _on_meta(name), []
+        meter = Meter(0, lambda done, total: bytes_read.append(done))
+        shard_module(model, group, source=CheckpointSource(model, read_checkpoint(tmp_path), meter))
+        held = sum(parameter.numel() for parameter in {id(p): p for p in model.parameters()}.values())
+        return answer(model, SHORT), bytes_read[-1], 4 * held
+
+    for got, num_read, num_held in run_ranks(3, work):
+        assert torch.equal(got.tokens, want.tokens)
+        torch.testing.assert_close(got.logits, want.logits, rtol=0, atol=2e-5 * float(want.logits.abs().max()))
+        # Norms of heads that another rank holds are read and dropped.
+        assert num_held <= num_read <= num_held * 1.01
+
+
+def test_weights_are_read_in_the_type_of_the_model(tmp_path):
+    FAMILIES["llama"].build().save_pretrained(tmp_path)
+    model = _on_meta("llama").to(torch.bfloat16)
+    source = CheckpointSource(model, read_checkpoint(tmp_path))
+    run_ranks(1, lambda group: shard_module(model, group, source=source))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_a_model_on_the_meta_device_without_a_source_is_an_error_that_names_a_tensor():
+    with pytest.raises(ShardingError, match=r"model\.embed_tokens\.weight is on the meta device"):
+        run_ranks(1, lambda group: shard_module(_on_meta("llama"), group))
+
+
+def test_a_tensor_that_the_checkpoint_lacks_is_an_error_that_names_it(tmp_path):
+    FAMILIES["llama"].build(num_hidden_layers=1).save_pretrained(tmp_path)
+    _fails(tmp_path, r"model\.layers\.1\.self_attn\.q_proj\.weight: the checkpoint has no such tensor")
+
+
+def test_a_tensor_of_another_shape_is_an_error_that_names_file_and_shapes(tmp_path):
+    FAMILIES["llama"].build(intermediate_size=96).save_pretrained(tmp_path)
+    _fails(tmp_path, r"model.safetensors: tensor .*gate_proj.weight': expected shape \[100, 48\], found \[96, 48\]")
+
+
+def _fails(path: Path, message: str):
+    model = _on_meta("llama")
+    source = CheckpointSource(model, read_checkpoint(path))
+    with pytest.raises(ModelLoadError, match=message):
+        run_ranks(1, lambda group: shard_module(model, group, source=source))
+
+
+def test_whole_weights_of_the_model_are_freed_once_their_parts_are_taken():
+    """#3644, #3192: each rank kept the whole model."""
+
+    def work(group: ThreadCollectives) -> list[str]:
+        model = FAMILIES["llama"].build()
+        whole = {name: weakref.ref(p) for name, p in model.named_parameters() if p.dim() > 1}
+        shard_module(model, group)
+        return [name for name, reference in whole.items() if reference() is not None]
+
+    assert run_ranks(2, work) == [[], []]
