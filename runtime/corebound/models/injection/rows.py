@@ -47,8 +47,8 @@ class Room:
         """
         num_tokens = keys.shape[0] // self.batch
         slots = torch.arange(self.batch).unsqueeze(1) * self.num_rows + torch.arange(self.stop, self.stop + num_tokens)
-        blocks = (part.flatten(0, 1).unsqueeze(2) for part in (self._keys, self._values))
-        kernels.store_kv(keys, values, *blocks, slots.flatten())
+        key_rows, value_rows = (part.flatten(0, 1).unsqueeze(2) for part in (self._keys, self._values))
+        kernels.store_kv(keys, values, key_rows, value_rows, slots.flatten())
         self.stop += num_tokens
 
     def take(self, keys: Tensor, values: Tensor) -> None:
