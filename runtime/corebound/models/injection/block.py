@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 from corebound import kernels
 from corebound.comm import Collectives
 from corebound.errors import KernelError
+from corebound.models.injection.angles import angles_of_embeddings, angles_of_table
 from corebound.models.injection.attention import StepNotes, attend
 from corebound.models.injection.cache import Stored, row_layer
 from corebound.models.injection.description import BlockDescription
@@ -216,12 +217,12 @@ class InjectedBlock(nn.Module):
         if table is not None:
             if position_ids is None:
                 raise KernelError(f"{self.description.family}: the model gave its blocks no position_ids")
-            return self._notes.angles(position_ids, lambda: _of_table(table, position_ids, batch))
+            return self._notes.angles(position_ids, lambda: angles_of_table(table, position_ids, batch))
         if embeddings is None:
             raise KernelError(f"{self.description.family}: the model gave its blocks no position_embeddings")
         cos, sin = embeddings
         pairs = self.description.rotary == "pairs"
-        return self._notes.angles(cos, lambda: _of_embeddings(cos, sin, batch, pairs=pairs))
+        return self._notes.angles(cos, lambda: angles_of_embeddings(cos, sin, batch, pairs=pairs))
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self.mlp_out.partial(self._activation(self.mlp_in(x)))
@@ -269,29 +270,6 @@ class InjectedBlock(nn.Module):
             self.full_norm = FullNorm(q, k, sizes=sizes, owned=share.owned_kv_heads, collectives=collectives)
         else:
             self.q_norm, self.k_norm = HeadNorm(description.qk_norm, q), HeadNorm(description.qk_norm, k)
-
-
-def _of_table(table: Tensor, positions: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the angles of a table that has, for each position, its sines and then its cosines."""
-    sin, cos = table[positions].float().chunk(2, -1)
-    return _token_angles(cos, sin, batch)
-
-
-def _of_embeddings(cos: Tensor, sin: Tensor, batch: int, *, pairs: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the angles that a model gives for each token: every one twice, side by side (`pairs`) or in halves."""
-    half = cos.shape[-1] // 2
-    cos, sin = ((part[..., ::2] if pairs else part[..., :half]).float() for part in (cos, sin))
-    return _token_angles(cos, sin, batch)
-
-
-def _token_angles(cos: Tensor, sin: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the row of each token's angles, and those rows; a batch may share one set.
-
-    Shapes: [B or 1, S, R / 2] -> [B * S], [rows, R / 2], [rows, R / 2].
-    """
-    sets, num_tokens, half = cos.shape
-    rows = torch.arange(sets * num_tokens).view(sets, num_tokens).expand(batch, num_tokens).flatten()
-    return rows, cos.reshape(-1, half).contiguous(), sin.reshape(-1, half).contiguous()
 
 
 def _gelu_gated(gate_up: Tensor, approximate: str) -> Tensor:

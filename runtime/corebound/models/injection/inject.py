@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from torch import nn
 
 from corebound import kernels
 from corebound.comm import Collectives
 from corebound.errors import KernelError
 from corebound.models.injection.attention import StepNotes
-from corebound.models.injection.block import InjectedBlock
 from corebound.models.injection.description import BlockDescription
 from corebound.models.injection.families import describe_block
 from corebound.models.injection.report import InjectionReport
@@ -36,6 +36,7 @@ def inject_kernels(model: nn.Module, collectives: Collectives) -> InjectionRepor
     config: Any = getattr(model, "config", None)
     if config is None:
         raise KernelError(f"kernel injection: expected a model of transformers, found {type(model).__name__}")
+    _check_transformers()
     description = describe_block(config)
     names = _block_names(model, description)
     model.requires_grad_(False).eval()
@@ -56,6 +57,15 @@ def inject_kernels(model: nn.Module, collectives: Collectives) -> InjectionRepor
     )
 
 
+def _check_transformers() -> None:
+    # The IPEX flavour has an older one, whose caches and blocks are other classes.
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        raise KernelError(
+            f"kernel injection: expected transformers 5, found {transformers.__version__}",
+            hint="leave replace_with_kernel_inject off in this environment",
+        )
+
+
 def _block_names(model: nn.Module, description: BlockDescription) -> list[str]:
     expected = f"transformers.models.{description.block_class}"
     names = [
@@ -65,6 +75,8 @@ def _block_names(model: nn.Module, description: BlockDescription) -> list[str]:
     ]
     if names:
         return names
+    from corebound.models.injection.block import InjectedBlock
+
     if any(isinstance(module, InjectedBlock) for module in model.modules()):
         raise KernelError(f"{description.family}: the blocks of this model have been replaced already")
     raise KernelError(
@@ -81,6 +93,8 @@ def _replace(
     *,
     first: bool,
 ) -> None:
+    from corebound.models.injection.block import InjectedBlock
+
     original = model.get_submodule(name)
     taker = BlockTaker(original, name, description)
     share = head_share(description, collectives, sharded=taker.sharded(description.attention_out))
@@ -90,7 +104,7 @@ def _replace(
     setattr(model.get_submodule(parent), leaf, block)
 
 
-def _record_hidden_states(model: nn.Module, block: InjectedBlock, original: nn.Module) -> None:
+def _record_hidden_states(model: nn.Module, block: nn.Module, original: nn.Module) -> None:
     """Let `output_hidden_states` see the block: some models record the outputs of blocks by their class."""
     from transformers.utils.output_capturing import install_output_capuring_hook
 

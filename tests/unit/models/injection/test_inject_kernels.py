@@ -293,6 +293,32 @@ def test_what_a_block_lacks_is_named_and_nothing_is_changed(name: str, changes: 
     assert [type(module) for module in model.modules()] == before
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_cache": False},
+        {"prefill_chunk_size": 4},
+        {"do_sample": True, "top_k": 5, "num_return_sequences": 2},
+        {"num_beams": 3, "num_return_sequences": 3, "output_hidden_states": True},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+@pytest.mark.parametrize("name", ["bloom", "mistral"])
+def test_other_ways_to_generate_are_those_of_transformers(name: str, settings: dict[str, Any]) -> None:
+    found = []
+    for model in (build(name), injected(name)):
+        torch.manual_seed(0)
+        ids, mask = padded("left")
+        found.append(model.generate(ids, attention_mask=mask, max_new_tokens=6, **{"do_sample": False, **settings}))
+    assert torch.equal(*found)
+
+
+def test_an_older_transformers_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corebound.models.injection.inject.transformers.__version__", "4.51.3")
+    with pytest.raises(KernelError, match=r"expected transformers 5, found 4\.51\.3"):
+        inject_kernels(build("llama"), SingleCollectives())
+
+
 def test_wrong_uses_are_errors() -> None:
     model = injected("bloom")
     with pytest.raises(KernelError, match="replaced already"):
