@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from lab import access, machine
@@ -17,11 +17,12 @@ from lab.podman import Podman
 
 READY_TIMEOUT_S = 30.0
 SHM_SIZE = "512m"
+CPU_GROUPS = Path("/sys/fs/cgroup/cpu")
 # What a bare host's root may do and a container's may not: its network, priorities and NUMA memory, and debugging.
 CAPABILITIES = "NET_ADMIN,NET_RAW,SYS_NICE,SYS_PTRACE,AUDIT_WRITE"
 
 
-@contextmanager
+@contextlib.contextmanager
 def only_one(layout: Layout) -> Iterator[None]:
     """Lets one process at a time put the lab up or down; another checkout on this machine shares the same nodes."""
     layout.home.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,32 @@ def wait_for(members: Sequence[Node]) -> None:
         names = ", ".join(node.name for node in waiting)
         hint = f"its journal: PYTHONPATH=tests python -m lab podman exec {waiting[0].name} journalctl --no-pager"
         raise LabError(f"no sshd on {names} within {READY_TIMEOUT_S:.0f} s", hint=hint)
+
+
+def share_processors(podman: Podman, members: Sequence[Node]) -> None:
+    """Puts the nodes' processes into one control group for processor time, where version 1 of cgroups keeps that apart.
+
+    Every node has the same processors, and Linux 6.18 lets a rank of one node that polls, as oneCCL does while it makes
+    a communicator, keep those of another node from running for tens of seconds if each node is a group of its own.
+    """
+    for node in members:
+        main = int(podman("inspect", "--format", "{{.State.Pid}}", node.name).stdout)
+        groups = dict(line.split(":", 2)[1:] for line in Path(f"/proc/{main}/cgroup").read_text("utf-8").splitlines())
+        if "cpu" not in groups:
+            continue
+        own = CPU_GROUPS / groups["cpu"].lstrip("/")
+        # Children start in the group of their parent, so a few rounds find the last.
+        while own.parent != CPU_GROUPS and (processes := (own / "cgroup.procs").read_text("ascii").split()):
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    (own.parent / "cgroup.procs").write_text(process, "ascii")
+
+
+def start_again(podman: Podman, members: Sequence[Node]) -> None:
+    """Boots nodes that were ended, and returns when they answer."""
+    podman("start", *(node.name for node in members))
+    wait_for(members)
+    share_processors(podman, members)
 
 
 def usable(podman: Podman, mark: str) -> set[str]:
@@ -122,6 +149,7 @@ def up(layout: Layout, num_nodes: int, base_image: str, *, bare: bool = False) -
             if node.name not in good:
                 start_node(podman, node, image, mark, [] if settings is None else access.mounts(settings))
         wait_for(members)
+        share_processors(podman, members)
         access.write_known_hosts(podman, members)
         access.write_ssh_config(layout, members)
         access.write_inventory(layout, members, settings)

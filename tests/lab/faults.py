@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab.cluster import wait_for
+from lab.cluster import start_again, wait_for
 from lab.deployed import Deployed
 from lab.layout import LabError, Node
 from lab.machine import run
@@ -41,8 +41,7 @@ def killed(lab: Deployed, node: Node) -> Iterator[None]:
     try:
         yield
     finally:
-        lab.podman("start", node.name)
-        wait_for([node])
+        start_again(lab.podman, [node])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from cluster.ansible_runs import ROOT, changed_tasks, recap, run_playbook
-from lab.cluster import wait_for
+from lab.cluster import start_again
 from lab.conftest import Grow
 from lab.jobs import eventually
 from lab.layout import nodes
@@ -218,8 +218,7 @@ def test_a_dead_node_is_named_and_the_others_are_still_reported(
     started = time.monotonic()
     done = site("smoke.yml")
     seconds = time.monotonic() - started
-    podman("start", "node2")
-    wait_for(nodes(2))
+    start_again(podman, nodes(2)[1:])
     assert done.returncode != 0
     assert "failed on node2: node can be visited" in " ".join(done.stdout.split())
     report = report_in(reports)

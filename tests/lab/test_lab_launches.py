@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lab import slurm
-from lab.cluster import wait_for
+from lab.cluster import start_again
 from lab.deployed import COMMAND, HOSTFILE, JOB_USER, PREFIX, Deployed
 from lab.launched import FACTS, SECRETS_IN_SIGHT, STUBBORN
 from lab.starters import WAYS, Way, clean, end, everywhere, install_oneccl, processes, put, ready, segments
@@ -199,8 +199,7 @@ def test_a_killed_node_ends_the_job_everywhere_and_the_next_launch_works(
         assert re.search(r"the agent on node2 \(pid \d+\) is lost", err), err
         assert left(deployed, "node1") == {}, err
     finally:
-        deployed.podman("start", "node2")
-        wait_for(deployed.nodes)
+        start_again(deployed.podman, deployed.nodes[1:2])
         if way.name == "slurm":
             slurm.wait(deployed)
     assert seconds < LOST_S
@@ -215,8 +214,7 @@ def test_a_node_that_is_down_is_named_before_any_rank_starts(deployed: Deployed,
     try:
         done = deployed.run("node1", *way.words("run", "--num_accelerators", "1", "facts.py", hostfile="two"))
     finally:
-        deployed.podman("start", "node2")
-        wait_for(deployed.nodes)
+        start_again(deployed.podman, deployed.nodes[1:2])
     assert done.returncode == 4, done.stderr
     assert "node2" in done.stderr
     assert done.stdout == ""

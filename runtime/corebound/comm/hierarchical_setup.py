@@ -56,8 +56,6 @@ def connect(
     host = next(number for number, members in enumerate(hosts) if gloo.rank in members)
     cards = shm_handshake.exchange(gloo, {})
     local = _connect_host(gloo, hosts[host], PrefixStore(f"host{host}", store), job_id, timeout_s, options)
-    if local:
-        shm_ops.library().corebound_comm_let_sleep(local.handle)
     local_rank = hosts[host].index(gloo.rank)
     names = host_names(hosts, [card["host"] for card in cards])
     name_of = {gloo.ranks[place]: name for name, members in zip(names, hosts, strict=True) for place in members}

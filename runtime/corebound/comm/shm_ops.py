@@ -79,7 +79,6 @@ def library() -> ctypes.CDLL:
         "unlink": (number, [handle]),
         "probe": (number, [handle, seconds]),
         "close": (number, [handle]),
-        "let_sleep": (number, [handle]),
         "set_choice": (number, [handle, number, number]),
         "describe": (number, [handle, pointer, size]),
         "variant": (text, []),

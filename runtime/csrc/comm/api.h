@@ -23,8 +23,6 @@ COREBOUND_API int corebound_comm_unlink(int64_t handle);
 COREBOUND_API int corebound_comm_probe(int64_t handle, double budget_s);
 COREBOUND_API int corebound_comm_close(int64_t handle);
 
-// See Group::let_sleep.
-COREBOUND_API int corebound_comm_let_sleep(int64_t handle);
 // Fixes algorithm and store kind for all sizes, on this member: every member must do the same.
 COREBOUND_API int corebound_comm_set_choice(int64_t handle, int two_shot, int streaming);
 // Writes JSON: variant, segment_bytes, chunk_bytes, probe_ms, rules.

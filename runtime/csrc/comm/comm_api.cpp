@@ -118,15 +118,6 @@ int corebound_comm_probe(int64_t handle, double budget_s) {
   return group ? finish(*group, group->probe(budget_s)) : unknown();
 }
 
-int corebound_comm_let_sleep(int64_t handle) {
-  Group *group = find(handle);
-  if (!group) {
-    return unknown();
-  }
-  group->let_sleep();
-  return 0;
-}
-
 int corebound_comm_set_choice(int64_t handle, int two_shot, int streaming) {
   Group *group = find(handle);
   if (!group) {

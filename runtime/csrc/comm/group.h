@@ -79,10 +79,6 @@ public:
   void set_rules(std::vector<Rule> rules) { rules_ = std::move(rules); }
   const std::vector<Rule> &rules() const { return rules_; }
 
-  // Lets this member sleep at once in its next waits after one in which another process took its processor. Right where
-  // waits last as long as a network takes; too slow to wake where they last a microsecond.
-  void let_sleep() { may_sleep_ = true; }
-
   const std::string &error() const { return error_; }
   std::string describe() const; // JSON
   int rank() const { return rank_; }
@@ -121,8 +117,6 @@ private:
   int size_;
   size_t chunk_bytes_;
   int num_spins_;
-  bool may_sleep_ = false;
-  int num_waits_shared_ = 0; // waits left in which other processes are taken to need this processor
   const Arithmetic &arithmetic_;
   std::vector<Segment> segments_; // by member
   uint64_t num_reduces_ = 0, num_gathers_ = 0, num_broadcasts_ = 0, num_barriers_ = 0;

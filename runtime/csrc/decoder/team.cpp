@@ -13,7 +13,6 @@ namespace {
 
 // Between steps the others wait for Python, which takes a few hundred microseconds.
 constexpr int spins_between_jobs = 20000;
-constexpr int num_yields = 50;
 
 void sleep_while(std::atomic<uint32_t> &value, uint32_t seen) {
   ::syscall(SYS_futex, reinterpret_cast<uint32_t *>(&value), FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
@@ -132,12 +131,6 @@ bool Team::arrive(uint32_t &round) {
 }
 
 void Team::wait_slowly(uint32_t round) {
-  for (int turn = 0; turn < num_yields; ++turn) {
-    if (round_.value.load(std::memory_order_acquire) != round) {
-      return;
-    }
-    ::sched_yield();
-  }
   while (round_.value.load(std::memory_order_acquire) == round) {
     sleepers_.fetch_add(1);
     sleep_while(round_.value, round);

@@ -1,7 +1,7 @@
 // A team of threads that walks one job together: one wake-up for a whole step of the model, then barriers.
 //
 // The caller is member 0; the others are pinned to a CPU each and sleep between jobs. A barrier spins for as long as
-// members at work differ, then gives the processor away, so that a team whose cores others need too stays useful.
+// members at work differ, then sleeps, so that a team whose cores others need too stays useful.
 #pragma once
 
 #include <atomic>
