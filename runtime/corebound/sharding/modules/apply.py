@@ -8,8 +8,9 @@ from torch import nn
 
 from corebound.comm import Collectives
 from corebound.errors import ShardingError
+from corebound.sharding.modules.check import check_together, check_used, check_vectors, check_whole
 from corebound.sharding.modules.deal import RankDeal, rank_deal
-from corebound.sharding.modules.decide import Decider, Decision, check_together, units
+from corebound.sharding.modules.decide import Decider, Decision, units
 from corebound.sharding.modules.families import table_of
 from corebound.sharding.modules.finish import add_sums, pair_sums, set_attributes
 from corebound.sharding.modules.layers import ColumnLinear, GatheredLinear, RowLinear
@@ -52,8 +53,9 @@ class _Sharding:
     def __init__(
         self, model: nn.Module, collectives: Collectives, policy: Policy, grain: int, source: WeightSource | None
     ) -> None:
+        check_whole(model)
         self._model: Any = model
-        self._collectives = collectives
+        self._collectives, self._policy = collectives, policy
         self._source: WeightSource = source or ModelSource(model)
         self._config = model.config
         self._table = table_of(self._config)
@@ -64,12 +66,15 @@ class _Sharding:
 
     def apply(self) -> ShardReport:
         """Split the model."""
-        embedding, head = self._model.get_input_embeddings(), self._model.get_output_embeddings()
-        decisions = [self._decider.decide(unit) for unit in units(self._model, {embedding, head})]
+        found = list(units(self._model, set(self._vocabulary())))
+        check_used(self._policy, [unit.name for unit in found])
+        decisions = [self._decider.decide(unit) for unit in found]
         check_together(decisions)
+        if self._table is None:
+            check_vectors(self._model, decisions, self._deal.heads)
         ranges = [self._ranges(decision) for decision in decisions]
         whole = sum(parameter.numel() for parameter in self._model.parameters())
-        self._split_vocabulary(embedding, head)
+        self._split_vocabulary()
         for decision, parts in zip(decisions, ranges, strict=True):
             self._split(decision, parts)
         fill_meta(self._model, self._source)
@@ -111,7 +116,7 @@ class _Sharding:
             after = tuple(layer.weight.shape)
         elif spec.partition != "skip":
             part = nn.Parameter(self._source.part(unit.name, decision.split_dim, parts), requires_grad=False)
-            setattr(unit.module, str(unit.parameter), part)
+            self._replace(unit.name, part)
             after = tuple(part.shape)
         layout = None if spec.partition == "skip" else decision.layout
         self._splits.append(Split(unit.name, _ACTIONS[spec.partition], layout, decision.origin, before, after))
@@ -120,11 +125,9 @@ class _Sharding:
         self, decision: Decision, parts: tuple[range, ...]
     ) -> ColumnLinear | GatheredLinear | RowLinear:
         unit, spec = decision.unit, decision.spec
-        linear = unit.module
-        assert isinstance(linear, nn.Linear)
-        whole = (linear.out_features, linear.in_features)
+        whole = (unit.shape[0], unit.shape[1])
         weight, bias = self._source.part(f"{unit.name}.weight", decision.split_dim, parts), None
-        if linear.bias is not None:
+        if unit.has_bias:
             wanted = parts if spec.partition == "column" else (range(whole[0]),)
             bias = self._source.part(f"{unit.name}.bias", 0, wanted)
         if spec.partition == "column" and spec.whole_activation:
@@ -137,7 +140,12 @@ class _Sharding:
         collectives = None if spec.summed_later else self._collectives
         return RowLinear(weight, bias, whole=whole, collectives=collectives, inputs=inputs)
 
-    def _split_vocabulary(self, embedding: Any, head: Any) -> None:
+    def _vocabulary(self) -> tuple[Any, Any]:
+        """Return the embedding of words and the head, which is None in a model without one."""
+        return self._model.get_input_embeddings(), self._model.get_output_embeddings()
+
+    def _split_vocabulary(self) -> None:
+        embedding, head = self._vocabulary()
         names = {module: name for name, module in self._model.named_modules()}
         tied = head is not None and head.weight is embedding.weight
         scale = getattr(embedding, "scalar_embed_scale", None)
@@ -164,6 +172,6 @@ class _Sharding:
         part = self._source.part(f"{name}.weight", 0, [parts[self._deal.rank]])
         return nn.Parameter(part, requires_grad=False), parts
 
-    def _replace(self, name: str, module: nn.Module) -> None:
+    def _replace(self, name: str, part: nn.Module | nn.Parameter) -> None:
         parent, _, leaf = name.rpartition(".")
-        setattr(self._model.get_submodule(parent), leaf, module)
+        setattr(self._model.get_submodule(parent), leaf, part)

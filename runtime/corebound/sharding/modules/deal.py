@@ -79,7 +79,12 @@ class RankDeal:
         return deal(size, self.num_ranks, grain=grain, surplus_last=True)
 
     def vocab(self, num_words: int) -> tuple[range, ...]:
-        """Return every rank's part of the vocabulary."""
+        """Return every rank's part of the vocabulary.
+
+        Raises: ShardingError for more ranks than words.
+        """
+        if num_words < self.num_ranks:
+            raise ShardingError(f"cannot split a vocabulary of {num_words} words over {self.num_ranks} ranks")
         return deal(num_words, self.num_ranks, surplus_last=True)
 
 

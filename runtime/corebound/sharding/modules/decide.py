@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,26 +17,22 @@ from corebound.sharding.modules.table import ModuleTable
 
 @dataclass(frozen=True)
 class Unit:
-    """A matrix: a linear layer by its name, or a parameter of another module by the parameter's name."""
+    """A matrix: a linear layer by its name, or a parameter of another module by the parameter's name.
+
+    It describes and holds no module, so that whole weights can be freed while others are still to be split. `kind` is
+    the class of the module.
+    """
 
     name: str
-    module: nn.Module
-    parameter: str | None = None
-
-    @property
-    def linear(self) -> bool:
-        """Return whether it is a linear layer."""
-        return self.parameter is None
+    kind: str
+    shape: tuple[int, ...]
+    linear: bool = False
+    has_bias: bool = False
 
     @property
     def parent(self) -> str:
         """Return the name of the module around it."""
         return self.name.rpartition(".")[0]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return the shape of the matrix."""
-        return tuple(getattr(self.module, self.parameter or "weight").shape)
 
 
 @dataclass(frozen=True)
@@ -66,16 +62,20 @@ def units(model: nn.Module, without: set[nn.Module]) -> Iterator[Unit]:
     """Yield every matrix of a model but those of the modules in `without`.
 
     Embeddings of anything but words are kept whole and are no units; neither are vectors.
+
+    Raises: ShardingError naming a linear layer that holds codes of a quantization.
     """
     for name, module in model.named_modules():
         if module in without or isinstance(module, nn.Embedding):
             continue
+        kind = type(module).__name__
         if isinstance(module, nn.Linear):
-            yield Unit(name, module)
+            _check_plain(name, module)
+            yield Unit(name, kind, tuple(module.weight.shape), True, module.bias is not None)
             continue
         for leaf, parameter in module.named_parameters(recurse=False):
             if parameter.dim() > 1:
-                yield Unit(f"{name}.{leaf}" if name else leaf, module, leaf)
+                yield Unit(f"{name}.{leaf}" if name else leaf, kind, tuple(parameter.shape))
 
 
 class Decider:
@@ -85,7 +85,7 @@ class Decider:
         self._policy, self._table, self._heads = policy, table, heads
         self.plan = ModelPlan() if table else plan_of(model)
         self._family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-        self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self._model = model
         self._in_blocks = dict(_block_layers(model, policy))
 
     def decide(self, unit: Unit) -> Decision:
@@ -101,7 +101,7 @@ class Decider:
             # Of parameters that are no linear layers, such as routers, a plan names only those that it splits.
             return Decision(unit, LinearSpec(".*", "skip"), "even", "tp_plan")
         raise ShardingError(
-            f"{unit.name} ({type(unit.module).__name__}, {list(unit.shape)}): nothing says how it is split in a model "
+            f"{unit.name} ({unit.kind}, {list(unit.shape)}): nothing says how it is split in a model "
             f"of type {self._family!r}",
             hint=f"give a policy: LinearSpec({unit.name.rpartition('.')[2]!r}, 'column' | 'row' | 'skip', layout)",
         )
@@ -141,29 +141,17 @@ class Decider:
         if self._table is not None:
             return named(unit.parent, self._table.attention)
         # Without a table: attention modules of transformers know the size of their heads.
-        return isinstance(getattr(self._modules[unit.parent], "head_dim", None), int)
+        return isinstance(getattr(self._model.get_submodule(unit.parent), "head_dim", None), int)
 
 
-def check_together(decisions: Sequence[Decision]) -> None:
-    """Check that what is split on its way into an attention is also split on its way out.
-
-    Raises: ShardingError naming a layer.
-    """
-    split: dict[str, Decision] = {}
-    for decision in decisions:
-        if decision.splits_heads:
-            split.setdefault(decision.unit.parent, decision)
-    for parent, decision in split.items():
-        inside = [other for other in decisions if other.unit.linear and other.unit.parent == parent]
-        kept = [other for other in inside if other.spec.partition == "skip"]
-        rows = [other for other in inside if other.spec.partition == "row"]
-        if decision.unit.linear and (kept or not rows):
-            other = kept[0].unit.name if kept else "no layer"
-            raise ShardingError(
-                f"{decision.unit.name} is split by heads, but {other} of {parent} "
-                + ("stays whole" if kept else "is row-parallel"),
-                hint="split all projections of an attention, or skip all",
-            )
+def _check_plain(name: str, linear: nn.Linear) -> None:
+    shape = tuple(linear.weight.shape)
+    if shape != (linear.out_features, linear.in_features) or not linear.weight.is_floating_point():
+        raise ShardingError(
+            f"{name}: {type(linear).__name__} holds {linear.weight.dtype} {list(shape)}, which cannot be split as "
+            f"{linear.out_features} outputs of {linear.in_features} inputs",
+            hint="split the model before it is quantized",
+        )
 
 
 def _block_layers(model: nn.Module, policy: Policy) -> Iterator[tuple[str, str]]:

@@ -78,7 +78,9 @@ class CheckpointSource:
 
     def __init__(self, model: nn.Module, checkpoint: Checkpoint, meter: Meter | None = None) -> None:
         self._tensors = checkpoint.tensors
-        self._templates = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+        # Shapes and types only: whole weights of the model, if it has any, are not to be kept.
+        self._templates = {name: torch.empty_like(tensor, device="meta") for name, tensor in named}
         self._prefix = f"{getattr(model, 'base_model_prefix', '')}."
         self._meter, self._scratch = meter or Meter(0, None), Scratch()
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from corebound.comm import Collectives
+from corebound.errors import RequestError
 
 
 class VocabEmbedding(nn.Module):
@@ -25,7 +26,14 @@ class VocabEmbedding(nn.Module):
         """Return the rows of the words, identical on every rank.
 
         Shapes: input [...] of word numbers; result [..., H].
+
+        Raises: RequestError for a number that is no word.
         """
+        if not torch.compiler.is_compiling() and input.numel():
+            low, high = (int(value) for value in torch.aminmax(input))
+            if low < 0 or high >= self.num_embeddings:
+                found = low if low < 0 else high
+                raise RequestError(f"word {found} is not in a vocabulary of {self.num_embeddings} words")
         local = input - self.words.start
         elsewhere = (local < 0) | (local >= len(self.words))
         rows = nn.functional.embedding(local.masked_fill(elsewhere, 0), self.weight)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from corebound.errors import RequestError
 from corebound.sharding.modules import shard_module
 from corebound.sharding.modules.families import TABLES
 from fixtures.families import FAMILIES
@@ -137,6 +138,35 @@ def test_all_ranks_hold_identical_logits(name):
 
     first, *others = run_ranks(3, work)
     assert all(torch.equal(first, logits) for logits in others)
+
+
+def test_a_number_that_is_no_word_is_an_error():
+    """The rank that would hold its row does not exist, so that it would have been a row of zeros."""
+    model = FAMILIES["llama"].build()
+    run_ranks(1, lambda group: shard_module(model, group))
+    with pytest.raises(RequestError, match="word 101 is not in a vocabulary of 101 words"):
+        model(torch.tensor([[5, 101]]))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "falcon-40b"])
+def test_a_static_cache_is_the_same_on_ranks(name):
+    def tokens(model) -> torch.Tensor:
+        return model.generate(
+            SHORT.ids,
+            attention_mask=SHORT.mask,
+            cache_implementation="static",
+            max_new_tokens=4,
+            do_sample=False,
+            disable_compile=True,
+        )
+
+    def work(group: ThreadCollectives) -> torch.Tensor:
+        model = FAMILIES[name].build()
+        shard_module(model, group)
+        return tokens(model)
+
+    want = tokens(FAMILIES[name].build())
+    assert all(torch.equal(found, want) for found in run_ranks(3, work))
 
 
 def test_beams_of_generate_are_the_same_on_ranks():

@@ -95,6 +95,11 @@ def test_more_ranks_than_heads_is_an_error_that_says_how_many_work():
     assert raised.value.hint == "use 1 to 6 ranks"
 
 
+def test_more_ranks_than_words_is_an_error():
+    with pytest.raises(ShardingError, match="3 words over 4 ranks"):
+        rank_deal(EQUAL, 0, 4).vocab(3)
+
+
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("even", "aligned")] + [STACKED_QKV])
 def test_a_size_that_a_layout_cannot_have_is_an_error_that_names_the_layer(layout):
     with pytest.raises(ShardingError, match=r"h\.0\.qkv: a size of 7 does not fit layout"):

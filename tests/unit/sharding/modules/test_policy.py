@@ -5,6 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import HunYuanDenseV1DecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.olmo2.modeling_olmo2 import Olmo2DecoderLayer
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer
 
 from corebound.errors import ConfigError, ShardingError
@@ -130,6 +131,48 @@ def test_an_attention_split_in_part_is_an_error_that_names_both_layers():
         _report(FAMILIES["llama"].build(), LinearSpec("o_proj", "skip"), num_ranks=1)
 
 
+def test_a_fused_mlp_of_unknown_layout_is_an_error_that_names_it():
+    """Cut in one piece, half of the ranks would have held gates and the others ups."""
+    model = FAMILIES["phi3"].build()
+    model.config.model_type = "unheard_of"
+    specs = [
+        LinearSpec("qkv_proj", "column", ("heads", "kv_heads", "kv_heads")),
+        LinearSpec("gate_up_proj", "column"),
+        LinearSpec("o_proj|down_proj", "row"),
+    ]
+    with pytest.raises(ShardingError, match=r"gate_up_proj: unknown fused layout: 200 outputs, where .* 100 inputs"):
+        _report(model, specs, num_ranks=1)
+
+
+def test_a_norm_over_all_heads_that_no_table_knows_is_an_error_that_names_it():
+    model = FAMILIES["olmo2"].build()
+    model.config.model_type = "unheard_of"
+    with pytest.raises(
+        ShardingError, match=r"layers\.0\.self_attn\.[qk]_norm\.weight: a vector of (48|16) over all heads"
+    ):
+        _report(model, {Olmo2DecoderLayer: ROWS}, num_ranks=1)
+
+
+def test_columns_without_rows_are_an_error_that_names_them():
+    with pytest.raises(ShardingError, match="gate_proj is split by columns, but no layer is row-parallel"):
+        _report(HUNYUAN.build(), [LinearSpec("gate_proj", "column"), LinearSpec(".*", "skip")], num_ranks=1)
+
+
+def test_a_layer_of_codes_is_an_error_that_names_it():
+    model = FAMILIES["llama"].build()
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight = torch.nn.Parameter(torch.zeros(100, 24, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ShardingError, match=r"layers\.0\.mlp\.up_proj: Linear holds torch\.uint8 \[100, 24\]"):
+        _report(model, num_ranks=1)
+
+
+def test_a_model_that_is_split_already_is_an_error():
+    model = FAMILIES["llama"].build()
+    _report(model, num_ranks=1)
+    with pytest.raises(ShardingError, match="this LlamaForCausalLM is already split"):
+        _report(model, num_ranks=1)
+
+
 def test_a_product_that_nothing_sums_is_an_error_that_names_it():
     with pytest.raises(ShardingError, match="down_proj: its product is to be summed later, but no module"):
         _report(HUNYUAN.build(), [LinearSpec("down_proj", "row", summed_later=True), LinearSpec(".*", "skip")], 1)
@@ -151,6 +194,8 @@ def test_a_style_of_a_models_own_plan_that_is_not_known_is_an_error_that_names_i
         ({"LlamaDecoderLayer": ("o_proj",)}, "expected the class of a block as key"),
         ({LlamaDecoderLayer: ()}, "expected names of row-parallel layers"),
         ("o_proj", "expected a Policy"),
+        (LinearSpec("out_proj", "row"), "'out_proj' matches no matrix"),
+        (LinearSpec("lm_head", "skip"), "'lm_head' matches no matrix"),
     ],
 )
 def test_a_policy_that_does_not_fit_is_an_error_that_says_why(policy, message):

@@ -9,7 +9,7 @@ import transformers
 
 from corebound.errors import ModelLoadError, ShardingError
 from corebound.sharding.checkpoint import read_checkpoint
-from corebound.sharding.modules import CheckpointSource, shard_module
+from corebound.sharding.modules import CheckpointSource, ModelSource, shard_module
 from corebound.sharding.reading import Meter
 from fixtures.families import FAMILIES
 from fixtures.module_parity import SHORT, Answer, answer, quiet_transformers
@@ -85,13 +85,24 @@ def _fails(path: Path, message: str):
         run_ranks(1, lambda group: shard_module(model, group, source=source))
 
 
-def test_whole_weights_of_the_model_are_freed_once_their_parts_are_taken():
+@pytest.mark.parametrize("name", ["llama", "mixtral", "bloom"])
+def test_each_whole_weight_of_the_model_is_freed_before_the_next_but_one_is_cut(name):
     """#3644, #3192: each rank kept the whole model."""
 
     def work(group: ThreadCollectives) -> list[str]:
-        model = FAMILIES["llama"].build()
-        whole = {name: weakref.ref(p) for name, p in model.named_parameters() if p.dim() > 1}
-        shard_module(model, group)
-        return [name for name, reference in whole.items() if reference() is not None]
+        model, taken, kept = FAMILIES[name].build(), {}, []
+
+        class Watched(ModelSource):
+            def part(self, name, dim, ranges):
+                kept.extend(before for before in list(taken)[:-1] if taken[before]() is not None)
+                part = super().part(name, dim, ranges)
+                owner, _, leaf = name.rpartition(".")
+                if not name.endswith("bias"):
+                    taken[name] = weakref.ref(getattr(model.get_submodule(owner), leaf))
+                return part
+
+        shard_module(model, group, source=Watched(model))
+        assert len(taken) >= 9
+        return kept + [name for name, reference in taken.items() if reference() is not None]
 
     assert run_ranks(2, work) == [[], []]
