@@ -85,59 +85,49 @@ class StepNotes:
 
 
 def attend(
-    q: Tensor,
-    stores: tuple[RowStore, RowStore],
-    plan: AttentionPlan | Mask,
-    scale: float,
-    slopes: Tensor | None,
-    kv_heads: Tensor | None,
+    q: Tensor, stores: tuple[RowStore, RowStore], plan: AttentionPlan | Mask, scale: float, slopes: Tensor | None
 ) -> Tensor:
     """Return the attention of a step's queries over the stored keys and values.
 
-    Shapes: q and result [B * S, Hq, D]; slopes [Hq] float32; kv_heads [Hq] int32.
+    Query heads share kv heads in groups of equal size.
+
+    Shapes: q and result [B * S, Hq, D]; slopes [Hq] float32.
     """
     keys, values = stores
     if isinstance(plan, Mask):
-        return masked_attention(q, keys, values, plan, scale, slopes, kv_heads)
+        return masked_attention(q, keys, values, plan, scale, slopes)
+    tables = plan.block_tables(keys.num_rows, keys.first)
     return kernels.attention(
-        q,
-        keys.blocks,
-        values.blocks,
-        plan.block_tables(keys.num_rows, keys.first),
-        plan.query_starts,
-        plan.context_lengths,
-        scale,
-        slopes,
-        kv_heads,
+        q, keys.blocks, values.blocks, tables, plan.query_starts, plan.context_lengths, scale, slopes
     )
 
 
 def masked_attention(
-    q: Tensor,
-    keys: RowStore,
-    values: RowStore,
-    mask: Mask,
-    scale: float,
-    slopes: Tensor | None,
-    kv_heads: Tensor | None,
+    q: Tensor, keys: RowStore, values: RowStore, mask: Mask, scale: float, slopes: Tensor | None
 ) -> Tensor:
-    """Return attention under any mask, in plain torch and float32. Alibi counts places of the cache.
+    """Return attention under any mask, in plain torch. Alibi counts places of the cache.
 
     Shapes: as `attend`.
     """
     visible = mask.visible if mask.visible.dim() == 4 else mask.visible.unsqueeze(1)
     batch, _, num_queries, num_keys = visible.shape
-    num_heads, num_kv_heads = q.shape[1], keys.blocks.shape[1]
-    heads = torch.arange(num_heads) // (num_heads // num_kv_heads) if kv_heads is None else kv_heads.long()
-    wide_keys, wide_values = (store.states(batch, num_keys)[:, heads].float() for store in (keys, values))
-    queries = q.view(batch, num_queries, num_heads, -1).transpose(1, 2).float()
-    scores = torch.matmul(queries, wide_keys.transpose(2, 3)) * scale
-    if slopes is not None:
-        # A softmax does not see what all keys of a query have in common, so places do for distances.
-        scores += slopes.view(1, -1, 1, 1) * torch.arange(num_keys)
-    if mask.bias is not None:
-        scores += mask.bias
-    # Not minus infinity: a query of padding may see no key at all.
-    scores.masked_fill_(~visible, torch.finfo(scores.dtype).min)
-    out = torch.matmul(torch.softmax(scores, -1), wide_values)
+    # A query of padding that sees nothing sees everything instead: nothing reads its result, but it must be a number.
+    hidden = ~(visible | ~visible.any(-1, keepdim=True))
+    bias, dtype = ~hidden, q.dtype
+    if slopes is not None or mask.bias is not None:
+        # In float32, because in 16 bits a bias of many steps of alibi is off by whole ones.
+        dtype = torch.float32
+        bias = torch.zeros(()) if mask.bias is None else mask.bias.float()
+        if slopes is not None:
+            # A softmax does not see what all keys of a query have in common, so places do for distances.
+            bias = bias + slopes.view(1, -1, 1, 1) * torch.arange(1 - num_keys, 1)
+        bias = bias.masked_fill(hidden, torch.finfo(dtype).min)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q.view(batch, num_queries, *q.shape[1:]).transpose(1, 2).to(dtype),
+        keys.states(batch, num_keys).to(dtype),
+        values.states(batch, num_keys).to(dtype),
+        attn_mask=bias,
+        scale=scale,
+        enable_gqa=q.shape[1] != keys.blocks.shape[1],
+    )
     return out.transpose(1, 2).flatten(0, 1).to(q.dtype)

@@ -182,7 +182,7 @@ class InjectedBlock(nn.Module):
             q, k = kernels.rotary(q, k, *angles, description.rotary == "pairs")
         stores, num_keys = self._store(k, v, shape, cache)
         plan = self._notes.plan(mask, *shape, num_keys)
-        out = attend(q, stores, plan, description.scale, self._slopes, None)
+        out = attend(q, stores, plan, description.scale, self._slopes)
         return self.attention_out.partial(out.flatten(1))
 
     def _store(self, k: Tensor, v: Tensor, shape: tuple[int, int], cache: Cache | None) -> Stored:

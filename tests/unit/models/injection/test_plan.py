@@ -38,6 +38,24 @@ PADDINGS = {
 }
 
 
+def test_plain_torch_takes_every_kind_of_mask() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2 * 3, 6, 8, generator=generator)
+    keys, values = torch.randn(2, 2, 2, NUM_KEYS, 8, generator=generator)
+    visible = torch.rand(2, 6, 3, NUM_KEYS, generator=generator) < 0.5
+    visible[0, 1, 2] = False
+    slopes, bias = torch.linspace(0.1, 0.6, 6), torch.randn(2, 1, 3, NUM_KEYS, generator=generator)
+    ours = masked_attention(q, rows_of(keys), rows_of(values), Mask(visible, bias), 0.3, slopes)
+    wide_keys, wide_values = (part.double().repeat_interleave(3, 1) for part in (keys, values))
+    scores = q.double().view(2, 3, 6, 8).transpose(1, 2) @ wide_keys.transpose(2, 3) * 0.3 + bias
+    scores = scores + slopes.view(1, -1, 1, 1) * torch.arange(NUM_KEYS)
+    expected = torch.softmax(scores.masked_fill(~visible, -torch.inf), -1) @ wide_values
+    found = ours.view(2, 3, 6, 8).transpose(1, 2)
+    seen = visible.any(-1)
+    assert torch.allclose(found[seen].double(), expected[seen], atol=1e-5)
+    assert bool(found.isfinite().all())
+
+
 @pytest.mark.parametrize("num_queries", [1, 3, 12])
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_the_operator_under_a_plan_computes_what_the_mask_says(padding: str, num_queries: int) -> None:
@@ -51,8 +69,8 @@ def test_the_operator_under_a_plan_computes_what_the_mask_says(padding: str, num
     assert plan is not None
     assert plan.has_holes == (padding == "a hole")
     slopes = None if plan.has_holes else torch.linspace(0.1, 0.6, 6)
-    ours = attend(q, stores, plan, 0.3, slopes, None)
-    expected = masked_attention(q, *stores, Mask(visible, None), 0.3, slopes, None)
+    ours = attend(q, stores, plan, 0.3, slopes)
+    expected = masked_attention(q, *stores, Mask(visible, None), 0.3, slopes)
     real = visible.any(-1).flatten()
     assert torch.allclose(ours[real], expected[real], atol=1e-5)
     assert bool(ours.isfinite().all())
