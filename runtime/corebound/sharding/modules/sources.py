@@ -105,7 +105,8 @@ class CheckpointSource:
 
         Raises: ModelLoadError naming the tensor that is missing or has another shape.
         """
-        return self.part(name, 0, [range(self._templates[name].shape[0])] if self._templates[name].dim() else [])
+        shape = self._templates[name].shape
+        return self.part(name, len(shape) - 1, [range(shape[-1])])
 
     def _read(self, entry: TensorEntry, target: Tensor, dim: int, ranges: Sequence[range]) -> None:
         """Fill the target; leading dimensions before the cut one, such as experts, are rows of one matrix."""
@@ -134,7 +135,10 @@ class CheckpointSource:
     def _read_expert(
         self, experts: re.Match[str], index: int, template: Tensor, target: Tensor, dim: int, ranges: Sequence[range]
     ) -> None:
-        """Fill one expert's part; gate and up are two tensors, of which the first has the first half of the rows."""
+        """Fill one expert's part; gate and up are two tensors, of which the first has the first half of the rows.
+
+        `dim` 0 are the expert's outputs, 1 its inputs.
+        """
         gate, up, down = self._expert_names(experts["layer"], index)
         if experts["kind"] == "down":
             self._read(self._entry(down, tuple(template.shape[1:])), target, dim, ranges)
@@ -142,13 +146,17 @@ class CheckpointSource:
         half = template.shape[1] // 2
         start = 0
         for name, low in ((gate, 0), (up, half)):
+            entry = self._entry(name, (half, template.shape[2]))
+            if dim == 1:
+                self._read(entry, target[low : low + half], dim, ranges)
+                continue
             mine = [
                 range(max(part.start, low) - low, min(part.stop, low + half) - low)
                 for part in ranges
                 if part.start < low + half and part.stop > low
             ]
             rows = sum(len(part) for part in mine)
-            self._read(self._entry(name, (half, template.shape[2])), target[start : start + rows], 0, mine)
+            self._read(entry, target[start : start + rows], dim, mine)
             start += rows
 
     def _expert_names(self, layer: str, index: int) -> tuple[str, ...]:

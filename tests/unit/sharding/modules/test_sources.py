@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from corebound.errors import ModelLoadError, ShardingError
 from corebound.sharding.checkpoint import read_checkpoint
@@ -52,6 +53,26 @@ def test_a_model_on_the_meta_device_gets_only_its_ranges_and_computes_the_same(n
         torch.testing.assert_close(got.logits, want.logits, rtol=0, atol=2e-5 * float(want.logits.abs().max()))
         # Norms of heads that another rank holds are read and dropped.
         assert num_held <= num_read <= num_held * 1.01
+
+
+@pytest.mark.parametrize("stored", ["as the model names them", "one tensor for each expert"])
+def test_parts_of_a_checkpoint_are_those_of_the_model(stored, tmp_path):
+    whole = FAMILIES["mixtral"].build()
+    if stored == "as the model names them":
+        save_file({name: tensor.clone() for name, tensor in whole.state_dict().items()}, tmp_path / "model.safetensors")
+    else:
+        whole.save_pretrained(tmp_path)
+    files, model = CheckpointSource(whole, read_checkpoint(tmp_path)), ModelSource(whole)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(files.whole(name), tensor)
+        for dim, size in enumerate(tensor.shape):
+            if tensor.dim() < 3 or dim > 0:  # experts are never dealt
+                for ranges in ([range(1, size // 2)], [range(2), range(size // 2 - 1, size - 1)]):
+                    assert torch.equal(files.part(name, dim, ranges), model.part(name, dim, ranges)), (
+                        name,
+                        dim,
+                        ranges,
+                    )
 
 
 def test_weights_are_read_in_the_type_of_the_model(tmp_path):
