@@ -24,7 +24,7 @@ _LAZY = {
     "optimization_report": "corebound.training",
     "optimize": "corebound.training",
 }
-_LAZY_MODULES = ("accelerator", "comm", "kernels", "topology")
+_LAZY_MODULES = ("accelerator", "comm", "kernels", "llm", "topology")
 
 __all__ = ["LLM", "SamplingParams", "get_accelerator", "init_distributed", "optimization_report", "optimize"]
 
