@@ -22,7 +22,7 @@ LAB         = PYTHONPATH=tests $(PYTHON) -m lab
 KUBERNETES  = PYTHONPATH=tests $(PYTHON) -m k8s
 SCRIPTS     = $(shell git ls-files '*.sh') .ci/run playbooks/scripts/run_playbook \
               images/runtime/files/corebound-launcher images/runtime/files/corebound-worker images/runtime/files/corebound-server
-CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp')
+CXX_SOURCES = $(shell git ls-files 'runtime/csrc/*.cpp' 'runtime/csrc/*.h' 'tests/csrc/*.cpp' 'tests/fixtures/*.cpp')
 CONTAINERS  = $(shell git ls-files 'images/*Containerfile*')
 
 ##@ First steps
@@ -190,4 +190,5 @@ typecheck: setup ## Check types, strictly
 	@$(BIN)/mypy
 	@MYPYPATH=runtime/packaging $(BIN)/mypy --config-file pyproject.toml runtime/packaging/*.py playbooks/roles/*/files/*.py playbooks/filter_plugins/*.py playbooks/roles/*/action_plugins/*.py .ci/*.py
 	@MYPYPATH=tests:images:runtime/packaging $(BIN)/mypy --config-file pyproject.toml images/*.py images/runtime/files/*.py
+	@MYPYPATH=runtime:tests/fixtures/accelerator_extension $(BIN)/mypy --package corebound_example
 	@MYPYPATH=tests $(BIN)/mypy --package smoke --package lab --package topology --package k8s

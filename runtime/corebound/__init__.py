@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from corebound.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from corebound.accelerator import get_accelerator as get_accelerator
     from corebound.comm import init_distributed as init_distributed
     from corebound.engine import LLM as LLM
     from corebound.engine import SamplingParams as SamplingParams
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 _LAZY = {
     "LLM": "corebound.engine",
     "SamplingParams": "corebound.engine",
+    "get_accelerator": "corebound.accelerator",
     "init_distributed": "corebound.comm",
     "optimization_report": "corebound.training",
     "optimize": "corebound.training",
 }
-_LAZY_MODULES = ("comm", "kernels", "topology")
+_LAZY_MODULES = ("accelerator", "comm", "kernels", "topology")
 
-__all__ = ["LLM", "SamplingParams", "init_distributed", "optimization_report", "optimize"]
+__all__ = ["LLM", "SamplingParams", "get_accelerator", "init_distributed", "optimization_report", "optimize"]
 
 
 def __getattr__(name: str) -> Any:

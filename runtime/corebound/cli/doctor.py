@@ -44,6 +44,7 @@ LIVE_CHECKS: tuple[CheckFunction, ...] = (
     software.native_libraries,
     software.one_ccl,
     software.torch,
+    software.accelerator,
     software.packages,
     software.kernels,
     software.numa_tools,

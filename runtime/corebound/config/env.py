@@ -18,7 +18,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 # Every COREBOUND_ variable with its meaning. docs/configuration.md is checked against this table.
 VARIABLES: dict[str, str] = {
-    "COREBOUND_ACCELERATOR": "name of the accelerator to use in place of the detected one",
+    "COREBOUND_ACCELERATOR": "accelerator to use: cpu, or the name of an installed extension",
     "COREBOUND_AGENT_SECRET": "set by the launcher for agents that MPI or Slurm starts: proves that they belong to it",
     "COREBOUND_COMM": f"provider of collectives: {', '.join(COMM_CHOICES)}",
     "COREBOUND_COMM_TIMEOUT_S": "seconds after which a collective gives up (default 60)",
@@ -161,6 +161,29 @@ def _from_hydra(env: Mapping[str, str]) -> Mapping[str, str]:
         )
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _DEFAULT_MASTER_PORT}
     return {**meeting, **env, **place}
+
+
+def local_place(environ: Mapping[str, str] | None = None) -> tuple[int, int]:
+    """Return this process's rank on its machine, and how many ranks share the machine (0 where nothing says so).
+
+    A script that was started with nothing but LOCAL_RANK has a place here too.
+
+    Raises: ConfigError when a variable is not a number, and as `rank_environment` without LOCAL_RANK.
+    """
+    env = os.environ if environ is None else environ
+    place = None if env.get("LOCAL_RANK") else rank_environment(env)
+    if place is not None:
+        return place.local_rank, place.local_size
+    size = "LOCAL_WORLD_SIZE" if env.get("LOCAL_WORLD_SIZE") else "LOCAL_SIZE"
+    return _integer(env, "LOCAL_RANK", default=0), _integer(env, size, default=0)
+
+
+def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """Return where Corebound keeps what it can make again: below XDG_CACHE_HOME, or ~/.cache."""
+    env = os.environ if environ is None else environ
+    base = env.get("XDG_CACHE_HOME", "")
+    # The standard says that a relative path counts as none.
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "corebound"
 
 
 def agent_identity(variable: str) -> tuple[str, str]:

@@ -23,8 +23,8 @@ from corebound.kernels.panel_format import (
     matrix_struct,
 )
 
-Activation = Literal["none", "gelu_tanh", "silu_gated"]
-ACTIVATIONS: tuple[Activation, ...] = ("none", "gelu_tanh", "silu_gated")
+Activation = Literal["none", "gelu_tanh", "silu_gated", "gelu_erf", "relu", "gelu_tanh_gated"]
+ACTIVATIONS: tuple[Activation, ...] = ("none", "gelu_tanh", "silu_gated", "gelu_erf", "relu", "gelu_tanh_gated")
 
 
 class _PackStruct(ctypes.Structure):

@@ -4,25 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from corebound.config.exported import NAMES, PREFIXES, exported, looks_secret
 from corebound.errors import ConfigError
-
-# Runtimes that ranks use, by the prefix of their variables.
-PREFIXES = (
-    "ATEN_", "CCL_", "COREBOUND_", "DNNL_", "FI_", "GLOO_", "GOMP_", "HF_", "I_MPI_", "KMP_", "MALLOC_", "MKL_", "OMP_",
-    "ONEDNN_", "PSM3_", "PYTHON", "PYTORCH_", "TOKENIZERS_", "TORCH_", "TRANSFORMERS_", "UCX_",
-)  # fmt: skip
-NAMES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "NO_COLOR", "TZ")
-# Each launch, or each host, has its own.
-_OWN = ("COREBOUND_AGENT_SECRET", "COREBOUND_EXPORT", "COREBOUND_JOB_ID", "PYTHONHOME")
-_SECRET_ENDS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS", "KEY")
-_HARMLESS_ENDS = ("_PATH", "_FILE", "_DIR")
-
-
-def looks_secret(name: str) -> bool:
-    """Return whether a variable's name says that its value is a secret; the path of a file that holds one is not."""
-    if name.upper().endswith(_HARMLESS_ENDS):
-        return False
-    return any(word.endswith(_SECRET_ENDS) for word in name.upper().split("_"))
 
 
 def forwarded(environ: Mapping[str, str], export: str | None = None) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -43,11 +26,7 @@ def forwarded(environ: Mapping[str, str], export: str | None = None) -> tuple[di
             raise ConfigError(f"COREBOUND_EXPORT: expected a variable's name, or a prefix and *, found {word!r}")
         asked.append(stem)
         (prefixes.append if word.endswith("*") else names.add)(stem)
-    chosen = {
-        name: value
-        for name, value in sorted(environ.items())
-        if (name in names or name.startswith(tuple(prefixes))) and name not in _OWN
-    }
+    chosen = exported(environ, names=names, prefixes=prefixes, with_secrets=True)
     secrets = [name for name in chosen if looks_secret(name)]
     warnings = tuple(
         f"{name} does not go to other hosts, it looks like a secret: put it into a file on each of them"

@@ -12,7 +12,7 @@ from corebound.config.suggest import nearest
 from corebound.errors import ModelLoadError
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader, read_config, read_json_object
-from corebound.models.families import ARCHITECTURES
+from corebound.models.families import ARCHITECTURES, NOT_COMPUTED
 from corebound.models.quantization_config import packed_format
 from corebound.models.shards import Shards, read_shards
 from corebound.quantization.packed import PackedFormat
@@ -100,6 +100,11 @@ def _architecture_name(config: ConfigReader) -> str:
         raise ModelLoadError(f"{config.path}: architectures: missing; known: {', '.join(sorted(ARCHITECTURES))}")
     known = [name for name in names if name in ARCHITECTURES]
     if not known:
+        reasons = [f"{name}: {NOT_COMPUTED[name]}" for name in names if name in NOT_COMPUTED]
+        if reasons:
+            raise ModelLoadError(
+                f"{config.path}: architectures: {reasons[0]}", hint=f"known: {', '.join(sorted(ARCHITECTURES))}"
+            )
         close = nearest(str(names[0]), ARCHITECTURES)
         raise ModelLoadError(
             f"{config.path}: architectures: unknown {', '.join(map(str, names))}",

@@ -115,6 +115,9 @@ def _load_plain(
     for field, part in packed.items():
         assert reader is not None
         reader.load(part, CodeMeaningSink(meanings[field]), meter)
+    for field, tensor in fields.items():
+        if description.norm_offset and field.endswith("norm_weight"):
+            tensor.add_(description.norm_offset)
     return Decoder(description, plan, arrange({**fields, **meanings}, description.num_layers), collectives)
 
 

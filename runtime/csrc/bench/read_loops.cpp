@@ -73,6 +73,8 @@ constexpr ReadLoop table[] = {
     {"2 streams, 9 cycles a line", read<2, 0, 9>},
     {"2 streams, prefetch 512 B ahead", read<2, 512, 0>},
     {"2 streams, prefetch 512 B ahead, 8 cycles a line", read<2, 512, 8>},
+    {"2 streams, prefetch 3 KiB ahead, 6 cycles a line", read<2, 3072, 6>},
+    {"2 streams, prefetch 3 KiB ahead, 8 cycles a line", read<2, 3072, 8>},
     {"4 streams", read<4, 0, 0>},
     {"4 streams, prefetch 512 B ahead", read<4, 512, 0>},
 };

@@ -71,12 +71,14 @@ void Walker::wait(const Matrix *next, const Member &member) {
   if (!next) {
     return team_.barrier();
   }
-  constexpr int64_t lines = 8, reach_bytes = 128 << 10;
+  constexpr int64_t lines = 4, reach_bytes = 64 << 10;
   const int64_t first = next->num_panels() * member.index / team_.size();
-  const char *at = next->panel(first), *end = at + std::min(reach_bytes, next->panel_bytes());
+  // A single row reads both halves of a panel side by side.
+  const char *at = next->panel(first), *end = at + std::min(reach_bytes, next->panel_bytes() / 2);
   team_.barrier([&] {
     for (int64_t i = 0; i < lines && at < end; ++i, at += 64) {
       __builtin_prefetch(at, 0, 2);
+      __builtin_prefetch(at + next->panel_bytes() / 2, 0, 2);
     }
   });
 }

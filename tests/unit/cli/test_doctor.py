@@ -36,6 +36,7 @@ HEALTHY = Probes(
     memory_policy_errno=lambda: 0,
     program=lambda name: f"/usr/bin/{name}",
     loads=lambda _: True,
+    accelerators=dict,
     package_version=lambda name: {"torch": "2.13.0+cpu"}.get(name, "1.0"),
     torch_abi=lambda: TorchAbi(is_stable=True, version=(2, 10)),
     open_files=lambda: (20000, 20000),
@@ -431,6 +432,18 @@ def test_facts_come_in_a_fraction_of_a_second(
         head_node(verb)
         times.append(time.perf_counter() - start)
     assert min(times) < limit_s
+
+
+def test_the_accelerator_that_would_be_used_is_told_without_loading_any(vm: Facts) -> None:
+    npu = replace(HEALTHY, accelerators=lambda: {"npu": "vendor-npu 2.0, npu:Device"})
+    assert software.accelerator(vm).detail == "cpu"
+    assert (
+        "priority of npu (vendor-npu 2.0, npu:Device); else cpu" in software.accelerator(replace(vm, probes=npu)).detail
+    )
+    asked = replace(vm, probes=npu, settings=Settings(accelerator="npu"))
+    assert software.accelerator(asked).detail == "npu, as COREBOUND_ACCELERATOR asks"
+    unknown = software.accelerator(replace(asked, settings=Settings(accelerator="gpu")))
+    assert (unknown.status, unknown.hint) == ("fail", "choices: cpu, npu; docs/accelerators.md")
 
 
 def test_oneccl_is_optional_until_it_is_asked_for(vm: Facts) -> None:

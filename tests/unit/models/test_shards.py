@@ -21,6 +21,7 @@ from corebound.models import describe, load_model, shard_writing, verify_manifes
 from corebound.models.manifest import SHARDS_FILE
 from corebound.models.shard_writing import write_shards
 from corebound.models.shards import Shards, read_shards
+from fixtures.decoder_families import CASES
 from fixtures.decoding import Runner
 from fixtures.packed_weights import pack_model
 from fixtures.thread_group import run_ranks
@@ -46,6 +47,11 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "bloom-tied": build_bloom,
     "bloom-untied": lambda path: build_bloom(path, tied=False),
     "llama-biases": lambda path: build_llama(path, attention_bias=True, mlp_bias=True),
+    "gptj": CASES["gptj"],
+    "opt": CASES["opt"],
+    "qwen3-biases": CASES["qwen3-biases"],
+    "falcon-uneven-groups": CASES["falcon-uneven-groups"],
+    "phi3": CASES["phi3"],
     "gptq": lambda path: build_packed(path, **GPTQ),
     "awq-per-channel": lambda path: build_packed(path, **AWQ),
     "gptq-desc-act": lambda path: build_packed(path, **GPTQ | {"desc_act": True}),
@@ -97,6 +103,11 @@ def run(path: Path, num_ranks: int, dtype: str = "bfloat16") -> tuple[torch.Tens
         ("bloom-untied", 1, "int4:g32:sym"),
         ("llama-biases", 2, "bfloat16"),
         ("llama-biases", 3, "int8:g32"),
+        ("gptj", 2, "bfloat16"),
+        ("opt", 2, "int8"),
+        ("qwen3-biases", 3, "bfloat16"),
+        ("falcon-uneven-groups", 4, "int8"),
+        ("phi3", 2, "int4:g32"),
         ("gptq", 1, "bfloat16"),
         ("gptq", 2, "int4:g32:asym"),
         ("awq-per-channel", 2, "bfloat16"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,10 @@ BLOOM = Geometry(
 )
 
 
+FALCON = replace(BLOOM, family="falcon", num_kv_heads=2, features=frozenset({"biases", "two_norms"}))
+PHI3 = replace(LLAMA, family="phi3", features=frozenset())
+
+
 def write_model(path: Path, model: Geometry, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     tensors = {p.name: torch.randn(p.shape, generator=generator).to(dtype) for p in model_parameters(model)}
@@ -73,7 +78,7 @@ def gather(plan: ShardPlan, shards: list[dict[str, torch.Tensor]]) -> dict[str, 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 1000, 4 << 20])
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 6])
-@pytest.mark.parametrize("model", [LLAMA, BLOOM], ids=lambda model: model.family)
+@pytest.mark.parametrize("model", [LLAMA, BLOOM, FALCON, PHI3], ids=lambda model: model.family)
 def test_split_and_gathered_is_the_original(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Geometry, num_ranks: int, chunk_bytes: int
 ) -> None:

@@ -37,6 +37,7 @@ class Probes:
     memory_policy_errno: Callable[[], int] = probes.memory_policy_errno
     program: Callable[[str], str | None] = probes.program
     loads: Callable[[str], bool] = probes.loads
+    accelerators: Callable[[], dict[str, str]] = probes.accelerators
     package_version: Callable[[str], str | None] = probes.package_version
     torch_abi: Callable[[], TorchAbi] = torch_abi
     open_files: Callable[[], tuple[int, int]] = probes.open_files

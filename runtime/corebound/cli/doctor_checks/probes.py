@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from corebound import native, native_ccl
+from corebound.accelerator.extensions import extensions
 from corebound.errors import KernelError
 
 _SYS_SET_MEMPOLICY = 238
@@ -42,6 +43,11 @@ def loads(library: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def accelerators() -> dict[str, str]:
+    """Return the installed accelerator extensions and what they come from; none of them is imported."""
+    return {extension.name: extension.origin for extension in extensions()}
 
 
 def package_version(name: str) -> str | None:

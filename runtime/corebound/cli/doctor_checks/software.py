@@ -119,6 +119,25 @@ def torch(facts: Facts) -> Check:
     return Check("torch", "pass", version)
 
 
+def accelerator(facts: Facts) -> Check:
+    """The accelerators that a process could use, and the one that was asked for."""
+    asked, found = facts.settings.accelerator, facts.probes.accelerators()
+    choices = ", ".join(["cpu", *found])
+    if asked is not None and asked != "cpu" and asked not in found:
+        return Check(
+            "accelerator",
+            "fail",
+            f"COREBOUND_ACCELERATOR={asked}: no such extension is installed",
+            f"choices: {choices}; docs/accelerators.md",
+        )
+    if asked is not None:
+        return Check("accelerator", "pass", f"{asked}, as COREBOUND_ACCELERATOR asks")
+    if not found:
+        return Check("accelerator", "pass", "cpu")
+    origins = ", ".join(f"{name} ({origin})" for name, origin in found.items())
+    return Check("accelerator", "pass", f"the one with a device and the highest priority of {origins}; else cpu")
+
+
 def packages(facts: Facts) -> Check:
     """The Python packages that ranks need beside torch."""
     versions = {name: facts.probes.package_version(name) for name in _PACKAGES}
