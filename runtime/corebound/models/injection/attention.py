@@ -69,7 +69,7 @@ class StepNotes:
         else:
             plan = masked_plan(mask.visible)
             if plan is None:
-                self._say("hides keys before others that are seen (a sliding window, or one of the caller's own)")
+                self._say("hides keys between others that are seen")
             elif plan.has_holes and self._alibi_counts_slots:
                 self._say("has holes, over which alibi counts here")
             else:
@@ -98,7 +98,16 @@ def attend(
         return masked_attention(q, keys, values, plan, scale, slopes)
     tables = plan.block_tables(keys.num_rows, keys.first)
     return kernels.attention(
-        q, keys.blocks, values.blocks, tables, plan.query_starts, plan.context_lengths, scale, slopes
+        q,
+        keys.blocks,
+        values.blocks,
+        tables,
+        plan.query_starts,
+        plan.context_lengths,
+        scale,
+        slopes,
+        None,
+        plan.window,
     )
 
 

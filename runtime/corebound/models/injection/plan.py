@@ -22,6 +22,7 @@ class AttentionPlan:
     batch_rows: Tensor
     places: Tensor
     has_holes: bool  # some row's keys do not lie side by side
+    window: int = 0  # a query sees the last so many of its keys; 0 for all
     _tables: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def block_tables(self, num_rows: int, first: int = 0) -> Tensor:
@@ -47,25 +48,27 @@ def causal_plan(batch: int, num_queries: int, num_keys: int) -> AttentionPlan:
 
 
 def masked_plan(visible: Tensor) -> AttentionPlan | None:
-    """Return the plan for a mask, or None when some query's keys are not the first ones of its row's.
+    """Return the plan for a mask, or None when some query sees neither the first keys of its row nor a window of them.
 
     A query that sees no key belongs to padding: nothing reads its result, so it is given keys of padding to look at.
 
     Shapes: visible [B, S, T] bool.
     """
     batch, num_queries, num_keys = visible.shape
-    counts = visible.sum(-1)
     keys = visible.any(1)
     order = keys.cumsum(1).unsqueeze(1)
-    if not torch.equal(visible, keys.unsqueeze(1) & (order <= counts.unsqueeze(2))):
+    # The place among its row's keys of the last key that each query sees, from 1; 0 where it sees none.
+    last = torch.where(visible, order, 0).amax(-1)
+    window = _window(visible, keys, order, last)
+    if window is None:
         return None
     first = torch.ones(batch, num_queries, dtype=torch.bool)
-    before, now = counts[:, :-1], counts[:, 1:]
+    before, now = last[:, :-1], last[:, 1:]
     first[:, 1:] = torch.where(now > 0, (now != before + 1) | (before == 0), before > 0)
     starts = first.flatten().nonzero().flatten()
     ends = torch.cat((starts[1:], torch.tensor([batch * num_queries])))
     rows = starts // num_queries
-    seen = counts.flatten()[ends - 1]
+    seen = last.flatten()[ends - 1]
     lengths = torch.where(seen > 0, seen, ends - starts)
     places = torch.where(keys, torch.arange(num_keys), num_keys).sort(-1).values[rows].clamp(max=num_keys - 1)
     places = torch.where((seen > 0).unsqueeze(1), places, torch.arange(num_keys))
@@ -75,7 +78,17 @@ def masked_plan(visible: Tensor) -> AttentionPlan | None:
         batch_rows=rows,
         places=places[:, : int(lengths.max())].contiguous(),
         has_holes=_has_holes(keys),
+        window=window,
     )
+
+
+def _window(visible: Tensor, keys: Tensor, order: Tensor, last: Tensor) -> int | None:
+    """Return how many keys up to its last each query sees, 0 for all of them, or None when they differ."""
+    up_to_last = keys.unsqueeze(1) & (order <= last.unsqueeze(2))
+    if torch.equal(visible, up_to_last):
+        return 0
+    window = int(visible.sum(-1).max())
+    return window if torch.equal(visible, up_to_last & (order > last.unsqueeze(2) - window)) else None
 
 
 def _has_holes(keys: Tensor) -> bool:

@@ -213,7 +213,14 @@ def test_a_mask_of_the_callers_own_runs_in_plain_torch_and_says_so_once(caplog: 
     assert difference.abs().max() < LOGITS_BOUND
     said = [record.message for record in caplog.records if "plain torch" in record.message]
     assert len(said) == 1
-    assert said[0].startswith("llama: attention in plain torch in place of the operator: the attention mask hides keys")
+    assert said[0].startswith(
+        "llama: attention in plain torch in place of the operator: the attention mask hides keys between"
+    )
+
+
+def test_a_prompt_longer_than_the_window_stays_on_the_operator(caplog: pytest.LogCaptureFixture) -> None:
+    assert generate(injected("mistral"), "left", num_beams=2) == generate(build("mistral"), "left", num_beams=2)
+    assert [record.message for record in caplog.records if "plain torch" in record.message] == []
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

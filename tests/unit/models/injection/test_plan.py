@@ -28,6 +28,14 @@ def row(*spans: int) -> list[int]:
     return [at % 2 for at, length in enumerate(spans) for _ in range(length)]
 
 
+def inputs(num_queries: int) -> tuple[Tensor, tuple[RowStore, RowStore]]:
+    """Return queries [2 * S, 6, 8], and keys and values of two sequences for 2 heads."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2 * num_queries, 6, 8, generator=generator)
+    keys, values = (rows_of(torch.randn(2, 2, NUM_KEYS, 8, generator=generator)) for _ in range(2))
+    return q, (keys, values)
+
+
 PADDINGS = {
     "none": [row(0, 12), row(0, 12)],
     "left": [row(4, 8), row(0, 12)],
@@ -60,11 +68,7 @@ def test_plain_torch_takes_every_kind_of_mask() -> None:
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_the_operator_under_a_plan_computes_what_the_mask_says(padding: str, num_queries: int) -> None:
     visible = causal(PADDINGS[padding], num_queries)
-    generator = torch.Generator().manual_seed(0)
-    q = torch.randn(2 * num_queries, 6, 8, generator=generator)
-    stores: tuple[RowStore, RowStore] = tuple(
-        rows_of(torch.randn(2, 2, NUM_KEYS, 8, generator=generator)) for _ in range(2)
-    )
+    q, stores = inputs(num_queries)
     plan = masked_plan(visible)
     assert plan is not None
     assert plan.has_holes == (padding == "a hole")
@@ -84,13 +88,29 @@ def test_no_mask_is_causal() -> None:
     assert torch.equal(plan.context_lengths, masked.context_lengths)
 
 
-def test_a_window_that_moves_is_no_plan_but_the_last_step_of_one_is() -> None:
+@pytest.mark.parametrize("num_queries", [1, 3, 12])
+@pytest.mark.parametrize("padding", ["none", "left"])
+def test_a_window_that_moves_runs_on_the_operator(padding: str, num_queries: int) -> None:
     order = torch.arange(NUM_KEYS)
-    visible = ((order <= order.unsqueeze(1)) & (order > order.unsqueeze(1) - 4)).unsqueeze(0)
-    assert masked_plan(visible) is None
-    plan = masked_plan(visible[:, -1:])
+    window = order > order[NUM_KEYS - num_queries :].unsqueeze(1) - 4
+    visible = causal(PADDINGS[padding], num_queries) & window
+    q, stores = inputs(num_queries)
+    plan = masked_plan(visible)
     assert plan is not None
-    assert plan.block_tables(NUM_KEYS).tolist() == [[8, 9, 10, 11]]
+    assert plan.window == (4 if num_queries > 1 else 0)
+    ours = attend(q, stores, plan, 0.3, None)
+    expected = masked_attention(q, *stores, Mask(visible, None), 0.3, None)
+    real = visible.any(-1).flatten()
+    assert torch.allclose(ours[real], expected[real], atol=1e-5)
+
+
+def test_keys_hidden_between_others_are_no_plan() -> None:
+    order = torch.arange(NUM_KEYS)
+    window = order > order.unsqueeze(1) - 4
+    # Padding on the right looks at a window that leaves the tokens behind.
+    assert masked_plan(causal(PADDINGS["right"], NUM_KEYS) & window) is None
+    visible = ((order <= order.unsqueeze(1)) & ((order.unsqueeze(1) - order) % 3 != 1)).unsqueeze(0)
+    assert masked_plan(visible) is None
 
 
 def test_every_form_of_a_mask_means_the_same() -> None:
