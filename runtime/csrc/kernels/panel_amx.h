@@ -179,9 +179,9 @@ inline void copy_piece(const char *pairs, int64_t count, char *piece) {
 
 // Two floats of each of 16 outputs, rounded, as a bf16 pair.
 inline __m512i joined(__m512 first, __m512 second) {
-  const __m512i low = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(first)));
-  const __m512i high = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(second)));
-  return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+  const __m512i places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(places, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
 }
 
 // Writes (code - zero) * scale of `inputs` inputs as bf16 pairs into a piece, from pair `first` on. Here, unlike with
