@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from corebound import init_distributed
+from corebound.models.injection import inject_kernels
 from corebound.sharding.checkpoint import read_checkpoint
 from corebound.sharding.modules import CheckpointSource, shard_module
 from fixtures.families import FAMILIES
@@ -20,13 +21,19 @@ def status_bytes(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
+def split(task, model, collectives, **settings):
+    shard_module(model, collectives, **settings)
+    if task["inject"]:
+        inject_kernels(model, collectives)
+
+
 def tokens(task, collectives):
     """Generate with a model of each family in both types, and digest its logits."""
     reports = {"provider": collectives.name, "float32": {}, "bfloat16": {}}
     for name in task["families"]:
         for dtype in ("float32", "bfloat16"):
             model = FAMILIES[name].build().to(getattr(torch, dtype))
-            shard_module(model, collectives)
+            split(task, model, collectives)
             found = answer(model, SHORT)
             digest = hashlib.sha256(found.logits.float().numpy().tobytes()).hexdigest()
             reports[dtype][name] = {"tokens": found.tokens.tolist(), "digest": digest}
@@ -43,7 +50,7 @@ def memory(task, collectives):
     collectives.barrier()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
     before = status_bytes("VmRSS")
-    shard_module(model, collectives, source=source)
+    split(task, model, collectives, source=source)
     grown = status_bytes("VmHWM") - before
     collectives.barrier()
     return {"peak_bytes": grown, "shard_bytes": sum(parameter.nbytes for parameter in model.parameters())}

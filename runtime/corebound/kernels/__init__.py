@@ -19,7 +19,7 @@ from corebound.kernels.ops import (
     split_qkv,
     store_kv,
 )
-from corebound.kernels.selection import OPS, Row, active_isa, all_native, forced, table
+from corebound.kernels.selection import OPS, Row, active_isa, all_native, forced, running_table, table
 
 __all__ = [
     "OPS",
@@ -35,6 +35,7 @@ __all__ = [
     "linear",
     "rms_norm",
     "rotary",
+    "running_table",
     "silu_mul",
     "split_qkv",
     "store_kv",

@@ -95,8 +95,7 @@ active = Implementations()
 
 def all_native() -> bool:
     """Return whether every operator runs natively now, within `forced` too."""
-    rows: tuple[Row, ...] | None = active.__dict__.get("rows")
-    return all(row["implementation"] == "native" for row in (_selected() if rows is None else rows))
+    return all(row["implementation"] == "native" for row in running_table())
 
 
 def table() -> list[Row]:
@@ -106,6 +105,15 @@ def table() -> list[Row]:
     operator has no native implementation.
     """
     return list(_selected())
+
+
+def running_table() -> list[Row]:
+    """Return what operators run on now, within `forced` too.
+
+    Raises: KernelError as `table` does.
+    """
+    rows: tuple[Row, ...] | None = active.__dict__.get("rows")
+    return list(_selected() if rows is None else rows)
 
 
 def active_isa() -> str:

@@ -49,6 +49,12 @@ def test_other_tokens_or_a_larger_error_are_a_cell_that_differs():
     assert "differs" in str(dataclasses.replace(half, error=3e-2))
 
 
+def test_a_family_that_a_mode_cannot_run_says_why_and_is_not_run():
+    row = models_matrix.cells("gemma2", "float32", "inject")
+    assert [str(cell) for cell in row] == ["no: soft-capped attention scores", "-", "-", "-"]
+    assert all(cell.holds for cell in row)
+
+
 def test_the_text_between_the_markers_is_replaced_and_nothing_else():
     page = f"one\n{BEGIN}old\n{END}two\n"
     assert models_matrix.replaced(page, "new\n") == f"one\n{BEGIN}\nnew\n\n{END}two\n"
