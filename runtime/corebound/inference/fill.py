@@ -53,6 +53,19 @@ def fill(module: nn.Module, source: CheckpointSource, dtype: torch.dtype) -> Non
     _compute_tables(module)
 
 
+def whole_vectors(module: nn.Module, source: CheckpointSource | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return copies of the parameters of one dimension, such as norms, by name: they are small.
+
+    Raises: ModelLoadError.
+    """
+    found: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.dim() == 1:
+            whole = source.whole(name) if source is not None and parameter.is_meta else parameter.detach().clone()
+            found[name] = _typed(whole, dtype)
+    return found
+
+
 def require_filled(module: nn.Module) -> None:
     """Raise ModelLoadError, naming them, when tensors are still on the meta device."""
     left = list(_left(module))

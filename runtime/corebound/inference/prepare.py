@@ -12,7 +12,7 @@ from corebound.comm.base import Collectives
 from corebound.errors import ConfigError
 from corebound.inference.checkpoint import find_tensors
 from corebound.inference.configuration import InferenceConfig
-from corebound.inference.fill import convert, fill, on_meta, require_filled
+from corebound.inference.fill import convert, fill, on_meta, require_filled, whole_vectors
 from corebound.inference.saved import save_ranks
 from corebound.inference.sources import CheckpointSource, Taken, TakingSource
 from corebound.inference.weight_only import quantize_linears
@@ -51,6 +51,8 @@ def prepare_module(module: nn.Module, config: InferenceConfig, collectives: Coll
     module.eval().requires_grad_(False)
     source = _source(module, config)
     taking = TakingSource(module, source, config.dtype)
+    saves = config.save_mp_checkpoint_path is not None
+    vectors = whole_vectors(module, source, config.dtype) if saves and collectives.size > 1 else {}
     report = _split(module, config, collectives, taking)
     if source is not None:
         fill(module, source, config.dtype)
@@ -58,7 +60,7 @@ def prepare_module(module: nn.Module, config: InferenceConfig, collectives: Coll
     convert(module, config.dtype)
     setattr(module, _MARK, True)
     if config.save_mp_checkpoint_path is not None and collectives.ranks[0] == 0:
-        save_ranks(config.save_mp_checkpoint_path, module, taking.taken, collectives)
+        save_ranks(config.save_mp_checkpoint_path, module, taking.taken, vectors, collectives)
     injected, why_not_own = None, ""
     if config.scheme is not None:
         _quantize(module, config, collectives)

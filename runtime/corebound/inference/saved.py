@@ -25,11 +25,13 @@ def save_ranks(
     directory: Path,
     module: nn.Module,
     taken: Mapping[str, Taken],
+    vectors: Mapping[str, Tensor],
     collectives: Collectives,
 ) -> None:
     """Write this rank's weights, and on the first rank the manifest once all have written. All ranks call it.
 
-    `taken` has, for each split tensor, the dimension, this rank's ranges of it, and the shape of the whole.
+    `taken` has what this rank took of each split tensor, `vectors` those of one dimension as they were whole: some
+    families give ranks their part of a norm in ways of their own.
 
     Raises: HostError when it cannot be written.
     """
@@ -38,11 +40,13 @@ def save_ranks(
     written: set[int] = set()
     for name, tensor in module.state_dict().items():
         # A tied parameter is written once; whole tensors are the same on every rank.
-        if tensor.data_ptr() in written or (name not in taken and collectives.rank):
+        if tensor.data_ptr() in written or (name not in taken and (collectives.rank or name in vectors)):
             continue
         if tensor.numel():
             written.add(tensor.data_ptr())
         tensors[name] = tensor.contiguous()
+    if collectives.rank == 0:
+        tensors |= {name: vector for name, vector in vectors.items() if name not in taken}
     file = f"model-rank-{collectives.rank:02d}-of-{collectives.size:02d}.safetensors"
     problem = _write(directory, file, tensors)
     mine = {"problem": problem, "file": file, "split": _as_json(taken, tensors), "names": sorted(tensors)}

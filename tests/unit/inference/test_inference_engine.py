@@ -16,6 +16,7 @@ from corebound.errors import ConfigError, HostError, ModelLoadError, RequestErro
 from corebound.inference import InferenceEngine, OnDevice
 from corebound.inference.configuration import InferenceConfig
 from corebound.inference.prepare import prepare_module
+from fixtures.families import FAMILIES
 from fixtures.thread_group import run_ranks
 from fixtures.tiny_models import build_bloom, build_llama
 
@@ -252,6 +253,21 @@ def test_written_shards_are_read_back_at_any_number_of_ranks(
 
     answers = on_ranks(readers, lambda: empty(models[family]), use, checkpoint=str(tmp_path / "out"))
     assert answers == [expected[family, "plain"]] * readers
+
+
+@pytest.mark.parametrize("family", ["olmo2", "stablelm-parallel", "mixtral"])
+def test_shards_of_families_with_norms_over_heads_or_experts_are_read_back(family: str, tmp_path: Path) -> None:
+    expected = call(FAMILIES[family].build().generate)
+    on_ranks(2, FAMILIES[family].build, lambda engine: None, save_mp_checkpoint_path=str(tmp_path))
+
+    def make() -> PreTrainedModel:
+        with OnDevice(torch.float32):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(FAMILIES[family].config())
+        return model
+
+    for num_ranks in (1, 2):
+        answers = on_ranks(num_ranks, make, lambda engine: call(engine.module.generate), checkpoint=str(tmp_path))
+        assert answers == [expected] * num_ranks
 
 
 def test_a_damaged_manifest_is_an_error_that_names_it(models: dict[str, Path], tmp_path: Path) -> None:
