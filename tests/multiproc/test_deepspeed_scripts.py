@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +77,10 @@ def test_the_listing_of_the_llama_blog_runs_and_its_module_generates(num_ranks: 
     answer = json.loads(launch.stdout)
     assert answer["greedy"][0] == reference(PROMPTS[0], torch.bfloat16, 16)
     assert answer["beams"][0] == reference(PROMPTS[0], torch.bfloat16, 16, num_beams=4)
+    sampled = re.findall(r"rank (\d) sampled (\[.*\])", launch.stderr)
+    assert sorted(rank for rank, _ in sampled) == [str(rank) for rank in range(num_ranks)]
+    # Ranks seed themselves differently, and must draw the same tokens nevertheless.
+    assert len({tokens for _, tokens in sampled}) == 1
     # Every rank holds its part: half of all matrices, and all of the small tensors.
     assert answer["num_weights"] * num_ranks < 1.02 * 2_370_048
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from corebound.config.env import rank_environment
 from corebound.config.suggest import unknown_name
 from corebound.errors import ConfigError
 from corebound.inference.keys import BLOCKS, Key, blocks, by_name
@@ -96,7 +97,10 @@ class _Given:
                 self._add(key, _Written(name, origin, raw))
 
     def warn_of_ignored(self) -> None:
-        """Say once for each key without effect that was given a value which asks for something."""
+        """Say once, on rank 0, for each key without effect that was given a value which asks for something."""
+        place = rank_environment()
+        if place is not None and place.rank != 0:
+            return
         for name, written in self._written.items():
             key = self._keys[name]
             if key.ignored and written.raw not in (False, 0, "", {}):

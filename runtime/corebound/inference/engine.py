@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from corebound.accelerator import get_accelerator
 from corebound.comm.base import Collectives
 from corebound.comm.rank_log import set_up_log_of_script
 from corebound.errors import ConfigError
@@ -44,16 +45,23 @@ def init_inference(
     if not isinstance(model, nn.Module):
         raise ConfigError(f"init_inference: model: expected a torch.nn.Module, found {type(model).__name__}")
     collectives = model_group(read)
+    if read.dtype == torch.float16 and collectives.rank == 0 and not get_accelerator().is_fp16_supported():
+        _log.warning("init_inference: this processor has no products of float16, which makes them slow; use bfloat16")
     return InferenceEngine(prepare_module(model, read, collectives), read, collectives)
 
 
 class InferenceEngine(nn.Module):
-    """A model that was made ready for inference: `module` is the model itself, `generate` the fast way to use it."""
+    """A model that was made ready for inference: `module` is the model itself, `generate` the fast way to use it.
+
+    Attributes that the engine has not are the module's, so that it stands for the model in a pipeline of transformers.
+    """
 
     def __init__(self, prepared: Prepared, config: InferenceConfig, collectives: Collectives) -> None:
         super().__init__()
         self.module = prepared.module
-        self.config = config
+        self.inference_config = config
+        # What callers of a model look for, such as the pipelines of transformers, is the model's.
+        self.config = getattr(self.module, "config", None)
         self.collectives = collectives
         self.shard_report = prepared.shard_report
         self.injection_report = prepared.injection_report
@@ -69,18 +77,27 @@ class InferenceEngine(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type that is computed in."""
-        return self.config.dtype
+        return self.inference_config.dtype
 
     @property
     def mp_world_size(self) -> int:
         """How many ranks share the model."""
         return self.collectives.size
 
+    def __getattr__(self, name: str) -> Any:
+        """Return a part of the engine, or else an attribute of the module."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "module":
+                raise
+            return getattr(self.module, name)
+
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Return what the module returns. On several ranks all call it with the same inputs."""
         return self.module(*inputs, **kwargs)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """Return prompts with their continuations, in the form that transformers has for them. All ranks call it alike.
 
@@ -138,9 +155,9 @@ class InferenceEngine(nn.Module):
             try:
                 require_room_for_copy(self.module, self.collectives)
                 self._continuation = Continuation(
-                    lambda: own_decoder(self.module, self.config.dtype, prepared.taken, self.collectives),
+                    lambda: own_decoder(self.module, self.inference_config.dtype, prepared.taken, self.collectives),
                     self.collectives,
-                    self.config.max_out_tokens,
+                    self.inference_config.max_out_tokens,
                 )
             except CannotExpressError as error:
                 self._why_not_own = error.message

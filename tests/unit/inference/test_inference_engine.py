@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, pipeline
 
 import corebound
+from corebound.accelerator.cpu import CpuAccelerator
 from corebound.errors import ConfigError, HostError, ModelLoadError, RequestError, ShardingError
 from corebound.inference import InferenceEngine, OnDevice
+from corebound.inference.agreement import share_random_state
 from corebound.inference.configuration import InferenceConfig
 from corebound.inference.prepare import prepare_module
 from fixtures.families import FAMILIES
@@ -120,21 +122,32 @@ def test_right_padding_continues_the_prompt_and_not_the_padding(models: dict[str
     assert padded == alone
 
 
-def test_sampled_tokens_are_the_same_on_all_ranks_and_follow_the_seed(models: dict[str, Path]) -> None:
-    """DeepSpeed: "broadcasts RNG state so sampling agrees"; here at every call."""
+def test_sampled_tokens_of_the_engine_are_those_of_rank_0_on_all_ranks(models: dict[str, Path]) -> None:
+    """DeepSpeed: "broadcasts RNG state so sampling agrees"; here at every call. Threads share torch's generator, so the
+    module's own sampling is seen in processes only."""
 
     def use(engine: InferenceEngine) -> Any:
-        answers = []
-        for _ in range(2):
-            engine.collectives.barrier()
-            torch.manual_seed(3)
-            engine.collectives.barrier()
-            answers.append(call(engine.generate, do_sample=True, top_k=20))
-        return answers
+        return [call(engine.generate, do_sample=True, top_k=20) for _ in range(3)]
 
     first, second = on_ranks(2, lambda: loaded(models["bloom"]), use)
     assert first == second
-    assert first[0] == first[1]
+
+
+def test_sampling_follows_the_seed(models: dict[str, Path]) -> None:
+    engine = corebound.init_inference(loaded(models["bloom"]), dtype="fp32")
+    answers = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        answers.append(call(engine.generate, do_sample=True, top_k=20))
+    assert answers[0] == answers[1] != answers[2]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_random_state_is_given_on_as_it_was(size: int) -> None:
+    torch.manual_seed(11)
+    expected = torch.get_rng_state()
+    run_ranks(size, share_random_state)
+    assert torch.equal(torch.get_rng_state(), expected)
 
 
 def test_different_inputs_on_ranks_that_share_a_model_are_an_error_on_all(models: dict[str, Path]) -> None:
@@ -403,3 +416,31 @@ def test_tables_that_are_computed_keep_their_precision(models: dict[str, Path]) 
     assert {parameter.dtype for parameter in engine.module.parameters()} == {torch.bfloat16}
     made = corebound.init_inference(empty(models["llama"]), dtype="bf16", checkpoint=str(models["llama"]))
     assert torch.equal(made.module.model.rotary_emb.inv_freq, rotary.inv_freq)
+
+
+def test_the_engine_stands_for_the_model_in_a_pipeline_of_transformers(models: dict[str, Path]) -> None:
+    pipe = pipeline("text-generation", model=str(models["bloom"]), dtype=torch.float32)
+    asked = {"max_new_tokens": MAX_NEW, "do_sample": False}
+    expected = pipe("abc", **asked)
+    pipe.model = corebound.init_inference(pipe.model, dtype="fp32")
+    assert pipe("abc", **asked) == expected
+    assert pipe.model.generation_config is pipe.model.module.generation_config
+    assert not hasattr(pipe.model, "no_such_attribute")
+
+
+def test_what_is_optimized_afterwards_gives_the_same_tokens(models: dict[str, Path]) -> None:
+    """The blog's second listing: the module of the engine is optimized by the extension for PyTorch, here by ours."""
+    engine = corebound.init_inference(loaded(models["llama"]), dtype="fp32")
+    before = call(engine.module.generate)
+    assert call(corebound.optimize(engine.module, dtype=torch.float32).generate) == before
+
+
+def test_float16_warns_where_the_processor_does_not_multiply_it(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for supported in (True, False):
+        caplog.clear()
+        monkeypatch.setattr(CpuAccelerator, "is_fp16_supported", lambda self, answer=supported: answer)
+        engine = corebound.init_inference(loaded(models["bloom"]), dtype="half")
+        assert engine(PLAIN).logits.dtype == torch.float16
+        assert ("no products of float16" in caplog.text) is not supported
