@@ -30,7 +30,7 @@ _LAZY = {
     "optimization_report": "corebound.training",
     "optimize": "corebound.training",
 }
-_LAZY_MODULES = ("accelerator", "comm", "kernels", "runtime", "topology")
+_LAZY_MODULES = ("accelerator", "comm", "kernels", "llm", "runtime", "topology")
 
 # What scripts written for DeepSpeed may ask for under `import corebound as deepspeed`, and what to do instead.
 _TRAINING = "Corebound is for inference: drop the call, or train with DeepSpeed itself"

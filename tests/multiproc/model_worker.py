@@ -1,5 +1,6 @@
 """Runs on every rank: does what argv[1] (JSON) asks with a model and writes what it saw to <output>.<rank>."""
 
+import gc
 import hashlib
 import json
 import sys
@@ -50,16 +51,21 @@ def tokens(task, collectives):
 
 
 def memory(task, collectives):
-    """Load the model and tell by how much the peak of the resident memory grew, and how many bytes were read."""
+    """Load models one after the other and tell for each how the peak of the memory grew and how much was read."""
     torch.ones(8) @ torch.ones(8)
+    return [memory_of(model, dtype, collectives) for model, dtype in task["models"]]
+
+
+def memory_of(model, dtype, collectives):
+    gc.collect()
     collectives.barrier()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
     before, read_before = status_bytes("VmRSS"), read_bytes()
-    decoder = load_model(task["model"], task["dtype"], collectives)
+    decoder = load_model(model, dtype, collectives)
     grown, num_read = status_bytes("VmHWM") - before, read_bytes() - read_before
     collectives.barrier()
     weights = decoder.weight_bytes_per_token
-    if decoder.weights.embedding is not decoder.weights.head:
+    if decoder.weights.embedding is not None:
         weights += decoder.weights.embedding.nbytes
     return {"peak_bytes": grown, "read_bytes": num_read, "weight_bytes": weights}
 

@@ -79,6 +79,7 @@ def test_the_exit_code_is_that_of_the_first_failing_rank_which_is_named(start: S
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_a_rank_killed_by_a_signal_gives_128_plus_its_number(start: Start, script: Any, number: signal.Signals) -> None:
+    """DeepSpeed: "a launcher killed by a signal gives exit code 0 (silent success)"."""
     name = script(
         f"import os, time, resource\nresource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
         f"if os.environ['RANK'] == '0':\n    os.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n"
@@ -151,6 +152,7 @@ def test_many_ranks_that_fail_at_once_give_one_failure(start: Start, script: Any
 
 
 def test_a_killed_rank_takes_stubborn_others_and_their_hidden_children_down(start: Start, tmp_path: Path) -> None:
+    """#1995, #714, #3645, #1016, #4160: processes of a failed job stay behind."""
     launch = start("--num_accelerators", "2", "stubborn.py")
     pids = up(tmp_path)
     os.kill(pids[1], signal.SIGKILL)
@@ -175,6 +177,7 @@ def test_a_killed_agent_takes_everything_down(start: Start, tmp_path: Path) -> N
 
 
 def test_a_killed_launcher_leaves_nothing_behind(start: Start, tmp_path: Path) -> None:
+    """DeepSpeed: "SIGKILL of launch.py orphans ranks (no PR_SET_PDEATHSIG)"."""
     launch = start("--num_accelerators", "2", "stubborn.py")
     up(tmp_path)
     os.kill(launch.pid, signal.SIGKILL)

@@ -90,6 +90,7 @@ def test_a_core_list_is_honoured_literally(run: Run) -> None:
 
 
 def test_other_bindings_in_the_environment_are_replaced_with_a_warning(run: Run) -> None:
+    """DeepSpeed: "ValueError: KMP_AFFINITY is set, unset it", though accelerate sets it at every CPU launch."""
     env = {"KMP_AFFINITY": "compact", "GOMP_CPU_AFFINITY": "0", "OMP_NUM_THREADS": "77"}
     launch = run("--num_accelerators", "1", "--bind_cores_to_rank", "facts.py", env=env)
     found = facts(launch)[0]["env"]
@@ -141,6 +142,7 @@ def test_a_script_is_passed_local_rank_unless_told_otherwise(run: Run) -> None:
 
 
 def test_a_script_that_refuses_local_rank_gets_the_flag_that_helps(run: Run, tmp_path: Path) -> None:
+    """ "error: unrecognized arguments: --local_rank", in many repositories."""
     (tmp_path / "strict.py").write_text("import argparse\nargparse.ArgumentParser().parse_args()\n")
     launch = run(sys.executable, "-m", "corebound", "run", "--num_accelerators", "1", "strict.py")
     assert launch.process.returncode == 2
@@ -171,6 +173,7 @@ def test_each_ranks_output_goes_to_its_log_and_still_to_the_terminal(run: Run, t
 
 
 def test_a_log_directory_that_is_a_file_is_an_error(run: Run, tmp_path: Path) -> None:
+    """DeepSpeed: "path being a file -> ValueError" in the child, without the flag's name."""
     (tmp_path / "taken").touch()
     launch = run("--enable_each_rank_log", "taken", "facts.py")
     assert launch.process.returncode == 2
@@ -221,6 +224,7 @@ def test_without_ssh_a_node_on_which_rank_0_does_not_listen_leaves_the_port_alon
 
 
 def test_a_missing_hostfile_is_an_error_and_nothing_is_run(run: Run) -> None:
+    """DSE #575: hostfile not found, and the job "silently" ran on this machine alone."""
     launch = run("--hostfile", "nowhere", "facts.py")
     assert (launch.process.returncode, launch.stdout) == (2, "")
     assert "hostfile nowhere: no such file" in launch.stderr

@@ -105,6 +105,22 @@ def test_the_environment_reaches_other_hosts_by_a_list_and_a_token_never(start: 
     assert "hf_secret_value" not in launch.stdout + launch.stderr
 
 
+def test_files_and_a_script_reach_the_ranks_of_every_host(start: Start, server: SshServer, tmp_path: Path) -> None:
+    """#5878, #1907, #1747: values with quotes, blanks and `$` arrived changed, and were on ssh's command line."""
+    values = {"MY_JSON": '{"a": "it\'s $HOME `x`"}', "NCCL_X": "a=b=c", "OMP_SCHEDULE": "static"}
+    lines = [f"{name}={value}" for name, value in values.items()]
+    (tmp_path / ".deepspeed_env").write_text("\n".join(["# for all", "", *lines, "HF_TOKEN=hf_secret_value"]))
+    (tmp_path / "activate").write_text("echo words of the script\nexport FROM_SCRIPT='1 2'\n")
+    launch = start(TWO, "--venv_script", "activate", "facts.py", env={"OMP_SCHEDULE": "dynamic"})
+    for rank in facts(launch):
+        assert rank["env"].items() >= {**values, "FROM_SCRIPT": "1 2"}.items()
+        assert "HF_TOKEN" not in rank["env"]
+    assert "HF_TOKEN does not go to other hosts" in launch.stderr
+    assert "hf_secret_value" not in launch.stdout + launch.stderr
+    # What the script says is no output of a rank.
+    assert "words of the script" not in launch.stdout
+
+
 def test_nothing_of_the_plan_is_on_a_command_line(start: Start, server: SshServer, tmp_path: Path) -> None:
     launch = start(TWO, "stubborn.py", "the-argument", env={"CCL_PRIVATE": "only-for-ranks"})
     up(tmp_path)
@@ -136,6 +152,7 @@ def test_a_python_that_is_not_there_is_an_error_that_names_the_flag(start: Start
 
 
 def test_logs_are_written_on_every_host(start: Start, tmp_path: Path) -> None:
+    """#6859: --enable_each_rank_log was lost on the way to other hosts."""
     facts(start(TWO, "--enable_each_rank_log", "logs", "facts.py"))
     names = sorted(path.name.partition("_")[2] for path in (tmp_path / "logs").iterdir())
     assert names == ["rank0.log", "rank1.log"]
@@ -208,6 +225,7 @@ def test_a_signal_to_the_launcher_ends_the_ranks_on_all_hosts(
 
 
 def test_a_killed_launcher_leaves_nothing_on_any_host(start: Start, tmp_path: Path) -> None:
+    """#1995, #714, #3645, #1016, #4160: stray ranks live on after the launcher died."""
     launch = start(TWO, "stubborn.py")
     up(tmp_path)
     os.kill(launch.pid, signal.SIGKILL)

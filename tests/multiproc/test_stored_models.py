@@ -72,7 +72,7 @@ def test_stored_weights_give_the_tokens_of_their_source(tmp_path: Path, num_rank
 
 def test_peak_memory_of_a_packed_model_is_the_shard_and_one_matrix(tmp_path: Path) -> None:
     num_bytes, largest = write_packed_llama(tmp_path / "model")
-    (report,) = run(tmp_path, 1, {"do": "memory", "model": str(tmp_path / "model"), "dtype": "bfloat16"})
+    ((report,),) = run(tmp_path, 1, {"do": "memory", "models": [(str(tmp_path / "model"), "bfloat16")]})
     print({name: f"{value / MIB:.1f} MiB" for name, value in report.items()})
     # Codes a few rows at a time, as bytes and as words while they are taken apart.
     assert report["peak_bytes"] < report["weight_bytes"] + largest + 24 * MIB

@@ -26,6 +26,7 @@ class Case:
     block_size: int = 16
     alibi: bool = False
     kv_map: tuple[int, ...] | None = field(default=None)
+    window: int = 0
 
 
 CASES = {
@@ -42,6 +43,10 @@ CASES = {
         (1, 5, 0, 33), (40, 5, 3, 100), 5, 3, 40, alibi=True, kv_map=(0, 2, 1, 1, 0)
     ),
     "grouped prefill": Case((65,), (65,), 16, 2, 128),
+    "decode within and beyond a window": Case((1, 1, 1), (30, 64, 200), 8, 2, 64, window=37),
+    "prefill beyond a window": Case((150, 1), (150, 90), 4, 2, 33, window=20),
+    "the second part of a prompt beyond a window, with alibi": Case((70,), (230,), 3, 3, 48, alibi=True, window=100),
+    "a window of one": Case((5, 1), (9, 70), 2, 1, 16, window=1),
 }
 
 
@@ -71,6 +76,7 @@ def build(case: Case, dtype: torch.dtype) -> dict[str, object]:
         "scale": case.dim**-0.5,
         "alibi_slopes": torch.tensor([2.0 ** -(h + 1) for h in range(case.heads)]) if case.alibi else None,
         "kv_heads": None if case.kv_map is None else torch.tensor(case.kv_map, dtype=torch.int32),
+        "window": case.window,
     }
 
 

@@ -81,6 +81,7 @@ def attend(ops: Any, **changes: Any) -> Tensor:
         "scale": 1.0,
         "alibi_slopes": None,
         "kv_heads": None,
+        "window": 0,
     }
     result: Tensor = ops.attention(*(arguments | changes).values())
     return result
@@ -96,6 +97,7 @@ def attend(ops: Any, **changes: Any) -> Tensor:
         ({"block_tables": torch.tensor([[0, 1], [-1, 3]], dtype=INT32)}, r"block_tables\[1\]\[0\] is -1"),
         ({"context_lengths": torch.tensor([33, 2], dtype=INT32)}, "sequence 0 has 1 queries and context length 33"),
         ({"context_lengths": torch.tensor([20, 1], dtype=INT32)}, "sequence 1 has 2 queries and context length 1"),
+        ({"window": -1}, "window -1, expected 0 for all keys"),
         ({"query_starts": torch.tensor([0, 1, 2], dtype=INT32)}, "query_starts run from 0 to 2, expected 0 to 3"),
         ({"query_starts": torch.tensor([0, 4, 3], dtype=INT32)}, "sequence 1 has -1 queries"),
         ({"query_starts": torch.tensor([0, 1, 3])}, "query_starts: expected int32, found int64"),

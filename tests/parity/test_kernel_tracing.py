@@ -29,6 +29,7 @@ def arguments() -> dict[str, tuple[Any, ...]]:
         "attention": (q, *caches, torch.zeros(1, 1, dtype=INT32), starts, lengths, 0.3, torch.rand(4), None),
         "gelu": (x, True),
         "silu_mul": (x,),
+        "panel_linear": (x, torch.zeros(64 * 32 * 2, dtype=torch.uint8), None, 5, 8, 0, 32, 1, False, False, 0),
         "linear": (x, torch.randn(5, 8, dtype=BF16), torch.randn(5, dtype=BF16)),
     }
 

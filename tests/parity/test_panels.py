@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from corebound.kernels.panels import PanelFormat, PanelMatrix, scale_kind_for
+from corebound.kernels.panels import Activation, PanelFormat, PanelMatrix, scale_kind_for
 
 pytestmark = pytest.mark.native
 
@@ -93,6 +93,28 @@ def test_gated_matrices_yield_finished_activations(variant: str, inner: int) -> 
         expected = torch.nn.functional.silu(both[:, :inner]) * both[:, inner:]
         found = matrix.multiply(x, bias, "silu_gated")
         assert torch.allclose(found.double(), expected, rtol=2**-7, atol=2**-8)
+
+
+@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu_erf", "relu", "gelu_tanh_gated"])
+def test_each_activation_is_its_own(variant: str, activation: Activation) -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight = 0.3 * torch.randn((96, 64), generator=generator).bfloat16()
+    gated = activation.endswith("_gated")
+    matrix = placed(PanelMatrix(96, 64, PanelFormat(), gated=gated))
+    matrix.put(0, weight)
+    # Some so far below zero that exact GELU and the tanh formula differ by more than a rounding.
+    x = torch.randn((7, 64), generator=generator).bfloat16()
+    sums = exact(x, weight)
+    expected = {
+        "gelu_tanh": torch.nn.functional.gelu(sums, approximate="tanh"),
+        "gelu_erf": torch.nn.functional.gelu(sums),
+        "relu": sums.relu(),
+        "gelu_tanh_gated": torch.nn.functional.gelu(sums[:, :48], approximate="tanh") * sums[:, 48:],
+    }
+    found = matrix.multiply(x, None, activation).double()
+    fits = {name for name, wanted in expected.items() if wanted.shape == found.shape}
+    fits = {name for name in fits if torch.allclose(found, expected[name], rtol=2**-8, atol=1e-5)}
+    assert fits == {activation}
 
 
 def test_gelu_and_bias_follow_the_product(variant: str) -> None:

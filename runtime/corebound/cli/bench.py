@@ -10,6 +10,7 @@ from corebound.cli.lazy_group import LazyGroup
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "allreduce": ("corebound.cli.bench_allreduce", "Time the sum over ranks, beside the floor and gloo."),
     "generate": ("corebound.cli.bench_generate", "Time prefill and decode of a model."),
+    "load": ("corebound.cli.bench_load", "Time loading a model, in turns with `cat` of its files."),
     "machine": ("corebound.cli.bench_machine", "Measure all ceilings: reads, products of matrices, cache lines."),
     "memory": ("corebound.cli.bench_memory", "Measure the read bandwidth of memory, the ceiling of decode."),
     "peers": ("corebound.cli.bench_peers", "Measure Corebound and other engines in turns, and write a report."),
@@ -27,5 +28,6 @@ def bench() -> None:
       corebound bench memory
       corebound bench allreduce --bytes 8KiB
       corebound bench generate --shape llama-1.1b --num-ranks 2 --compare transformers
+      corebound bench load --shape llama-1.1b --written
       corebound bench quality --model demo
     """  # noqa: D301  click reads the \b

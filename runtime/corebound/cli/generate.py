@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from corebound.cli.launch_options import launch_options, spec_from_options
-from corebound.cli.model_job import check_load, check_ranks, model_job
+from corebound.cli.model_job import allow_pickled_weights_option, check_load, check_ranks, model_job
 from corebound.config import env
 from corebound.engine.request import DTYPE_CHOICES, SamplingParams
 from corebound.errors import EXIT_CONFIG, ConfigError
@@ -46,6 +46,7 @@ def _dashes(name: str) -> str:
 @click.option("--kv-cache-gib", type=float, metavar="GIB", help="KV cache of each rank; by default from free memory.")
 @click.option("--no-bind", is_flag=True, help="Do not give each rank cores of its own.")
 @click.option("--json", "as_json", is_flag=True, help="Print outputs, times and ranks as JSON.")
+@allow_pickled_weights_option
 @launch_options
 def generate(
     model: str | None,
@@ -54,6 +55,7 @@ def generate(
     dtype: str,
     kv_cache_gib: float | None,
     no_bind: bool,
+    allow_pickled_weights: bool,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -73,9 +75,9 @@ def generate(
     check_load(dtype, kv_cache_gib)
     texts = _prompts(prompts, prompt_file)
     model_dir = resolve_model(_named(model))
-    description = describe(model_dir)
+    description = describe(model_dir, allow_pickled_weights=allow_pickled_weights)
     job = {
-        **model_job(model_dir, dtype, kv_cache_gib),
+        **model_job(model_dir, dtype, kv_cache_gib, allow_pickled_weights=allow_pickled_weights),
         "prompts": texts,
         "params": params.to_json(),
         "as_json": as_json,

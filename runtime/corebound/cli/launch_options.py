@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import click
 
+from corebound.cli.deepspeed_options import refuse, say_no_effect, set_log_level, set_quiet, unset_if_minus_one
 from corebound.config import env as environment
 from corebound.config.suggest import require_choice
 from corebound.launcher.allocation import allocated_hosts
-from corebound.launcher.spec import LAUNCHERS, LaunchSpec
+from corebound.launcher.spec import LAUNCHERS, REPLACED_LAUNCHERS, LaunchSpec
 from corebound.logs import get_logger
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -19,7 +20,9 @@ _log = get_logger(__name__)
 
 
 def _launcher(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    return None if value is None else require_choice("launcher", value, LAUNCHERS, where="--launcher")
+    if value is None or value in REPLACED_LAUNCHERS:
+        return value  # the spec says what there is in place of such a one
+    return require_choice("launcher", value, LAUNCHERS, where="--launcher")
 
 
 class _LaunchOption(click.Option):
@@ -42,6 +45,7 @@ def _option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
     return click.option(*names, cls=_LaunchOption, **attributes)
 
 
+DEEPSPEED_HOSTFILE = Path("/job/hostfile")
 _PATH = click.Path(path_type=Path)
 # In the order of the help text.
 _OPTIONS = (
@@ -53,12 +57,15 @@ _OPTIONS = (
     ),
     _option("-i", "--include", metavar="SPEC", help="Hosts and slots to use: NAME[:slot,slot...]@NAME..."),
     _option("-e", "--exclude", metavar="SPEC", help="Hosts and slots to leave out, in the same form."),
-    _option("--num_nodes", type=int, metavar="N", help="Use the first N hosts of the hostfile."),
+    _option(
+        "--num_nodes", type=int, callback=unset_if_minus_one, metavar="N", help="Use the first N hosts of the hostfile."
+    ),
     _option(
         "--num_accelerators",
         "--num_gpus",
         "num_accelerators",
         type=int,
+        callback=unset_if_minus_one,
         metavar="N",
         help="Ranks on each host; on this machine alone by default one for each NUMA node.",
     ),
@@ -71,6 +78,7 @@ _OPTIONS = (
     _option("--launcher", callback=_launcher, metavar=f"{{{','.join(LAUNCHERS)}}}", help="How to reach the hosts."),
     _option("--launcher_args", metavar="TEXT", help="More arguments for the launcher's own command."),
     _option("--remote_python", metavar="FILE", help="Python of the other hosts; by default the same path as here."),
+    _option("--venv_script", type=_PATH, metavar="FILE", help="Read by bash on each host before its ranks start."),
     _option("--master_addr", metavar="HOST", help="Where ranks meet; by default the first host."),
     _option("--master_port", type=int, metavar="N", help="Port where ranks meet; by default 29500, or a free one."),
     _option("--ssh_port", type=int, metavar="N", help="Port of the hosts' SSH servers."),
@@ -82,7 +90,13 @@ _OPTIONS = (
         metavar="SECONDS",
         help="Wait so long until the SSH servers of all hosts answer, then fail and name those that do not.",
     ),
-    _option("--node_rank", type=int, metavar="N", help="With --no_ssh: which host of the hostfile this is, from 0."),
+    _option(
+        "--node_rank",
+        type=int,
+        callback=unset_if_minus_one,
+        metavar="N",
+        help="With --no_ssh: which host of the hostfile this is, from 0.",
+    ),
     _option("--no_ssh", is_flag=True, help="Start this node's ranks only; run the command on every node yourself."),
     _option("--module", is_flag=True, help="SCRIPT is a Python module, run as with python -m."),
     _option("--no_python", is_flag=True, help="SCRIPT is a program, run without Python."),
@@ -94,6 +108,19 @@ _OPTIONS = (
     _option(
         "--save_pid", is_flag=True, help="Write the agent's process id to <temporary directory>/<our pid>.corebound."
     ),
+    _option(
+        "--log_level",
+        callback=set_log_level,
+        expose_value=False,
+        metavar=f"{{{','.join(environment.LOG_LEVELS)}}}",
+        help="Least severe message shown, of ranks too.",
+    ),
+    _option("-q", "--quiet", is_flag=True, callback=set_quiet, expose_value=False, help="Show errors only."),
+    _option("--no_ssh_check", is_flag=True, callback=say_no_effect, expose_value=False, hidden=True),
+    _option("--elastic_training", is_flag=True, callback=refuse, expose_value=False, hidden=True),
+    _option("--min_elastic_nodes", type=int, callback=refuse, expose_value=False, hidden=True),
+    _option("--max_elastic_nodes", type=int, callback=refuse, expose_value=False, hidden=True),
+    _option("--autotuning", callback=refuse, expose_value=False, hidden=True),
 )
 
 
@@ -107,9 +134,9 @@ def launch_options(command: _Command) -> _Command:
 OPTION_NAMES = frozenset(
     {
         "hostfile", "include", "exclude", "num_nodes", "num_accelerators", "bind_cores_to_rank", "bind_core_list",
-        "launcher", "launcher_args", "remote_python", "master_addr", "master_port", "ssh_port", "node_rank", "no_ssh",
-        "module", "no_python", "no_local_rank", "enable_each_rank_log", "force_multi", "save_pid",
-        "wait_for_hosts_s",
+        "launcher", "launcher_args", "remote_python", "venv_script", "master_addr", "master_port", "ssh_port",
+        "node_rank", "no_ssh", "module", "no_python", "no_local_rank", "enable_each_rank_log", "force_multi",
+        "save_pid", "wait_for_hosts_s",
     }
 )  # fmt: skip
 
@@ -122,6 +149,7 @@ def spec_from_options(
     bind_by_default: bool = False,
     rank0_stdin: bytes | None = None,
     env: Mapping[str, str] | None = None,
+    file_environ: Mapping[str, str] | None = None,
     **options: Any,
 ) -> LaunchSpec:
     """Return the spec for the keyword arguments that `launch_options` adds; others are not accepted.
@@ -138,6 +166,8 @@ def spec_from_options(
     for name in ("module", "no_python", "no_local_rank"):
         if options.pop(name, False):
             _log.warning("--%s has no effect here: this command runs no script", name)
+    if options.get("hostfile") is None and DEEPSPEED_HOSTFILE.is_file():
+        _log.warning("%s is not read: Corebound has no default hostfile, name it with --hostfile", DEEPSPEED_HOSTFILE)
     if options.get("launcher") == "slurm" and options.get("hostfile") is None:
         options["hosts"] = allocated_hosts(environment.snapshot())
     bind_cores: bool | None = options.pop("bind_cores_to_rank", None)
@@ -149,6 +179,7 @@ def spec_from_options(
         pass_local_rank=pass_local_rank,
         rank0_stdin=rank0_stdin,
         env=env or {},
+        file_environ=file_environ or {},
         bind_cores_to_rank=bind_cores,
         log_dir=options.pop("enable_each_rank_log", None),
         **options,

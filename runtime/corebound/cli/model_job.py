@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
+
 from corebound.config import env
 from corebound.engine.request import require_dtype
 from corebound.errors import ConfigError
@@ -19,6 +21,13 @@ from corebound.models.stored import scheme_to_apply
 from corebound.sharding import shard_plan
 from corebound.sharding.activation_order import check_activation_order
 
+# Of every command that reads the weights of a --model.
+allow_pickled_weights_option = click.option(
+    "--allow-pickled-weights",
+    is_flag=True,
+    help="Without safetensors, read the tensors of pytorch_model*.bin; other objects in them are refused.",
+)
+
 
 def check_load(dtype: str, kv_cache_gib: float | None) -> None:
     """Raise RequestError or ConfigError for a dtype or a size of the cache that no model can be loaded with."""
@@ -27,7 +36,9 @@ def check_load(dtype: str, kv_cache_gib: float | None) -> None:
         raise ConfigError(f"--kv-cache-gib: expected a size above 0, found {kv_cache_gib}")
 
 
-def model_job(model_dir: Path, dtype: str, kv_cache_gib: float | None) -> dict[str, Any]:
+def model_job(
+    model_dir: Path, dtype: str, kv_cache_gib: float | None, *, allow_pickled_weights: bool = False
+) -> dict[str, Any]:
     """Return the fields of engine.job.ModelJob, after a look at the files of a small model.
 
     Raises: ModelLoadError for a file that is not the manifest's.
@@ -40,6 +51,7 @@ def model_job(model_dir: Path, dtype: str, kv_cache_gib: float | None) -> dict[s
         "dtype": dtype,
         "kv_cache_gib": kv_cache_gib,
         "show_progress": sys.stderr.isatty(),
+        "allow_pickled_weights": allow_pickled_weights,
     }
 
 

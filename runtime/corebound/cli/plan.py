@@ -64,7 +64,7 @@ def plan(script: str | None, args: tuple[str, ...], as_json: bool, root: Path | 
         spec = spec_from_options(("SCRIPT",), **options)
     else:
         spec = script_spec(script, args, options)
-    whole = make_plan(spec, topology_reader(root), environ=env.snapshot())
+    whole = make_plan(spec, topology_reader(root), environ={**env.snapshot(), **spec.file_environ})
     for text in (*whole.warnings, *(f"{node.host}: {text}" for node in whole.nodes for text in node.warnings)):
         click.echo(f"warning: {text}", err=True)
     predicted = predict_model(whole, spec.num_accelerators, root is not None, **asked)

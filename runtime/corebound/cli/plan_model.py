@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from corebound.cli.model_job import allow_pickled_weights_option
 from corebound.cli.tables import count, format_bytes, render_table
 from corebound.config.suggest import require_choice
 from corebound.engine.bench.shapes import SHAPES
@@ -43,8 +44,19 @@ _OPTIONS = (
     click.option("--batch", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Prompts at once."),
     click.option("--ceilings", type=_FILE, metavar="FILE", help="Each host reaches what this file says."),
     click.option("--measure", type=_FILE, metavar="FILE", help="Measure this machine's ceilings into FILE."),
+    allow_pickled_weights_option,
 )
-OPTION_NAMES = ("model", "shape", "dtype", "prompt_tokens", "context", "batch", "ceilings", "measure")
+OPTION_NAMES = (
+    "model",
+    "shape",
+    "dtype",
+    "prompt_tokens",
+    "context",
+    "batch",
+    "ceilings",
+    "measure",
+    "allow_pickled_weights",
+)
 
 
 def model_options(command: _Command) -> _Command:
@@ -67,6 +79,7 @@ def predict_model(
     batch: int,
     ceilings: Path | None,
     measure: Path | None,
+    allow_pickled_weights: bool = False,
 ) -> tuple[list[Prediction], Ceilings] | None:
     """Return the predictions that the options ask for and what they stand on, or None where they ask for none.
 
@@ -86,7 +99,7 @@ def predict_model(
         return None
     if is_elsewhere and ceilings is None:
         raise ConfigError("--root shows another machine, whose ceilings cannot be measured here", hint="add --ceilings")
-    architecture = _architecture(model, shape)
+    architecture = _architecture(model, shape, allow_pickled_weights)
     limits = read_ceilings(ceilings) if ceilings else _measured(measure)
     if architecture is None:
         return None
@@ -112,12 +125,14 @@ def _check_dtype(dtype: str | None) -> None:
     parse_scheme(dtype)
 
 
-def _architecture(model: str | None, shape: str | None) -> Architecture | None:
+def _architecture(model: str | None, shape: str | None, allow_pickled: bool) -> Architecture | None:
     if shape is not None:
         require_choice("shape", shape, SHAPES, where="--shape")
         config = SHAPES[shape]
         return ARCHITECTURES[config["architectures"][0]](ConfigReader(Path(shape), dict(config)), shape)
-    return None if model is None else describe(resolve_model(model), tokenizer=False)
+    if model is None:
+        return None
+    return describe(resolve_model(model), tokenizer=False, allow_pickled_weights=allow_pickled)
 
 
 def _check_positions(architecture: Architecture, work: Workload) -> None:

@@ -10,9 +10,14 @@ from typing import Any
 import click
 
 from corebound.cli.launch_options import launch_options, spec_from_options
+from corebound.config import env
 from corebound.errors import ConfigError
+from corebound.launcher.envfile import env_files, read_env_files
 from corebound.launcher.launch import launch
 from corebound.launcher.spec import LaunchSpec
+from corebound.logs import get_logger
+
+_log = get_logger(__name__)
 
 # Everything after the script belongs to the script.
 CONTEXT = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
@@ -60,7 +65,26 @@ def script_spec(script: str, args: tuple[str, ...], options: dict[str, Any]) -> 
     else:
         _require_file(script)
         command = (sys.executable, "-u", script)
-    return spec_from_options(command, arguments=args, pass_local_rank=not (no_python or no_local_rank), **options)
+    return spec_from_options(
+        command,
+        arguments=args,
+        pass_local_rank=not (no_python or no_local_rank),
+        file_environ=_file_environ(),
+        **options,
+    )
+
+
+def _file_environ() -> dict[str, str]:
+    """Return the variables of .corebound_env and .deepspeed_env, and say which there are."""
+    environ = env.snapshot()
+    paths = env_files(environ, Path.cwd())
+    values = read_env_files(paths)
+    if values:
+        _log.info("for all ranks, from %s: %s", ", ".join(map(str, paths)), ", ".join(sorted(values)))
+    replaced = sorted(name for name, value in values.items() if environ.get(name, value) != value)
+    if replaced:
+        _log.warning("%s: the files' values take the place of those in the environment", ", ".join(replaced))
+    return values
 
 
 def _require_file(script: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from corebound.cli.launch_options import launch_options, spec_from_options
-from corebound.cli.model_job import check_load, check_ranks, model_job
+from corebound.cli.model_job import allow_pickled_weights_option, check_load, check_ranks, model_job
 from corebound.engine.request import DTYPE_CHOICES
 from corebound.errors import ConfigError
 from corebound.launcher import run_launch
@@ -41,6 +41,7 @@ def _dashes(name: str) -> str:
 @click.option("--dtype", default="bfloat16", show_default=True, metavar=f"{{{','.join(DTYPE_CHOICES)}}}")
 @click.option("--kv-cache-gib", type=float, metavar="GIB", help="KV cache of each rank; by default from free memory.")
 @click.option("--no-bind", is_flag=True, help="Do not give each rank cores of its own.")
+@allow_pickled_weights_option
 @launch_options
 def serve(
     model: str,
@@ -51,6 +52,7 @@ def serve(
     dtype: str,
     kv_cache_gib: float | None,
     no_bind: bool,
+    allow_pickled_weights: bool,
     **options: Any,
 ) -> int:
     """Answer completion requests over HTTP with a model whose weights core-bound ranks share.
@@ -73,9 +75,9 @@ def serve(
     if not 0 <= drain_s < float("inf"):
         raise ConfigError(f"--drain-s: expected seconds, 0 or more, found {drain_s}")
     model_dir = resolve_model(model)
-    description = describe(model_dir)
+    description = describe(model_dir, allow_pickled_weights=allow_pickled_weights)
     job = {
-        **model_job(model_dir, dtype, kv_cache_gib),
+        **model_job(model_dir, dtype, kv_cache_gib, allow_pickled_weights=allow_pickled_weights),
         "served_model_name": served_model_name or Path(model).name or model,
         "host": host,
         "port": port,

@@ -13,6 +13,7 @@ from types import FrameType
 
 import click
 
+from corebound.cli.model_job import allow_pickled_weights_option
 from corebound.cli.tables import count, format_bytes
 from corebound.engine.progress import Progress
 from corebound.engine.request import DTYPE_CHOICES, require_dtype
@@ -29,13 +30,17 @@ def _dashes(name: str) -> str:
 @click.option("--num-ranks", default=1, show_default=True, type=click.IntRange(1), help="Ranks that will load it.")
 @click.option("--dtype", default="bfloat16", show_default=True, metavar=f"{{{','.join(DTYPE_CHOICES)}}}")
 @click.option("--force", is_flag=True, help="Replace what an earlier call wrote there.")
+@allow_pickled_weights_option
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def shard(model: str, output: Path, num_ranks: int, dtype: str, force: bool, as_json: bool) -> int:
+def shard(
+    model: str, output: Path, num_ranks: int, dtype: str, force: bool, allow_pickled_weights: bool, as_json: bool
+) -> int:
     """Write a model once in the form that its ranks read without converting.
 
     Every rank gets a file with its part of the weights, quantized and arranged as its kernels read them; loading it
     takes about as long as reading the file. The directory is a model: give it to --model, with as many ranks as it
-    was written for. AWQ and GPTQ checkpoints keep their codes.
+    was written for. AWQ and GPTQ checkpoints keep their codes. A directory that was written for some ranks can be
+    --model for others, without its checkpoint; its weights stay as they are.
 
     What is there already is verified and kept; the directory appears when it is whole.
 
@@ -44,15 +49,18 @@ def shard(model: str, output: Path, num_ranks: int, dtype: str, force: bool, as_
       corebound shard --model ./llama --output ./llama-int4-2 --num-ranks 2 --dtype int4
       corebound generate --model ./llama-int4-2 --num-accelerators 2 --prompt "The old ship"
       corebound shard --model ./llama-awq --output ./llama-awq-4 --num-ranks 4
+      corebound shard --model ./llama-awq-4 --output ./llama-awq-2 --num-ranks 2
     """  # noqa: D301  click reads the \b
     require_dtype(dtype)
-    description = describe(resolve_model(model), tokenizer=False)
+    description = describe(resolve_model(model), tokenizer=False, allow_pickled_weights=allow_pickled_weights)
     # Here, because it imports torch, and a mistake in the arguments should not wait for that.
     from corebound.models.shard_writing import write_shards
 
     started_s = time.perf_counter()
-    with _ended_by_sigterm(), _one_thread(), Progress(f"writing {output}") as progress:
-        shards, written = write_shards(description, output, num_ranks, dtype, force=force, progress=progress.update)
+    with _ended_by_sigterm(), _one_thread() as num_threads, Progress(f"writing {output}") as progress:
+        shards, written = write_shards(
+            description, output, num_ranks, dtype, force=force, progress=progress.update, num_threads=num_threads
+        )
     seconds = time.perf_counter() - started_s
     if as_json:
         facts = {
@@ -88,13 +96,16 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: parts fit a core's cache, so that more mostly wait, on a busy machine for long."""
+def _one_thread() -> Iterator[int]:
+    """Let torch use one thread, and enter with what it had, which is for several parts at once.
+
+    Parts fit a core's cache, so that several threads on one mostly wait, on a busy machine for long.
+    """
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        yield before
     finally:
         torch.set_num_threads(before)

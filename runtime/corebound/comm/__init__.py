@@ -43,8 +43,6 @@ _OF_TORCH = frozenset(
         "scatter",
     ]
 )
-# What scripts pass as a backend: all of them mean the one of the machine, which is chosen here.
-_BACKENDS = ("ccl", "corebound", "gloo", "hccl", "mpi", "nccl")
 
 
 def __getattr__(name: str) -> Any:
@@ -67,28 +65,32 @@ def init_distributed(
     *,
     timeout_s: float | None = None,
     provider: str | None = None,
+    bind_cores: bool | None = None,
 ) -> Collectives:
     """Return the collectives of the whole launch after every rank has joined; torch's default group exists then too.
 
-    A process that was not launched as a rank gets a group of one. A default process group that exists already is used
-    as it is. `timeout_s` limits joining and is the default of every operation; None takes COREBOUND_COMM_TIMEOUT_S, as
-    `provider` None takes COREBOUND_COMM.
+    Ranks may come from `corebound run`, torchrun, accelerate or an mpirun; for those of MPI it also sets RANK,
+    LOCAL_RANK and the like. A process that was not launched as a rank gets a group of one. A default process group that
+    exists already is used as it is. `timeout_s` limits joining and is the default of every operation; None takes
+    COREBOUND_COMM_TIMEOUT_S. `bind_cores` gives this rank cores and memory of its own, as `corebound run
+    --bind_cores_to_rank` would; None takes COREBOUND_BIND_CORES.
 
-    The positional arguments are DeepSpeed's. A number as the first is `timeout_s`, a `timeout` is that as a timedelta.
-    A backend is not binding, because a script names that of the hardware it was written for. Where ranks meet comes
-    from the launcher: `rank` and `world_size` must agree with it, and the rest has no effect.
+    The positional arguments are DeepSpeed's: its words for `provider` and, as a timedelta, for `timeout_s`, which may
+    also stand first. `rank` and `world_size` must agree with the launcher, and the rest has no effect.
 
-    Raises: ConfigError for arguments that contradict each other or the launch; CommTimeoutError that lists the ranks
-    present and missing; CommError when the provider cannot work.
+    Raises: CommTimeoutError that lists the ranks present and missing; CommError when the provider cannot work;
+    ConfigError for arguments that contradict each other or the launch, when cores are too few to bind to, or for a
+    backend of other devices.
     """
     set_up_log_of_script()
-    if isinstance(dist_backend, int | float):
+    if not isinstance(dist_backend, str | None):
         timeout_s, dist_backend = _one(timeout_s, float(dist_backend)), None
     if timeout is not None:
         timeout_s = _one(timeout_s, timeout.total_seconds())
     _check_place(rank, world_size)
-    _tell_ignored(dist_backend, distributed_port=distributed_port, init_method=init_method, config=config)
-    collectives = join_launch(timeout_s, provider=provider)
+    _tell_ignored(distributed_port=distributed_port, init_method=init_method, config=config)
+    provider = provider or _provider_of(dist_backend)
+    collectives = join_launch(timeout_s, provider=provider, bind_cores=bind_cores)
     ensure_torch_group(env.settings().comm_timeout_s if timeout_s is None else timeout_s)
     return collectives
 
@@ -140,11 +142,25 @@ def _check_place(rank: int, world_size: int) -> None:
             )
 
 
-def _tell_ignored(dist_backend: str | float | None, **others: object) -> None:
-    if isinstance(dist_backend, str) and dist_backend not in _BACKENDS:
-        _LOGGER.warning(
-            "init_distributed: backend %r is unknown and has no effect; COREBOUND_COMM chooses", dist_backend
-        )
-    for name, value in others.items():
+def _tell_ignored(**given: object) -> None:
+    for name, value in given.items():
         if value is not None and not (name == "init_method" and value == "env://"):
             _LOGGER.warning("init_distributed: %s has no effect: the launcher says where ranks meet", name)
+
+
+def _provider_of(dist_backend: str | None) -> str | None:
+    """Return the provider for the name of a backend as DeepSpeed has it, None for none.
+
+    Raises: ConfigError for a backend that is not for CPUs.
+    """
+    if dist_backend in (None, "ccl", "gloo"):
+        return None  # what an accelerator for CPUs calls its backend: whatever is fastest between them
+    if dist_backend in env.COMM_CHOICES:
+        return dist_backend
+    if dist_backend == "nccl":
+        _LOGGER.warning("init_distributed: nccl is for GPUs; between CPUs Corebound chooses what works best")
+        return None
+    raise ConfigError(
+        f"init_distributed: dist_backend is {dist_backend!r}, expected one of {', '.join(env.COMM_CHOICES)}",
+        hint="leave it out: Corebound chooses what works best between CPUs",
+    )

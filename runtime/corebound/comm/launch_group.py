@@ -7,7 +7,9 @@ from torch._C._distributed_c10d import HashStore
 
 from corebound.comm import rendezvous, select
 from corebound.comm.base import Collectives, as_timedelta, check_timeout
+from corebound.comm.gloo import GlooCollectives
 from corebound.comm.quiet import gloo_greeting_on_stderr
+from corebound.comm.rank_binding import bind_this_rank
 from corebound.config import env
 from corebound.errors import CommError
 
@@ -27,23 +29,33 @@ def create(
     return select.create(group, provider or settings.comm, timeout_s, job_id=job_id())
 
 
-def join_launch(timeout_s: float | None = None, *, provider: str | None = None) -> Collectives:
+def join_launch(
+    timeout_s: float | None = None, *, provider: str | None = None, bind_cores: bool | None = None
+) -> Collectives:
     """Return the collectives of the whole launch after every rank has joined.
 
-    A process that was not launched as a rank gets a group of one. A default process group that exists already is used
-    as it is. `timeout_s` limits joining and is the default of every operation; None takes COREBOUND_COMM_TIMEOUT_S.
+    As init_distributed, which scripts call, but a process alone gets no process group of torch's.
 
-    Raises: CommTimeoutError that lists the ranks present and missing; CommError when the provider cannot work.
+    Raises: CommTimeoutError that lists the ranks present and missing; CommError when the provider cannot work;
+    ConfigError when cores are too few to bind to.
     """
     settings = env.settings()
     provider = provider or settings.comm
     timeout_s = check_timeout(settings.comm_timeout_s if timeout_s is None else timeout_s)
-    if dist.is_initialized():
-        return create(None, timeout_s, provider=provider)
+    binds = settings.bind_cores if bind_cores is None else bind_cores
+    env.publish_place()
     place = env.rank_environment()
+    if dist.is_initialized():
+        if binds:
+            bind_this_rank(_gloo_of_all(timeout_s), place)
+        return create(None, timeout_s, provider=provider)
     if place is None or place.world_size == 1:
+        if binds:
+            bind_this_rank(None, place)
         return select.single()
     group = rendezvous.join(place, timeout_s)
+    if binds:
+        bind_this_rank(GlooCollectives(group, timeout_s), place)
     return select.create(group, provider, timeout_s, job_id=place.job_id, owns_group=True)
 
 
@@ -64,3 +76,7 @@ def job_id() -> str:
     """Return the id of the launch, or a word for a process that was not launched."""
     place = env.rank_environment()
     return place.job_id if place else "alone"
+
+
+def _gloo_of_all(timeout_s: float) -> GlooCollectives | None:
+    return GlooCollectives(dist.group.WORLD, timeout_s) if dist.get_world_size() > 1 else None

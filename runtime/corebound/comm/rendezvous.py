@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import time
@@ -18,6 +19,7 @@ from corebound.errors import CommError, CommTimeoutError
 
 _PREFIX = "corebound"
 _VERDICT = "verdict"
+_joins = itertools.count()
 # Rank 0 holds the store. When the roll call fails it stays this long, so that the others can read why.
 _FAREWELL_S = 2.0
 _LOOPBACK = ("localhost", "localhost.localdomain", "::1")
@@ -29,8 +31,11 @@ def join(place: RankEnvironment, timeout_s: float) -> dist.ProcessGroup:
     Raises: CommTimeoutError that lists who is present and who is missing; CommError for a busy port.
     """
     deadline = time.monotonic() + timeout_s
-    store = _open_store(place, timeout_s)
-    _roll_call(PrefixStore(_PREFIX, store), place, timeout_s, deadline)
+    attempt = env.torch_store_attempt()
+    store = _open_store(place, timeout_s, listens=place.rank == 0 and attempt is None)
+    # torchrun's store outlives the ranks: those that it starts anew must not find what the first ones wrote.
+    prefix = _PREFIX if attempt is None else f"{_PREFIX}/{attempt}.{next(_joins)}"
+    _roll_call(PrefixStore(prefix, store), place, timeout_s, deadline)
     if _is_loopback(place.master_addr):
         # Without this gloo looks up the host's own name, which fails or stalls on machines without working DNS.
         env.set_default("GLOO_SOCKET_IFNAME", loopback_interface())
@@ -38,7 +43,7 @@ def join(place: RankEnvironment, timeout_s: float) -> dist.ProcessGroup:
         with gloo_greeting_on_stderr():
             dist.init_process_group(
                 "gloo",
-                store=PrefixStore(f"{_PREFIX}/gloo", store),
+                store=PrefixStore(f"{prefix}/gloo", store),
                 rank=place.rank,
                 world_size=place.world_size,
                 timeout=as_timedelta(timeout_s),
@@ -51,7 +56,7 @@ def join(place: RankEnvironment, timeout_s: float) -> dist.ProcessGroup:
     return group
 
 
-def _open_store(place: RankEnvironment, timeout_s: float) -> TCPStore:
+def _open_store(place: RankEnvironment, timeout_s: float, *, listens: bool) -> TCPStore:
     address = f"{place.master_addr}:{place.master_port}"
     host = "127.0.0.1" if place.master_addr in _LOOPBACK[:2] else place.master_addr
     try:
@@ -59,15 +64,15 @@ def _open_store(place: RankEnvironment, timeout_s: float) -> TCPStore:
             host,
             place.master_port,
             place.world_size,
-            is_master=place.rank == 0,
+            is_master=listens,
             timeout=as_timedelta(timeout_s),
             wait_for_workers=False,
         )
     except (RuntimeError, ValueError) as error:
-        if place.rank == 0:
+        if listens:
             raise CommError(
                 f"rank 0 cannot listen on {address}: {str(error).splitlines()[0]}",
-                hint="another program holds the port; choose one with --master_port",
+                hint="another program holds the port; choose one with --master_port, or MASTER_PORT under mpirun",
             ) from error
         raise CommTimeoutError(
             f"rank {place.rank} on {socket.gethostname()}: rank 0 at {address} did not answer within {timeout_s:g} s",

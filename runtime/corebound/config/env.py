@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from corebound.config.starters import HYDRA, place_variables, started_by
 from corebound.config.suggest import nearest, require_choice, unknown_name
 from corebound.errors import ConfigError
 
@@ -20,6 +21,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 VARIABLES: dict[str, str] = {
     "COREBOUND_ACCELERATOR": "accelerator to use: cpu, or the name of an installed extension",
     "COREBOUND_AGENT_SECRET": "set by the launcher for agents that MPI or Slurm starts: proves that they belong to it",
+    "COREBOUND_BIND_CORES": "1 binds each rank to cores of its own in init_distributed, 0 (the default) does not",
     "COREBOUND_COMM": f"provider of collectives: {', '.join(COMM_CHOICES)}",
     "COREBOUND_COMM_TIMEOUT_S": "seconds after which a collective gives up (default 60)",
     "COREBOUND_EXPORT": "more variables that go to ranks on other hosts: names, or prefixes and *, joined by commas",
@@ -30,14 +32,6 @@ VARIABLES: dict[str, str] = {
     "COREBOUND_LOG_LEVEL": f"least severe message shown: {', '.join(LOG_LEVELS)}",
 }
 
-# What hydra tells the processes that it starts, and our names for it.
-_OF_HYDRA = {
-    "PMI_RANK": "RANK",
-    "PMI_SIZE": "WORLD_SIZE",
-    "MPI_LOCALRANKID": "LOCAL_RANK",
-    "MPI_LOCALNRANKS": "LOCAL_WORLD_SIZE",
-}
-_DEFAULT_MASTER_PORT = "29500"
 # Kubernetes puts the first kind in every pod beside a service of ours; the second is read by its tests.
 _SET_BY_OTHERS = re.compile(
     r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$|^COREBOUND_(LAB|TOPOLOGY|K8S)_"
@@ -49,6 +43,7 @@ class Settings:
     """User settings from the environment. `isa` None means the best variant that can run."""
 
     accelerator: str | None = None
+    bind_cores: bool = False
     comm: str = "auto"
     comm_timeout_s: float = 60.0
     host_link: str = "auto"
@@ -86,6 +81,7 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
 
     return Settings(
         accelerator=env.get("COREBOUND_ACCELERATOR") or None,
+        bind_cores=choice("COREBOUND_BIND_CORES", ("0", "1"), "0") == "1",
         comm=choice("COREBOUND_COMM", COMM_CHOICES, "auto"),
         comm_timeout_s=_positive_float(env, "COREBOUND_COMM_TIMEOUT_S", 60.0),
         host_link=choice("COREBOUND_HOST_LINK", HOST_LINK_CHOICES, "auto"),
@@ -98,7 +94,7 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
 def started_by_hydra(environ: Mapping[str, str] | None = None) -> bool:
     """Return whether Intel MPI's mpiexec.hydra, or MPICH's, started this process itself: then it may use MPI."""
     env = os.environ if environ is None else environ
-    return all(name in env for name in _OF_HYDRA)
+    return started_by(HYDRA, env)
 
 
 def fabric(environ: Mapping[str, str] | None = None) -> str:
@@ -127,9 +123,10 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironmen
     """
     env = os.environ if environ is None else environ
     if "RANK" not in env and "WORLD_SIZE" not in env:
-        if not started_by_hydra(env):
+        place = place_variables(env)
+        if place is None:
             return None
-        env = _from_hydra(env)
+        env = {**env, **place}
     needed = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if not env.get(name)]
     if missing:
@@ -148,19 +145,20 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironmen
     )
 
 
-def _from_hydra(env: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the environment with hydra's words for the place of a rank put into the launcher's.
+def publish_place() -> None:
+    """Set RANK, LOCAL_RANK, WORLD_SIZE and their kind for a rank that MPI started, which scripts look for.
 
-    Raises: ConfigError on several hosts when it is not said where ranks meet: hydra does not tell.
+    They stay out of the environment of any other process. Raises: ConfigError as `rank_environment`.
     """
-    place = {ours: env[theirs] for theirs, ours in _OF_HYDRA.items()}
-    if place["LOCAL_WORLD_SIZE"] != place["WORLD_SIZE"] and not env.get("MASTER_ADDR"):
-        raise ConfigError(
-            "ranks that mpiexec started on several hosts: MASTER_ADDR is not set",
-            hint="name the host of rank 0: mpiexec.hydra -genv MASTER_ADDR HOST ..., or use `corebound run`",
-        )
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _DEFAULT_MASTER_PORT}
-    return {**meeting, **env, **place}
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        os.environ.update(place_variables(os.environ) or {})
+
+
+def torch_store_attempt() -> str | None:
+    """Return which start of the ranks this is where torchrun keeps a store at MASTER_PORT, None where it does not."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0"
 
 
 def local_place(environ: Mapping[str, str] | None = None) -> tuple[int, int]:
@@ -223,6 +221,18 @@ def job_id() -> str | None:
 def set_default(name: str, value: str) -> None:
     """Set a variable that a library below us reads, unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def put(name: str, value: str) -> str | None:
+    """Set a variable for this process and those that it starts, and return what it was."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    return before
+
+
+def unset(names: Iterable[str]) -> tuple[str, ...]:
+    """Remove variables and return those that were set."""
+    return tuple(name for name in names if os.environ.pop(name, None) is not None)
 
 
 def is_set(name: str) -> bool:

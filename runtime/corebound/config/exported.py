@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 # Runtimes that ranks use, by the prefix of their variables.
 PREFIXES = (
-    "ATEN_", "CCL_", "COREBOUND_", "DNNL_", "FI_", "GLOO_", "GOMP_", "HF_", "I_MPI_", "KMP_", "MALLOC_", "MKL_", "OMP_",
-    "ONEDNN_", "PSM3_", "PYTHON", "PYTORCH_", "TOKENIZERS_", "TORCH_", "TRANSFORMERS_", "UCX_",
+    "ATEN_", "CCL_", "COREBOUND_", "DNNL_", "FI_", "GLOO_", "GOMP_", "HF_", "I_MPI_", "KMP_", "MALLOC_", "MKL_",
+    "MLFLOW_", "OMP_", "ONEDNN_", "PSM3_", "PYTHON", "PYTORCH_", "TOKENIZERS_", "TORCH_", "TRANSFORMERS_", "UCX_",
 )  # fmt: skip
 NAMES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "NO_COLOR", "TZ")
 # Each launch, or each host, has its own.

@@ -46,6 +46,7 @@ class ModelJob:
     dtype: str
     kv_cache_gib: float | None
     show_progress: bool
+    allow_pickled_weights: bool = False
 
     def require_same_model(self) -> None:
         """Verify, on the first rank of each host but `verified_on`, that the model there is the launcher's.
@@ -77,5 +78,6 @@ class ModelJob:
             dtype=self.dtype,
             kv_cache_gib=self.kv_cache_gib,
             show_progress=self.show_progress,
+            allow_pickled_weights=self.allow_pickled_weights,
             collectives=collectives,
         )

@@ -43,7 +43,9 @@ class LLM:
     same methods, and the ranks share the work. `kv_cache_gib` is the size of the cache on each rank; by default the
     ranks of a machine share half of its available memory, and take pages of it only as they are needed.
     Without `text` the model needs no tokenizer: prompts are token ids, and outputs have token ids only.
-    `show_progress` None shows it on a terminal only; `collectives` is for a caller that has a group already.
+    `show_progress` says whether standard error is a terminal that shows it; elsewhere long loading is logged.
+    None looks; `allow_pickled_weights` reads the tensors of PyTorch's own files where a model has no safetensors, and
+    nothing else that is in them; `collectives` is for a caller that has a group already.
 
     Raises: ModelLoadError, ShardingError, HostError, CommError.
     """
@@ -64,15 +66,22 @@ class LLM:
         max_step_tokens: int = 512,
         text: bool = True,
         show_progress: bool | None = None,
+        allow_pickled_weights: bool = False,
         collectives: Collectives | None = None,
     ) -> None:
         require_dtype(dtype)
         self.model_dir = models.resolve_model(str(model))
-        self.description = models.describe(self.model_dir, tokenizer=text)
+        self.description = models.describe(self.model_dir, tokenizer=text, allow_pickled_weights=allow_pickled_weights)
         self._owns_collectives = collectives is None
         self.collectives = join_launch() if collectives is None else collectives
-        with Progress(f"loading {model}", enabled=show_progress if self.is_first else False) as progress:
-            self._decoder = models.load_model(self.model_dir, dtype, self.collectives, progress.update)
+        with Progress(f"loading {model}", terminal=show_progress, enabled=self.is_first) as progress:
+            self._decoder = models.load_model(
+                self.model_dir,
+                dtype,
+                self.collectives,
+                progress.update,
+                allow_pickled_weights=allow_pickled_weights,
+            )
         num_blocks = common_num_blocks(
             self._decoder,
             self.collectives,

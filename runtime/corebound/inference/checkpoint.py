@@ -119,10 +119,10 @@ def _files(paths: Sequence[Path], config: InferenceConfig) -> Found:
 def _load_bin(path: Path, config: InferenceConfig) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelLoadError(f"{path}: missing")
-    if not config.allow_bin:
+    if not config.allow_pickled_weights:
         raise ModelLoadError(
             f"{path}: holds Python objects, which can run code; such files are read only when asked for",
-            hint=f"{_CONVERT}; or pass allow_bin=True, which loads it with weights_only=True",
+            hint=f"{_CONVERT}; or pass allow_pickled_weights=True, which loads it with weights_only=True",
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -45,7 +45,7 @@ class InferenceConfig:
     checkpoint: str | Mapping[str, Any] | None = None
     base_dir: Path | None = None
     save_mp_checkpoint_path: Path | None = None
-    allow_bin: bool = False
+    allow_pickled_weights: bool = False
     max_out_tokens: int = DEFAULT_MAX_OUT_TOKENS
     min_out_tokens: int = 1
 
@@ -181,7 +181,14 @@ def _build(values: Mapping[str, Any]) -> InferenceConfig:
             "other replaces them",
             hint="leave one of them out",
         )
-    optional = ("checkpoint", "base_dir", "save_mp_checkpoint_path", "allow_bin", "max_out_tokens", "min_out_tokens")
+    optional = (
+        "checkpoint",
+        "base_dir",
+        "save_mp_checkpoint_path",
+        "allow_pickled_weights",
+        "max_out_tokens",
+        "min_out_tokens",
+    )
     full = {"tp_grain_size": "tensor_parallel.tp_grain_size", **{name: name for name in optional}}
     return InferenceConfig(
         dtype=dtype,

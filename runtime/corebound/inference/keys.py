@@ -94,7 +94,7 @@ KEYS: tuple[Key, ...] = (
         read=values.path,
     ),
     Key(
-        name="allow_bin",
+        name="allow_pickled_weights",
         meaning="also read `.bin` and `.pt` files, with torch.load(weights_only=True)",
         read=values.flag,
         default="false",

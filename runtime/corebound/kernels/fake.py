@@ -59,6 +59,7 @@ def _attention(
     scale: float,
     alibi_slopes: Tensor | None,
     kv_heads: Tensor | None,
+    window: int = 0,
 ) -> Tensor:
     return q.new_empty(q.shape)
 
@@ -75,6 +76,22 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
+def _panel_linear(
+    x: Tensor,
+    panels: Tensor,
+    bias: Tensor | None,
+    outputs: int,
+    inputs: int,
+    kind: int,
+    group_inputs: int,
+    scale_kind: int,
+    asymmetric: bool,
+    gated: bool,
+    activation: int,
+) -> Tensor:
+    return x.new_empty((x.shape[0], outputs // 2 if gated else outputs))
+
+
 _SHAPES: dict[str, Callable[..., Any]] = {
     "layer_norm": _layer_norm,
     "add_layer_norm": _add_layer_norm,
@@ -87,4 +104,5 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "gelu": _gelu,
     "silu_mul": _silu_mul,
     "linear": _linear,
+    "panel_linear": _panel_linear,
 }

@@ -87,19 +87,21 @@ def attention(
     scale: float,
     alibi_slopes: Tensor | None = None,
     kv_heads: Tensor | None = None,
+    window: int = 0,
 ) -> Tensor:
     """Return causal attention of every sequence's queries over its cached keys and values.
 
     Sequence b has the queries `query_starts[b]` to `query_starts[b + 1]`, the last of which sees
     `context_lengths[b]` keys, this step's included, and each one before it one key fewer. With `alibi_slopes` the score
     of a key is lowered by slope times its distance. `kv_heads` names the kv head that each query head reads; without
-    it query heads share kv heads in groups of equal size.
+    it query heads share kv heads in groups of equal size. With a `window` a query sees the last so many keys up to its
+    own.
 
     Shapes: q and result [T, Hq, D]; caches [blocks, Hkv, block_size, D]; block_tables [B, max_blocks] int32;
     query_starts [B + 1] int32; context_lengths [B] int32; alibi_slopes [Hq] float32; kv_heads [Hq] int32.
     """
     return active.attention(
-        q, key_cache, value_cache, block_tables, query_starts, context_lengths, scale, alibi_slopes, kv_heads
+        q, key_cache, value_cache, block_tables, query_starts, context_lengths, scale, alibi_slopes, kv_heads, window
     )
 
 

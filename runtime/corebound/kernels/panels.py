@@ -5,8 +5,11 @@ The layout is described in csrc/kernels/panel.h, sizes and structures are in pan
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,11 +26,23 @@ from corebound.kernels.panel_format import (
     matrix_struct,
 )
 
-Activation = Literal["none", "gelu_tanh", "silu_gated"]
-ACTIVATIONS: tuple[Activation, ...] = ("none", "gelu_tanh", "silu_gated")
+Activation = Literal["none", "gelu_tanh", "silu_gated", "gelu_erf", "relu", "gelu_tanh_gated"]
+ACTIVATIONS: tuple[Activation, ...] = ("none", "gelu_tanh", "silu_gated", "gelu_erf", "relu", "gelu_tanh_gated")
 
 
 class _PackStruct(ctypes.Structure):
+    _fields_ = [
+        ("matrix", MatrixStruct),
+        ("values", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("zeros", ctypes.c_void_p),
+        ("first_row", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+    ]
+
+
+class _UnpackStruct(ctypes.Structure):
     _fields_ = [
         ("matrix", MatrixStruct),
         ("values", ctypes.c_void_p),
@@ -53,6 +68,7 @@ class PanelMatrix:
         self.struct = matrix_struct(outputs, inputs, form, gated=gated)
         self.num_bytes = int(library().corebound_panel_matrix_bytes(ctypes.byref(self.struct)))
         self._memory: torch.Tensor | None = None
+        self._lock = threading.Lock()
 
     @property
     def product_columns(self) -> int:
@@ -92,6 +108,64 @@ class PanelMatrix:
         assert zeros is not None or not self.struct.asymmetric, "an asymmetric matrix has zeros"
         zeros = zeros.to(torch.float32).contiguous() if self.struct.asymmetric and zeros is not None else None
         self._pack(first_row, codes.contiguous(), scales.to(torch.float32).contiguous(), zeros)
+
+    @contextlib.contextmanager
+    def rows_locked(self, first_row: int, num_rows: int) -> Iterator[None]:
+        """Enter when no other thread that has entered writes to a byte that these rows have a part of.
+
+        A byte of an int4 panel is of two rows, so rows that begin or end within a panel share bytes with others.
+        """
+        shared = self.form.kind == "int4" and any(map(self._cuts_panel, (first_row, first_row + num_rows)))
+        with self._lock if shared else contextlib.nullcontext():
+            yield
+
+    def _cuts_panel(self, row: int) -> bool:
+        """Return whether the rows before and from `row` on have parts of one panel."""
+        half = self.outputs // 2 if self.gated else self.outputs
+        if row in (0, half, self.outputs):
+            return False
+        return row % half % (PANEL_OUTPUTS // 2 if self.gated else PANEL_OUTPUTS) != 0
+
+    def rows(
+        self, first_row: int, num_rows: int, panels: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Return rows as they were put in: values, and for codes their scales and, if asymmetric, their zeros.
+
+        `panels` are the bytes of the panels that `panels_of` names, where the matrix has no memory of its own.
+
+        Shapes: as put and put_codes take them.
+        """
+        struct = MatrixStruct.from_buffer_copy(self.struct)
+        if panels is not None:
+            first = self.panels_of(first_row, num_rows).start
+            assert panels.numel() == len(self.panels_of(first_row, num_rows)) * self.panel_bytes
+            struct.data = panels.data_ptr() - first * self.panel_bytes
+        plain, groups = self.form.kind == "bfloat16", (num_rows, self.num_groups)
+        values = torch.empty((num_rows, self.inputs), dtype=torch.bfloat16 if plain else torch.uint8)
+        scales = None if plain else torch.empty(groups)
+        zeros = torch.empty(groups) if self.struct.asymmetric else None
+        what = _UnpackStruct(
+            matrix=struct,
+            values=values.data_ptr(),
+            scales=None if scales is None else scales.data_ptr(),
+            zeros=None if zeros is None else zeros.data_ptr(),
+            first_row=first_row,
+            rows=num_rows,
+        )
+        library().corebound_panel_unpack(ctypes.byref(what))
+        return values, scales, zeros
+
+    def panels_of(self, first_row: int, num_rows: int) -> range:
+        """Return the panels that hold parts of rows; of a gated matrix all rows are gate or all are up."""
+        half, width = (self.outputs // 2, PANEL_OUTPUTS // 2) if self.gated else (self.outputs, PANEL_OUTPUTS)
+        first, last = first_row % half, (first_row + num_rows - 1) % half
+        assert num_rows > 0 and last - first == num_rows - 1, "gate and up rows are apart"
+        return range(first // width, last // width + 1)
+
+    @property
+    def panel_bytes(self) -> int:
+        """How many bytes a panel has."""
+        return self.num_bytes // self.num_panels
 
     def row(self, index: int) -> torch.Tensor:
         """Return a row of a bfloat16 matrix."""
@@ -153,8 +227,10 @@ class PanelMatrix:
             zeros=None if zeros is None else zeros.data_ptr(),
             first_row=first_row,
             rows=values.shape[0],
+            stride=values.shape[1],
         )
-        library().corebound_panel_pack(ctypes.byref(what))
+        with self.rows_locked(first_row, values.shape[0]):
+            library().corebound_panel_pack(ctypes.byref(what))
 
 
 def scale_kind_for(scales: torch.Tensor) -> ScaleKind:
@@ -172,7 +248,7 @@ def with_scales_of(form: PanelFormat, scales: torch.Tensor) -> PanelFormat:
 
 @functools.cache
 def library() -> Any:
-    """Return libcorebound.so with the argument types of csrc/decoder/decoder_api.cpp.
+    """Return libcorebound.so with the argument types of csrc/decoder/{decoder,panel}_api.cpp.
 
     Raises: KernelError when it was not built.
     """
@@ -181,7 +257,11 @@ def library() -> Any:
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "panel_matrix_bytes": (number, [pointer]),
         "panel_pack": (None, [pointer]),
+        "panel_unpack": (None, [pointer]),
         "panel_unpack_row": (None, [pointer, number, pointer]),
+        "panel_load": (None, [pointer, pointer, number]),
+        "panel_largest": (ctypes.c_float, [pointer]),
+        "panel_to_bfloat16": (None, [pointer, pointer]),
         "panel_multiply": (None, [pointer, pointer, number, number, pointer]),
         "decoder_create": (pointer, [pointer, pointer, ctypes.c_int]),
         "decoder_run": (ctypes.c_int, [pointer, pointer]),

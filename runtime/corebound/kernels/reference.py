@@ -85,6 +85,7 @@ def attention(
     scale: float,
     alibi_slopes: Tensor | None = None,
     kv_heads: Tensor | None = None,
+    window: int = 0,
 ) -> Tensor:
     """Return causal attention of every sequence's queries over its cached keys and values."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -95,7 +96,7 @@ def attention(
         if end > begin:
             keys = _gather(key_cache, block_tables[index], length)[heads]
             values = _gather(value_cache, block_tables[index], length)[heads]
-            out[begin:end] = _attend(q[begin:end], keys, values, scale, alibi_slopes)
+            out[begin:end] = _attend(q[begin:end], keys, values, scale, alibi_slopes, window)
     return out
 
 
@@ -158,12 +159,13 @@ def _gather(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
     return cache[blocks].transpose(0, 1).flatten(1, 2)[:, :length]
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, alibi_slopes: Tensor | None) -> Tensor:
+def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, alibi_slopes: Tensor | None, window: int) -> Tensor:
     num_queries, num_keys = q.shape[0], keys.shape[1]
     scores = torch.matmul(_wide(q).transpose(0, 1), _wide(keys).transpose(1, 2)) * scale
     query_positions = torch.arange(num_keys - num_queries, num_keys).unsqueeze(1)
     distance = torch.arange(num_keys).unsqueeze(0) - query_positions
     if alibi_slopes is not None:
         scores = scores + alibi_slopes.to(scores.dtype).view(-1, 1, 1) * distance
-    scores = scores.masked_fill(distance > 0, float("-inf"))
+    hidden = distance > 0 if window == 0 else (distance > 0) | (distance <= -window)
+    scores = scores.masked_fill(hidden, float("-inf"))
     return torch.matmul(torch.softmax(scores, -1), _wide(values)).transpose(0, 1).to(q.dtype)

@@ -61,7 +61,7 @@ class Implementations:
     rotary: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
     store_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     attention: Callable[
-        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, Tensor | None, Tensor | None],
+        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, Tensor | None, Tensor | None, int],
         Tensor,
     ]
     gelu: Callable[[Tensor, str], Tensor]

@@ -8,15 +8,18 @@ from corebound.config.exported import NAMES, PREFIXES, exported, looks_secret
 from corebound.errors import ConfigError
 
 
-def forwarded(environ: Mapping[str, str], export: str | None = None) -> tuple[dict[str, str], tuple[str, ...]]:
+def forwarded(
+    environ: Mapping[str, str], export: str | None = None, from_files: Iterable[str] = ()
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the variables that go to other hosts, and a warning for each that was asked for and does not.
 
     `export` names more of them, as in COREBOUND_EXPORT: names, or prefixes that end in `*`, joined by commas.
+    `from_files` are names that a file for all ranks has.
 
     Raises: ConfigError when `export` names nothing that could be a variable.
     """
-    names, prefixes = set(NAMES), list(PREFIXES)
-    asked: list[str] = []
+    asked = list(from_files)
+    names, prefixes = {*NAMES, *asked}, list(PREFIXES)
     for word in (export or "").split(","):
         word = word.strip()
         stem = word.removesuffix("*")

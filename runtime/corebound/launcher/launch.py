@@ -62,7 +62,7 @@ def run_launch(spec: LaunchSpec) -> LaunchOutcome:
     Raises: CoreboundError when the launch cannot be started as asked.
     """
     topology_of = topology_reader()
-    environ = env.snapshot()
+    environ = {**env.snapshot(), **spec.file_environ}
     draft = plan(spec, topology_of)
     if transport_of(spec, draft) != "local":
         from corebound.launcher.remote import run_remote  # a local launch should not wait for what it does not need
@@ -102,7 +102,7 @@ def _run_agent(spec: LaunchSpec, whole: LaunchPlan, node: NodePlan) -> LaunchOut
     job_id = secrets.token_hex(8)
     if spec.log_dir is not None:
         make_log_dir(spec.log_dir)
-    part = replace(make_part(spec, node, job_id), parent_pid=os.getpid())
+    part = replace(make_part(spec, node, job_id), parent_pid=os.getpid(), environ=spec.file_environ)
     outcome = LaunchOutcome()
     with SignalPipe(FORWARDED) as signals:
         agent = LocalAgent(part)

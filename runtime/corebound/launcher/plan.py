@@ -195,5 +195,10 @@ def _without_effect(spec: LaunchSpec, nodes: list[NodePlan]) -> tuple[str, ...]:
     """Return a warning for each setting that was given and changes nothing."""
     if len(nodes) > 1 or spec.launcher not in (None, "local"):
         return ()
-    given = {"--remote_python": spec.remote_python, "--ssh_port": spec.ssh_port, "--launcher_args": spec.launcher_args}
+    given = {
+        "--remote_python": spec.remote_python,
+        "--ssh_port": spec.ssh_port,
+        "--launcher_args": spec.launcher_args,
+        "--venv_script": spec.venv_script,
+    }
     return tuple(f"{flag} has no effect on a launch on this machine alone" for flag, value in given.items() if value)

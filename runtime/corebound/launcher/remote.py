@@ -37,7 +37,8 @@ def run_remote(spec: LaunchSpec, draft: LaunchPlan, topology_of: TopologyOf) -> 
     Raises: CoreboundError when a host cannot take part; then no rank was started anywhere.
     """
     environ = env.snapshot()
-    exported, warnings = forwarded(environ, environ.get("COREBOUND_EXPORT"))
+    inherited = {**environ, **spec.file_environ}
+    exported, warnings = forwarded(inherited, inherited.get("COREBOUND_EXPORT"), spec.file_environ)
     for text in warnings:
         _log.warning("%s", text)
     if spec.save_pid:
@@ -102,7 +103,10 @@ def _agents(
     links = []
     try:
         for host in hosts:
-            links.append(ssh.start(host, _ssh_words(spec, host, environ)))
+            here = is_this_machine(host) and not spec.force_multi
+            # Secrets of a file go to no other host, but ranks here inherit all that the launcher has.
+            own = {**environ, **spec.file_environ} if here else environ
+            links.append(ssh.start(host, _ssh_words(spec, host, environ), own))
         yield links, ssh.hint_for
     finally:
         for link in links:
@@ -113,7 +117,7 @@ def _agents(
 def _ssh_words(spec: LaunchSpec, host: str, environ: Mapping[str, str]) -> tuple[str, ...]:
     # Among several hosts this machine needs no ssh to itself.
     if is_this_machine(host) and not spec.force_multi:
-        return ssh.here_command()
+        return ssh.here_command(spec)
     tool = shutil.which("ssh", path=environ.get("PATH")) or "ssh"
     return (tool, *ssh.ssh_command(spec, host, environ)[1:])
 
@@ -140,4 +144,9 @@ def _final_plan(
     if address is None:
         address = meeting_address([hellos[node.host].of_host(node.host) for node in draft.nodes])
     port = hellos[draft.nodes[0].host].port
-    return plan(replace(spec, master_addr=address), topology_of, environ=env.snapshot(), master_port=port)
+    return plan(
+        replace(spec, master_addr=address),
+        topology_of,
+        environ={**env.snapshot(), **spec.file_environ},
+        master_port=port,
+    )

@@ -15,6 +15,8 @@ from corebound.launcher.hostfile import MAX_SLOTS, Host
 from corebound.launcher.hostfilter import parse_filter
 
 LAUNCHERS = ("local", "ssh", "impi", "openmpi", "mpich", "slurm")
+# DeepSpeed's launchers that Corebound has others for.
+REPLACED_LAUNCHERS = {"pdsh": "ssh", "mvapich": "mpich"}
 DEFAULT_MASTER_PORT = 29500
 LOCALHOST = "localhost"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -26,10 +28,12 @@ class LaunchSpec:
 
     `hosts` are those of an allocation, where no hostfile was given. A rank runs `command`, then `--local_rank=N` if
     `pass_local_rank`, then `arguments`. `bind_cores_to_rank` None binds where every rank can have a core of its own and
-    otherwise lets ranks share cores, with a warning. `env` is added to the environment of every rank. `rank0_stdin` is
-    what rank 0 reads on standard input; all else reads nothing. `remote_python` is the Python of other hosts where it
-    has another path than here. `wait_for_hosts_s` is how long to wait until all other hosts answer at their SSH port;
-    0 does not look. `grace_s` is the time between asking ranks to stop and killing them.
+    otherwise lets ranks share cores, with a warning. `env` is added to the environment of every rank. `file_environ`
+    are variables that every rank finds as if they were in the environment that it inherits. `venv_script` is a file on
+    each host that bash reads before the agent starts. `rank0_stdin` is what rank 0 reads on standard input; all else
+    reads nothing. `remote_python` is the Python of other hosts where it has another path than here. `wait_for_hosts_s`
+    is how long to wait until all other hosts answer at their SSH port; 0 does not look. `grace_s` is the time between
+    asking ranks to stop and killing them.
 
     Raises: ConfigError for values that are out of range or contradict each other.
     """
@@ -48,6 +52,7 @@ class LaunchSpec:
     launcher: str | None = None
     launcher_args: str | None = None
     remote_python: str | None = None
+    venv_script: Path | None = None
     master_addr: str | None = None
     master_port: int | None = None
     ssh_port: int | None = None
@@ -58,6 +63,7 @@ class LaunchSpec:
     save_pid: bool = False
     rank0_stdin: bytes | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    file_environ: Mapping[str, str] = field(default_factory=dict)
     wait_for_hosts_s: float = 0.0
     grace_s: float = 2.0
 
@@ -73,6 +79,11 @@ class LaunchSpec:
             self.launcher_words  # noqa: B018  reading it checks it
         except ValueError as error:
             raise ConfigError(f"--launcher_args {self.launcher_args!r}: {error}") from error
+        if self.launcher in REPLACED_LAUNCHERS:
+            raise ConfigError(
+                f"--launcher {self.launcher}: Corebound does not use it",
+                hint=f"--launcher {REPLACED_LAUNCHERS[self.launcher]} does the same, core binding included",
+            )
         if self.launcher is not None:
             require_choice("launcher", self.launcher, LAUNCHERS, where="--launcher")
         if self.bind_core_list is not None:

@@ -25,14 +25,27 @@ _NORMS: dict[str, tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tenso
     "layer": (kernels.layer_norm, kernels.add_layer_norm),
     "rms": (kernels.rms_norm, kernels.add_rms_norm),
 }
+
+
+def _gelu_mul(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return kernels.gelu(gate.contiguous(), "tanh") * up
+
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: kernels.gelu(x, "tanh"),
+    "gelu_erf": lambda x: kernels.gelu(x, "none"),
+    "relu": torch.relu,
     "silu_gated": kernels.silu_mul,
+    "gelu_tanh_gated": _gelu_mul,
 }
 
 
 class Decoder:
-    """A rank's part of a model. All ranks call forward with equal batches; two all-reduces a layer join their parts."""
+    """A rank's part of a model. All ranks call forward with equal batches; two all-reduces a layer join their parts.
+
+    Layers with a parallel residual need one.
+    """
 
     def __init__(
         self, description: ModelDescription, plan: ShardPlan, weights: DecoderWeights, collectives: Collectives
@@ -48,13 +61,14 @@ class Decoder:
         self.head_dim = description.head_dim
         self.vocab_start, self.vocab_stop = share.vocab.start, share.vocab.stop
         self._qkv_layout = plan.table.qkv_layout
-        self._scale = description.head_dim**-0.5
+        self._scale = description.score_scale
         self._norm, self._add_norm = _NORMS[description.norm]
         self._activation = _ACTIVATIONS[description.activation]
         self._rotary = RotaryTable(description.rope, description.head_dim) if description.rope else None
+        self._interleaved = description.rope is not None and description.rope.interleaved
         self._kv_heads = None if share.even_groups else torch.tensor(share.kv_head_map, dtype=torch.int32)
         self._slopes: Tensor | None = None
-        if description.rope is None:
+        if description.alibi:
             slopes = alibi_slopes(description.num_heads)
             self._slopes = torch.tensor(slopes[share.query_heads.start : share.query_heads.stop], dtype=torch.float32)
 
@@ -63,6 +77,7 @@ class Decoder:
         """Return the bytes of weights that this rank reads to compute one token of one sequence."""
         weights = self.weights
         tensors = [*weights.embedding_norm, *weights.final_norm, weights.head]
+        tensors += [] if weights.head_bias is None else [weights.head_bias]
         for layer in weights.layers:
             for value in vars(layer).values():
                 tensors += value if isinstance(value, tuple) else [] if value is None else [value]
@@ -78,32 +93,49 @@ class Decoder:
         angles = None
         if self._rotary is not None:
             angles = self._rotary.up_to(int(batch.context_lengths.max()))
-        x = self._embed(batch.token_ids)
+        x = self._embed(batch)
         residual: Tensor | None = None
         last = self.num_layers - 1
         for index, layer in enumerate(self.weights.layers):
             normed, residual = self._normalise(x, residual, layer.attention_norm)
-            attended = self._attend(layer, normed, batch, kv_cache[index], angles)
+            attended = self._attend(index, normed, batch, kv_cache[index], angles)
             if index == last:
                 # The other tokens have left their keys and values: nothing after this reads them.
                 attended, residual = attended[batch.logits_rows], residual[batch.logits_rows]
-            x = self._reduce(kernels.linear(attended, layer.attention_out_weight), layer.attention_out_bias)
-            normed, residual = self._normalise(x, residual, layer.mlp_norm)
-            inner = self._activation(kernels.linear(normed, layer.mlp_in_weight, layer.mlp_in_bias))
-            x = self._reduce(kernels.linear(inner, layer.mlp_out_weight), layer.mlp_out_bias)
+                normed = normed[batch.logits_rows]
+            partial = kernels.linear(attended, layer.attention_out_weight)
+            if self.description.parallel_residual:
+                if layer.mlp_norm:
+                    normed, residual = self._normalise(residual, None, layer.mlp_norm)
+                x = self._reduce(partial.add_(self._mlp(layer, normed)), layer.attention_out_bias, layer.mlp_out_bias)
+            else:
+                x = self._reduce(partial, layer.attention_out_bias)
+                normed, residual = self._normalise(x, residual, layer.mlp_norm)
+                x = self._reduce(self._mlp(layer, normed), layer.mlp_out_bias)
         normed, _ = self._normalise(x, residual, self.weights.final_norm)
-        return kernels.linear(normed, self.weights.head).float()
+        logits = kernels.linear(normed, self.weights.head, self.weights.head_bias).float()
+        return logits if self.description.logits_divisor == 1.0 else logits.div_(self.description.logits_divisor)
 
-    def _embed(self, token_ids: Tensor) -> Tensor:
+    def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
+        """Return this rank's part of the MLP, without the bias at its end."""
+        inner = self._activation(kernels.linear(x, layer.mlp_in_weight, layer.mlp_in_bias))
+        return kernels.linear(inner, layer.mlp_out_weight)
+
+    def _embed(self, batch: StepBatch) -> Tensor:
         """Return the embeddings: each word's row lies on one rank, so the sum with the others' zeros is exact."""
-        table = self.weights.embedding
+        table, places = self.weights.embedding, self.weights.position_embedding
         if self._collectives.size == 1:
-            x = table[token_ids]
+            x = table[batch.token_ids]
         else:
-            local = token_ids - self.vocab_start
+            local = batch.token_ids - self.vocab_start
             foreign = (local < 0) | (local >= table.shape[0])
             x = table[local.masked_fill_(foreign, 0)].masked_fill_(foreign.unsqueeze(1), 0)
             x = self._collectives.all_reduce(x)
+        multiplier = self.description.embedding_multiplier
+        if multiplier != 1.0:
+            x.mul_(torch.tensor(multiplier, dtype=x.dtype) if self.description.rounded_multiplier else multiplier)
+        if places is not None:
+            x.add_(places[batch.positions + self.description.position_offset])
         norm = self.weights.embedding_norm
         return self._norm(x, *norm, self.description.norm_eps) if norm else x
 
@@ -113,12 +145,14 @@ class Decoder:
         if residual is None:
             normed, stream = self._norm(x, *norm, eps), x
         else:
+            if self.description.residual_multiplier != 1.0:
+                x.mul_(self.description.residual_multiplier)
             normed, stream = self._add_norm(x, residual, *norm, eps)
         return normed, normed if self.description.norm_as_residual else stream
 
     def _attend(
         self,
-        layer: LayerWeights,
+        index: int,
         x: Tensor,
         batch: StepBatch,
         cache: tuple[Tensor, Tensor],
@@ -128,10 +162,13 @@ class Decoder:
 
         Shapes: x [T, H]; result [T, heads of this rank * D].
         """
+        layer = self.weights.layers[index]
         qkv = kernels.linear(x, layer.qkv_weight, layer.qkv_bias)
         q, k, v = kernels.split_qkv(qkv, self._qkv_layout, self.num_heads, self.num_kv_heads, self.head_dim)
+        if layer.q_norm_weight is not None and layer.k_norm_weight is not None:
+            q, k = self._norm_heads(q, layer.q_norm_weight), self._norm_heads(k, layer.k_norm_weight)
         if angles is not None:
-            q, k = kernels.rotary(q, k, batch.positions, *angles)
+            q, k = kernels.rotary(q, k, batch.positions, *angles, self._interleaved)
         keys, values = cache
         kernels.store_kv(k, v, keys, values, batch.slots)
         out = kernels.attention(
@@ -144,10 +181,17 @@ class Decoder:
             self._scale,
             self._slopes,
             self._kv_heads,
+            self.description.window(index),
         )
         return out.flatten(1)
 
-    def _reduce(self, partial: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the sum of all ranks' products plus the bias, which is added here so that it counts once."""
+    def _norm_heads(self, x: Tensor, weight: Tensor) -> Tensor:
+        return kernels.rms_norm(x.flatten(0, 1), weight, self.description.norm_eps).view(x.shape)
+
+    def _reduce(self, partial: Tensor, *biases: Tensor | None) -> Tensor:
+        """Return the sum of all ranks' products plus the biases, which are added here so that they count once."""
         x = self._collectives.all_reduce(partial)
-        return x if bias is None else x.add_(bias)
+        for bias in biases:
+            if bias is not None:
+                x.add_(bias)
+        return x

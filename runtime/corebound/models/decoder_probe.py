@@ -128,6 +128,8 @@ class DecoderProbe:
             norm_eps=1e-5,
             activation=_GELU,
             rms_norm=True,
+            residual_multiplier=1.0,
+            embedding_multiplier=1.0,
         )
 
     def _make_step(self, first: int) -> tuple[StepStruct, list[Any]]:

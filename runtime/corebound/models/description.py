@@ -12,7 +12,7 @@ from corebound.config.suggest import nearest
 from corebound.errors import ModelLoadError
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader, read_config, read_json_object
-from corebound.models.families import ARCHITECTURES
+from corebound.models.families import ARCHITECTURES, NOT_COMPUTED
 from corebound.models.quantization_config import packed_format
 from corebound.models.shards import Shards, read_shards
 from corebound.quantization.packed import PackedFormat
@@ -52,11 +52,12 @@ class ModelDescription(Architecture):
         return sum(math.prod(parameter.shape) for parameter in model_parameters(self))
 
 
-def describe(model_dir: Path | str, *, tokenizer: bool = True) -> ModelDescription:
+def describe(model_dir: Path | str, *, tokenizer: bool = True, allow_pickled_weights: bool = False) -> ModelDescription:
     """Return the description of a local model directory, after checking all that can be checked without torch.
 
     That is config.json, the architecture, the header and length of every weight file, the name, shape and type of
     every parameter, and, unless `tokenizer` is False, the presence of a tokenizer.
+    `allow_pickled_weights` takes PyTorch's own files where there are no safetensors; they need torch to be described.
 
     Raises: ModelLoadError naming the file.
     """
@@ -73,7 +74,7 @@ def describe(model_dir: Path | str, *, tokenizer: bool = True) -> ModelDescripti
         _check_tokenizer(path)
     shards = read_shards(path)
     if shards is None:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, allow_pickled=allow_pickled_weights)
         entries = match_parameters(described, checkpoint, stored)
     else:
         checkpoint = Checkpoint({}, {path / rank.name: shards.files[rank.name][1] for rank in shards.ranks})
@@ -100,6 +101,11 @@ def _architecture_name(config: ConfigReader) -> str:
         raise ModelLoadError(f"{config.path}: architectures: missing; known: {', '.join(sorted(ARCHITECTURES))}")
     known = [name for name in names if name in ARCHITECTURES]
     if not known:
+        reasons = [f"{name}: {NOT_COMPUTED[name]}" for name in names if name in NOT_COMPUTED]
+        if reasons:
+            raise ModelLoadError(
+                f"{config.path}: architectures: {reasons[0]}", hint=f"known: {', '.join(sorted(ARCHITECTURES))}"
+            )
         close = nearest(str(names[0]), ARCHITECTURES)
         raise ModelLoadError(
             f"{config.path}: architectures: unknown {', '.join(map(str, names))}",

@@ -15,7 +15,7 @@ from corebound.models.decoder import Decoder
 from corebound.models.description import ModelDescription, describe
 from corebound.models.native_decoder import NativeDecoder
 from corebound.models.native_source import NativeSource, meter_of, packed_source
-from corebound.models.native_weights import arrange_native
+from corebound.models.native_weights import NativeWeights, arrange_native
 from corebound.models.quantizing import CodeMeaningSink, MeaningSink
 from corebound.models.shard_reading import read_rank
 from corebound.models.storage import matrix_schemes
@@ -32,7 +32,12 @@ _log = get_logger(__name__)
 
 
 def load_model(
-    model_dir: Path | str, dtype: str, collectives: Collectives, progress: Progress | None = None
+    model_dir: Path | str,
+    dtype: str,
+    collectives: Collectives,
+    progress: Progress | None = None,
+    *,
+    allow_pickled_weights: bool = False,
 ) -> Decoder | NativeDecoder:
     """Return this rank's decoder, reading only its part of the weights.
 
@@ -40,12 +45,12 @@ def load_model(
     quantized while they are read, and everything else is bfloat16. The packed matrices of AWQ and GPTQ stay as they are
     with bfloat16, and are turned into floats with float32 and float16. Call it after the process has been bound: the
     thread that reads is the one that touches the memory first. `progress` is called with the bytes that were read and
-    the bytes that will be.
+    the bytes that will be. `allow_pickled_weights`: as describe.
 
     Raises: ModelLoadError for files that are missing, damaged or do not fit; ShardingError for a number of ranks that
     does not work; ConfigError for a scheme that is none.
     """
-    description = describe(model_dir, tokenizer=False)
+    description = describe(model_dir, tokenizer=False, allow_pickled_weights=allow_pickled_weights)
     if description.shards is not None:
         description.shards.require_ranks(collectives.size)
     plan = shard_plan(description, collectives.size)
@@ -81,13 +86,28 @@ def _load_native(
     collectives: Collectives,
     progress: Progress | None,
 ) -> NativeDecoder:
-    if description.shards is not None:
-        matrices, fields = read_rank(description, plan, collectives.rank, progress)
-    else:
-        source = NativeSource(description, plan, collectives.rank, scheme)
-        matrices, fields = source.matrices, source.read(progress)
-    weights = arrange_native(matrices, fields, description.num_layers)
+    weights = load_native_weights(description, plan, collectives.rank, scheme, progress)
     return NativeDecoder(description, plan, weights, collectives, team_cpus())
+
+
+def load_native_weights(
+    description: ModelDescription,
+    plan: ShardPlan,
+    rank: int,
+    scheme: Scheme | None = None,
+    progress: Progress | None = None,
+) -> NativeWeights:
+    """Return a rank's weights for the native decoder, read by as many threads as torch has.
+
+    Raises: ModelLoadError.
+    """
+    num_threads = max(1, torch.get_num_threads())
+    if description.shards is not None:
+        matrices, fields = read_rank(description, plan, rank, progress, num_threads=num_threads)
+    else:
+        source = NativeSource(description, plan, rank, scheme)
+        matrices, fields = source.matrices, source.read(progress, num_threads)
+    return arrange_native(matrices, fields, description.num_layers)
 
 
 def _load_plain(
@@ -115,6 +135,9 @@ def _load_plain(
     for field, part in packed.items():
         assert reader is not None
         reader.load(part, CodeMeaningSink(meanings[field]), meter)
+    for field, tensor in fields.items():
+        if description.norm_offset and field.endswith("norm_weight"):
+            tensor.add_(description.norm_offset)
     return Decoder(description, plan, arrange({**fields, **meanings}, description.num_layers), collectives)
 
 

@@ -17,7 +17,7 @@ MANIFEST_FILE = "corebound-manifest.json"
 # What `corebound shard` writes has its digests beside the description of the shards.
 SHARDS_FILE = "corebound-shards.json"
 
-_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
+_SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".txt")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 4 << 20
 _GIB = 1 << 30

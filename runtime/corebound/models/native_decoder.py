@@ -29,7 +29,7 @@ from corebound.models.native_structs import (
     NormStruct,
     StepStruct,
 )
-from corebound.models.native_weights import NativeLayer, NativeWeights
+from corebound.models.native_weights import NativeWeights
 from corebound.models.rope import RotaryTable
 from corebound.sharding import ShardPlan, alibi_slopes
 
@@ -41,6 +41,8 @@ _FAILED_ITSELF = 100  # csrc/decoder/decoder_api.cpp
 
 class NativeDecoder:
     """A rank's part of a model. All ranks call forward with equal batches; two all-reduces a layer join their parts.
+
+    Layers with a parallel residual need one.
 
     `cpus` are the CPUs of the team, one thread each; the first is the caller's for as long as a step takes.
 
@@ -70,7 +72,7 @@ class NativeDecoder:
         self._kept: list[object] = []  # what the native side points to
         self._per_head_qkv = plan.table.qkv_layout == "per_head"
         self._slopes: Tensor | None = None
-        if description.rope is None:
+        if description.alibi:
             slopes = alibi_slopes(description.num_heads)
             self._slopes = torch.tensor(slopes[share.query_heads.start : share.query_heads.stop], dtype=torch.float32)
         model = self._model(share.kv_head_map)
@@ -92,7 +94,7 @@ class NativeDecoder:
         total = weights.head.num_bytes
         total += sum(tensor.nbytes for tensor in (*weights.embedding_norm, *weights.final_norm))
         for layer in weights.layers:
-            total += sum(tensor.nbytes for tensor in (*layer.attention_norm, *layer.mlp_norm))
+            total += sum(tensor.nbytes for tensor in layer.norms())
             total += sum(matrix.num_bytes for matrix in layer.matrices())
             total += sum(bias.nbytes for bias in layer.biases() if bias is not None)
         return total
@@ -107,8 +109,12 @@ class NativeDecoder:
         """
         keys, values = self._cache_pointers(kv_cache)
         angles = None
+        longest = int(batch.context_lengths.max())
         if self._rotary is not None:
-            angles = self._rotary.up_to(int(batch.context_lengths.max()))
+            angles = self._rotary.up_to(longest)
+        table = self.weights.position_embedding
+        if table is not None and longest > table.shape[0] - self.description.position_offset:
+            raise KernelError(f"native decoder: {longest} positions, of which {self.description.name} has fewer")
         rows = batch.logits_rows.shape[0]
         logits = torch.empty((rows, self.vocab_stop - self.vocab_start), dtype=torch.float32)
         tensors = [batch.token_ids, batch.positions, batch.slots, batch.block_tables]
@@ -130,7 +136,7 @@ class NativeDecoder:
         code = library().corebound_decoder_run(self._handle, ctypes.byref(step))
         if code:
             raise self._error(code)
-        return logits
+        return logits if self.description.logits_divisor == 1.0 else logits.div_(self.description.logits_divisor)
 
     def _error(self, code: int) -> BaseException:
         if self._failure is not None:
@@ -151,7 +157,7 @@ class NativeDecoder:
 
     def _model(self, kv_head_map: Sequence[int]) -> ModelStruct:
         description, weights = self.description, self.weights
-        layers = (LayerStruct * self.num_layers)(*(self._layer(layer) for layer in weights.layers))
+        layers = (LayerStruct * self.num_layers)(*(self._layer(index) for index in range(self.num_layers)))
         groups = _head_groups(kv_head_map)
         first_head = (ctypes.c_int32 * (self.num_kv_heads + 1))(
             *(sum(kv < head for kv in kv_head_map) for head in range(self.num_kv_heads + 1))
@@ -175,7 +181,7 @@ class NativeDecoder:
             num_groups=len(groups),
             first_head=ctypes.addressof(first_head),
             alibi_slopes=_pointer(self._slopes),
-            scale=self.head_dim**-0.5,
+            scale=description.score_scale,
             norm_eps=description.norm_eps,
             activation=ACTIVATIONS.index(description.activation),
             rms_norm=description.norm == "rms",
@@ -183,17 +189,43 @@ class NativeDecoder:
             per_head_qkv=self._per_head_qkv,
             comm_group=group,
             all_reduce=all_reduce,
+            position_embedding=self._first_position(),
+            head_bias=self._in_panels(weights.head, weights.head_bias),
+            rotary_half=description.rotary_dim // 2,
+            residual_multiplier=description.residual_multiplier,
+            embedding_multiplier=self._embedding_multiplier(),
+            norm_offset=description.norm_offset,
+            rotary_interleaved=description.rope is not None and description.rope.interleaved,
+            parallel_residual=description.parallel_residual,
         )
 
-    def _layer(self, layer: NativeLayer) -> LayerStruct:
-        struct = LayerStruct(attention_norm=_norm(layer.attention_norm), mlp_norm=_norm(layer.mlp_norm))
+    def _layer(self, index: int) -> LayerStruct:
+        layer = self.weights.layers[index]
+        struct = LayerStruct(
+            attention_norm=_norm(layer.attention_norm),
+            mlp_norm=_norm(layer.mlp_norm or layer.attention_norm),
+            q_norm=_pointer(layer.q_norm),
+            k_norm=_pointer(layer.k_norm),
+            window=self.description.window(index),
+        )
         for name in ("qkv", "attention_out", "mlp_in", "mlp_out"):
             matrix: PanelMatrix = getattr(layer, name)
-            bias = matrix.bias(getattr(layer, f"{name}_bias"))
-            self._kept.append(bias)
             setattr(struct, name, matrix.struct)
-            setattr(struct, f"{name}_bias", _pointer(bias))
+            setattr(struct, f"{name}_bias", self._in_panels(matrix, getattr(layer, f"{name}_bias")))
         return struct
+
+    def _in_panels(self, matrix: PanelMatrix, bias: Tensor | None) -> int | None:
+        in_order = matrix.bias(bias)
+        self._kept.append(in_order)
+        return _pointer(in_order)
+
+    def _first_position(self) -> int | None:
+        table = self.weights.position_embedding
+        return None if table is None else table[self.description.position_offset :].data_ptr()
+
+    def _embedding_multiplier(self) -> float:
+        multiplier = self.description.embedding_multiplier
+        return float(torch.tensor(multiplier, dtype=self.dtype)) if self.description.rounded_multiplier else multiplier
 
     def _sum_over_ranks(self) -> tuple[int, object]:
         """Return the group in shared memory, or 0 and what else sums over the ranks, if there are several."""

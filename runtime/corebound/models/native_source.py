@@ -48,17 +48,22 @@ class NativeSource:
         others = sum(math.prod(shape) for field, shape in shapes.items() if field not in self.matrices)
         return sum(matrix.num_bytes for matrix in self.matrices.values()) + torch.bfloat16.itemsize * others
 
-    def read(self, progress: Progress | None = None) -> dict[str, Tensor]:
-        """Fill the matrices, and return the other tensors by field, in bfloat16.
+    @property
+    def read_bytes(self) -> int:
+        """Return how many bytes `read` tells its progress of."""
+        return self._meter(None).num_bytes
+
+    def read(self, progress: Progress | None = None, num_threads: int = 1) -> dict[str, Tensor]:
+        """Fill the matrices on `num_threads` threads, and return the other tensors by field, in bfloat16.
 
         Raises: ModelLoadError naming file and tensor.
         """
         place_matrices(self.matrices)
         sinks: dict[str, RowSink] = {}
-        for field, how in self._schemes.items():
+        for field in self._schemes:
             if field not in self._packed:
-                sinks[field] = self.matrices[field] if how is None else PanelSink(self.matrices[field], how)
-        meter = meter_of(self._description, self._plan, self._rank, self._reader, self._packed, progress)
+                sinks[field] = PanelSink(self.matrices[field])
+        meter = self._meter(progress)
         fields = load_shard(
             self._plan,
             self._rank,
@@ -67,11 +72,15 @@ class NativeSource:
             sinks=sinks,
             elsewhere=self._packed,
             meter=meter,
+            num_threads=num_threads,
         )
         for field, part in self._packed.items():
             assert self._reader is not None
             self._reader.load(part, CodePanelSink(self.matrices[field]), meter)
         return fields
+
+    def _meter(self, progress: Progress | None) -> Meter:
+        return meter_of(self._description, self._plan, self._rank, self._reader, self._packed, progress)
 
 
 def packed_source(

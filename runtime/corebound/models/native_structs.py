@@ -30,6 +30,9 @@ class LayerStruct(ctypes.Structure):
         ("attention_out_bias", _POINTER),
         ("mlp_in_bias", _POINTER),
         ("mlp_out_bias", _POINTER),
+        ("q_norm", _POINTER),
+        ("k_norm", _POINTER),
+        ("window", _INT64),
     ]
 
 
@@ -67,6 +70,14 @@ class ModelStruct(ctypes.Structure):
         ("per_head_qkv", _BOOL),
         ("comm_group", _INT64),
         ("all_reduce", ALL_REDUCE),
+        ("position_embedding", _POINTER),
+        ("head_bias", _POINTER),
+        ("rotary_half", _INT64),
+        ("residual_multiplier", _FLOAT),
+        ("embedding_multiplier", _FLOAT),
+        ("norm_offset", _FLOAT),
+        ("rotary_interleaved", _BOOL),
+        ("parallel_residual", _BOOL),
     ]
 
 

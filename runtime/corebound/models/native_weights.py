@@ -17,7 +17,10 @@ from corebound.sharding.arena import allocate
 
 @dataclass(frozen=True, kw_only=True)
 class NativeLayer:
-    """One layer. A norm is its weight, or weight and bias; an absent bias is None."""
+    """One layer. A norm is its weight, or weight and bias; what is absent is None.
+
+    Where `mlp_norm` is empty the MLP reads what the attention reads.
+    """
 
     attention_norm: tuple[Tensor, ...]
     mlp_norm: tuple[Tensor, ...]
@@ -29,6 +32,8 @@ class NativeLayer:
     attention_out_bias: Tensor | None
     mlp_in_bias: Tensor | None
     mlp_out_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
 
     def matrices(self) -> tuple[PanelMatrix, ...]:
         """Return the matrices in the order in which a step reads them."""
@@ -37,6 +42,11 @@ class NativeLayer:
     def biases(self) -> tuple[Tensor | None, ...]:
         """Return the biases in the same order."""
         return (self.qkv_bias, self.attention_out_bias, self.mlp_in_bias, self.mlp_out_bias)
+
+    def norms(self) -> tuple[Tensor, ...]:
+        """Return the tensors of all norms."""
+        of_heads = tuple(weight for weight in (self.q_norm, self.k_norm) if weight is not None)
+        return (*self.attention_norm, *self.mlp_norm, *of_heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +58,8 @@ class NativeWeights:
     layers: tuple[NativeLayer, ...]
     final_norm: tuple[Tensor, ...]
     head: PanelMatrix
+    head_bias: Tensor | None
+    position_embedding: Tensor | None
 
 
 def panel_matrices(
@@ -57,7 +69,7 @@ def panel_matrices(
     shapes = plan.field_shapes(rank)
     matrices: dict[str, PanelMatrix] = {}
     for field, form in forms.items():
-        gated = field.endswith("mlp_in_weight") and description.activation == "silu_gated"
+        gated = field.endswith("mlp_in_weight") and description.gated
         matrices[field] = PanelMatrix(shapes[field][0], shapes[field][1], form, gated=gated)
     return matrices
 
@@ -88,6 +100,8 @@ def arrange_native(matrices: Mapping[str, PanelMatrix], fields: Mapping[str, Ten
             attention_out_bias=fields.get(f"{prefix}attention_out_bias"),
             mlp_in_bias=fields.get(f"{prefix}mlp_in_bias"),
             mlp_out_bias=fields.get(f"{prefix}mlp_out_bias"),
+            q_norm=fields.get(f"{prefix}q_norm_weight"),
+            k_norm=fields.get(f"{prefix}k_norm_weight"),
         )
 
     return NativeWeights(
@@ -96,4 +110,6 @@ def arrange_native(matrices: Mapping[str, PanelMatrix], fields: Mapping[str, Ten
         layers=tuple(layer(f"layers.{index}.") for index in range(num_layers)),
         final_norm=norm("final_norm"),
         head=matrices["head_weight"] if "head_weight" in matrices else matrices["embedding_weight"],
+        head_bias=fields.get("head_bias"),
+        position_embedding=fields.get("position_embedding_weight"),
     )

@@ -8,6 +8,7 @@ import torch
 
 from corebound.kernels.panel_format import Kind, PanelFormat, ScaleKind
 from corebound.kernels.panels import PanelMatrix
+from corebound.kernels.values import load_rows
 from corebound.quantization.matrix import QuantizedMatrix
 from corebound.quantization.reference import dequantize
 from corebound.quantization.rtn import quantize
@@ -36,27 +37,26 @@ def packed_panel_format(field: PackedField, scheme: Scheme) -> PanelFormat:
 
 @dataclass(frozen=True)
 class PanelSink:
-    """Takes bfloat16 rows and stores their codes in panels."""
+    """Takes rows of a checkpoint and stores them in panels, as bfloat16 or, by the format of the matrix, quantized."""
 
     matrix: PanelMatrix
-    scheme: Scheme
 
     def put(self, first_row: int, rows: torch.Tensor) -> None:
-        """Store rows [n, inputs] from `first_row` on."""
-        quantized = quantize(rows, self.scheme)
-        self.matrix.put_codes(first_row, quantized.codes, quantized.scales, quantized.zeros.float())
+        """Store rows [n, inputs] from `first_row` on; several threads may."""
+        load_rows(self.matrix, first_row, rows)
 
 
 @dataclass(frozen=True)
 class MeaningSink:
-    """Takes bfloat16 rows and stores what their codes mean, rounded to the type of `target`."""
+    """Takes rows and stores what the codes mean that they become, in the type of `target`."""
 
     target: torch.Tensor
     scheme: Scheme
 
     def put(self, first_row: int, rows: torch.Tensor) -> None:
         """Store rows [n, inputs] from `first_row` on."""
-        self.target[first_row : first_row + rows.shape[0]] = dequantize(quantize(rows, self.scheme), self.target.dtype)
+        quantized = quantize(rows.to(self.target.dtype), self.scheme)
+        self.target[first_row : first_row + rows.shape[0]] = dequantize(quantized, self.target.dtype)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Reads what `corebound shard` wrote for a rank, straight into the memory from which it is computed."""
+"""Reads what `corebound shard` wrote for a rank: as pages of the page cache, or into memory of the rank's own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from corebound.errors import ModelLoadError
 from corebound.kernels.panel_format import Kind, PanelFormat, ScaleKind
 from corebound.kernels.panels import PanelMatrix
+from corebound.logs import get_logger
 from corebound.models.description import ModelDescription
 from corebound.models.native_weights import place_matrices
 from corebound.models.shards import StoredMatrix
@@ -18,15 +20,75 @@ from corebound.models.storage import matrix_schemes
 from corebound.sharding import ShardPlan
 from corebound.sharding.arena import allocate
 from corebound.sharding.checkpoint import TensorEntry, read_header
-from corebound.sharding.reading import Meter, Progress, opened, read_span
+from corebound.sharding.mapped import huge_bytes, map_file
+from corebound.sharding.reading import Meter, Progress, Scratch, opened, read_span
+from corebound.sharding.workers import Part, run_parts
+from corebound.topology import read_topology
 
-_CHUNK_BYTES = 16 << 20  # after which progress is told
+_CHUNK_BYTES = 4 << 20  # two huge pages
+_ALIGN_BYTES = 64  # what panels need
+_SMALL_BYTES = 32 << 20  # what the TLB knows
+_log = get_logger(__name__)
 
 
 def read_rank(
-    description: ModelDescription, plan: ShardPlan, rank: int, progress: Progress | None = None
+    description: ModelDescription,
+    plan: ShardPlan,
+    rank: int,
+    progress: Progress | None = None,
+    *,
+    num_threads: int = 1,
+    mapped: bool | None = None,
 ) -> tuple[dict[str, PanelMatrix], dict[str, Tensor]]:
     """Return a rank's matrices in panels and its other tensors in bfloat16, by field.
+
+    `mapped` says whether they are pages of the page cache, or are read into memory of their own. None maps where that
+    costs no speed later: see _may_be_mapped and _in_huge_pages.
+
+    Raises: ModelLoadError for a file that is damaged or does not fit config.json.
+    """
+    matrices, entries = rank_tensors(description, plan, rank)
+    shapes = plan.field_shapes(rank)
+    path = next(iter(entries.values())).path
+    aligned = all(entries[field].start % _ALIGN_BYTES == 0 for field in matrices)
+    if aligned and (mapped or (mapped is None and _may_be_mapped())):
+        content = map_file(path, progress, num_threads)
+        if mapped or _in_huge_pages(content):
+            return matrices, _place_mapped(content, matrices, entries, shapes)
+        _log.debug("%s: the page cache has it in small pages: read into huge ones", path)
+        del content
+    tensors = place_matrices(matrices)
+    fields = allocate({field: shape for field, shape in shapes.items() if field not in matrices}, torch.bfloat16)
+    meter = Meter(sum(entry.num_bytes for entry in entries.values()), progress)
+    _fill(entries, {**tensors, **fields}, meter, num_threads)
+    return matrices, fields
+
+
+def _place_mapped(
+    content: Tensor,
+    matrices: Mapping[str, PanelMatrix],
+    entries: Mapping[str, TensorEntry],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Tensor]:
+    """Give matrices their part of a mapped file, and return the other tensors: vectors as aligned copies."""
+    parts = {field: content[entry.start : entry.start + entry.num_bytes] for field, entry in entries.items()}
+    for field, matrix in matrices.items():
+        matrix.place(parts[field])
+    others = {
+        field: parts[field].view(torch.bfloat16).view(shapes[field]) for field in entries.keys() - matrices.keys()
+    }
+    vectors = allocate(
+        {field: shape for field, shape in shapes.items() if field in others and len(shape) == 1}, torch.bfloat16
+    )
+    for field, vector in vectors.items():
+        vector.copy_(others[field])
+    return others | vectors
+
+
+def rank_tensors(
+    description: ModelDescription, plan: ShardPlan, rank: int
+) -> tuple[dict[str, PanelMatrix], dict[str, TensorEntry]]:
+    """Return the matrices in the file of a rank, without memory, and where all its tensors lie, by field.
 
     Raises: ModelLoadError for a file that is damaged or does not fit config.json.
     """
@@ -41,10 +103,27 @@ def read_rank(
     matrices = {field: _matrix(stored) for field, stored in file.matrices.items()}
     for field, entry in entries.items():
         _check(entry, shapes[field], matrices.get(field))
-    tensors = place_matrices(matrices)
-    fields = allocate({field: shape for field, shape in shapes.items() if field not in matrices}, torch.bfloat16)
-    _fill(entries, {**tensors, **fields}, progress)
-    return matrices, fields
+    return matrices, entries
+
+
+def _may_be_mapped() -> bool:
+    """Return whether the page cache is as good a place for weights as memory of the rank's own.
+
+    With several memory nodes it is not: a page of the cache is where the process ran that first read or wrote it, and
+    there it stays.
+    """
+    return len(read_topology().nodes) == 1
+
+
+def _in_huge_pages(content: Tensor) -> bool:
+    """Return whether memory of the rank's own would not be in larger pages than a mapped file.
+
+    Small pages cost decode some of its speed. Files written or read in whole huge pages have them in the cache of
+    ext4 and XFS of newer kernels.
+    """
+    if content.numel() < _SMALL_BYTES or read_topology().memory.transparent_huge_pages == "never":
+        return True
+    return huge_bytes(content) >= content.numel() // 2
 
 
 _ANEW = "write it anew with `corebound shard --force`"
@@ -79,13 +158,24 @@ def _check(entry: TensorEntry, shape: tuple[int, ...], matrix: PanelMatrix | Non
         )
 
 
-def _fill(entries: Mapping[str, TensorEntry], tensors: Mapping[str, Tensor], progress: Progress | None) -> None:
-    meter = Meter(sum(entry.num_bytes for entry in entries.values()), progress)
+def _fill(entries: Mapping[str, TensorEntry], tensors: Mapping[str, Tensor], meter: Meter, num_threads: int) -> None:
     in_file = sorted(entries.items(), key=lambda item: item[1].start)
-    with opened(in_file[0][1].path) as descriptor:
+
+    def parts(descriptor: int) -> Iterator[Part]:
         for field, entry in in_file:
-            view = tensors[field].reshape(-1).view(torch.uint8).numpy().data
-            for start in range(0, entry.num_bytes, _CHUNK_BYTES):
-                chunk = view[start : start + _CHUNK_BYTES]
-                read_span(descriptor, entry, chunk, entry.start + start)
-                meter.add(len(chunk))
+            content = tensors[field].reshape(-1).view(torch.uint8)
+            start = 0
+            while start < entry.num_bytes:
+                # Up to the end of a huge page, so that no two threads touch one first.
+                place = content.data_ptr() + start
+                stop = min(start + _CHUNK_BYTES - place % _CHUNK_BYTES, entry.num_bytes)
+                yield functools.partial(_read, descriptor, entry, content, range(start, stop), meter)
+                start = stop
+
+    with opened(in_file[0][1].path) as descriptor:
+        run_parts(parts(descriptor), num_threads)
+
+
+def _read(descriptor: int, entry: TensorEntry, content: Tensor, part: range, meter: Meter, _: Scratch) -> None:
+    read_span(descriptor, entry, content[part.start : part.stop].numpy().data, entry.start + part.start)
+    meter.add(len(part))

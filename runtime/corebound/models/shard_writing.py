@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
-import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from corebound.errors import ConfigError, HostError, ModelLoadError
 from corebound.kernels.panels import PanelMatrix
@@ -23,11 +18,13 @@ from corebound.models.config_reader import CONFIG_FILE
 from corebound.models.description import ModelDescription
 from corebound.models.manifest import SHARDS_FILE, file_digest, model_listing, verify_manifest
 from corebound.models.native_source import NativeSource
+from corebound.models.resharding import WrittenSource
+from corebound.models.shard_file import write_tensors
 from corebound.models.shards import RankFile, Shards, StoredMatrix, read_shards
 from corebound.models.stored import scheme_to_apply
 from corebound.quantization.scheme import is_scheme
 from corebound.sharding import shard_plan
-from corebound.sharding.reading import Progress
+from corebound.sharding.reading import Meter, Progress
 
 # What of a model directory is no weight and belongs to it.
 _COPIED = (
@@ -43,9 +40,6 @@ _COPIED = (
     "vocab.txt",
     "chat_template.jinja",
 )
-_CHUNK_BYTES = 16 << 20
-_ALIGN_BYTES = 4096  # the data of a file starts at a page
-_STEPS = 1000  # of progress
 
 
 def write_shards(
@@ -56,33 +50,32 @@ def write_shards(
     *,
     force: bool = False,
     progress: Progress | None = None,
+    num_threads: int = 1,
 ) -> tuple[Shards, bool]:
     """Write a model for `num_ranks` ranks into the directory `output`; return its manifest and whether it was written.
 
+    A model that was written for another number of ranks serves as well as a checkpoint; its weights stay as they are.
     What is there already and whole stays as it is. The directory appears at once when everything is in it; one rank's
     part at a time is in memory.
 
     Raises: ConfigError for a dtype that has no panels, or another output that is there without `force`; HostError for
     a disk that is too small; ModelLoadError, ShardingError.
     """
-    if description.shards is not None:
-        raise ConfigError(
-            f"{description.path}: is written for ranks already", hint="give the checkpoint it was made of"
-        )
     if not is_scheme(dtype) and dtype != "bfloat16":
         raise ConfigError(
             f"dtype {dtype}: only bfloat16, int8 and int4 are arranged for ranks",
             hint=f"leave out --dtype, or load the checkpoint itself with --dtype {dtype}",
         )
     scheme = scheme_to_apply(description, dtype)
+    before = description.shards
     weights = description.packed.name if description.packed else scheme.name if scheme else "bfloat16"
     plan = shard_plan(description, num_ranks)
     wanted = Shards(
         path=output,
-        model=description.path.resolve().name,
-        weights=weights,
+        model=before.model if before else description.path.resolve().name,
+        weights=before.weights if before else weights,
         num_ranks=num_ranks,
-        source=_source(description),
+        source=before.source if before else _source(description),
         files={},
         ranks=(),
     )
@@ -90,30 +83,38 @@ def write_shards(
     if existing is not None:
         return existing, False
     _check_replaceable(output, force)
-    sources = [NativeSource(description, plan, rank, scheme) for rank in range(num_ranks)]
+    sources: list[NativeSource | WrittenSource] = [
+        WrittenSource(description, plan, rank) if before else NativeSource(description, plan, rank, scheme)
+        for rank in range(num_ranks)
+    ]
     with _unfinished(output) as directory:
         _check_room(directory, sum(source.num_bytes for source in sources))
-        shards = _write(wanted, description.path, directory, sources, progress)
+        shards = _write(wanted, description.path, directory, sources, progress, num_threads)
         _put_in_place(directory, output)
     return shards, True
 
 
 def _write(
-    wanted: Shards, model_dir: Path, directory: Path, sources: list[NativeSource], progress: Progress | None
+    wanted: Shards,
+    model_dir: Path,
+    directory: Path,
+    sources: list[NativeSource | WrittenSource],
+    progress: Progress | None,
+    num_threads: int,
 ) -> Shards:
     files: dict[str, tuple[str, int]] = {}
     for name in _COPIED:
         if (model_dir / name).is_file():
             shutil.copyfile(model_dir / name, directory / name)
             files[name] = (file_digest(directory / name), (directory / name).stat().st_size)
+    meter = Meter(sum(source.read_bytes + source.num_bytes for source in sources), progress)
     ranks = []
     for rank in range(wanted.num_ranks):
         source = sources.pop(0)  # so that its memory is free before the next one takes its own
         name = f"rank-{rank:05d}-of-{wanted.num_ranks:05d}.safetensors"
-        reading, writing = (_part_of(progress, 2 * rank + part, 2 * wanted.num_ranks) for part in range(2))
-        fields = source.read(reading)
+        fields = source.read(_counted(meter), num_threads)
         panels = {field: matrix.memory for field, matrix in source.matrices.items()}
-        files[name] = _write_tensors(directory / name, {**panels, **fields}, writing)
+        files[name] = write_tensors(directory / name, {**panels, **fields}, meter.add)
         matrices = {field: _stored(matrix) for field, matrix in source.matrices.items()}
         ranks.append(RankFile(name=name, matrices=matrices))
         del source, fields, panels
@@ -122,36 +123,16 @@ def _write(
     return shards
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor], progress: Progress | None) -> tuple[str, int]:
-    """Write a safetensors file, bytes as uint8 and the rest as bfloat16; return its digest and size."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, tensor in tensors.items():
-        dtype = "U8" if tensor.dtype == torch.uint8 else "BF16"
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes]}
-        end += tensor.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGN_BYTES)
-    digest, done = hashlib.sha256(), 0
-    with path.open("wb", buffering=0) as file:
-        for part in _parts(struct.pack("<Q", len(text)) + text, tensors):
-            digest.update(part)
-            left = part
-            while left:
-                left = left[file.write(left) :]
-            done += len(part)
-            if progress is not None:
-                progress(min(done, end), end)
-        os.fsync(file.fileno())
-    return digest.hexdigest(), done
+def _counted(meter: Meter) -> Progress:
+    """Return a progress of one part that counts it as part of `meter`."""
+    before = 0
 
+    def tell(done: int, _: int) -> None:
+        nonlocal before
+        meter.add(done - before)
+        before = done
 
-def _parts(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    yield memoryview(header)
-    for tensor in tensors.values():
-        view = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-        for start in range(0, len(view), _CHUNK_BYTES):
-            yield view[start : start + _CHUNK_BYTES]
+    return tell
 
 
 def _stored(matrix: PanelMatrix) -> StoredMatrix:
@@ -218,7 +199,10 @@ def _unfinished(output: Path) -> Iterator[Path]:
         directory = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
         yield directory
     except OSError as error:
-        raise HostError(f"--output {output}: cannot be written: {error.strerror or error}") from error
+        raise HostError(
+            f"--output {output}: cannot be written: {error.strerror or error}",
+            hint="name a directory on a disk that this user may write to",
+        ) from error
     finally:
         if directory is not None and directory.exists():
             shutil.rmtree(directory)
@@ -255,14 +239,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _part_of(progress: Progress | None, index: int, num_parts: int) -> Progress | None:
-    """Return what tells `progress` of one of several parts that take about as long."""
-    if progress is None:
-        return None
-
-    def tell(done: int, total: int) -> None:
-        progress(index * _STEPS + _STEPS * done // max(1, total), num_parts * _STEPS)
-
-    return tell

@@ -60,21 +60,17 @@ class Shards:
         """Return the bytes of the files of all ranks."""
         return sum(self.files[rank.name][1] for rank in self.ranks)
 
-    @property
-    def command(self) -> str:
-        """Return the command that writes the model anew; the number of ranks is left to its reader."""
-        scheme = self.weights if " " not in self.weights else "bfloat16"
-        return f"corebound shard --model {self.model} --output {self.path} --dtype {scheme} --force --num-ranks"
-
     def require_ranks(self, num_ranks: int) -> None:
         """Check that a launch has the ranks that the model was written for.
 
         Raises: ShardingError with the command that writes it for others.
         """
         if num_ranks != self.num_ranks:
+            written, found = counted_ranks(self.num_ranks), counted_ranks(num_ranks)
             raise ShardingError(
-                f"{self.path}: written for {_ranks(self.num_ranks)}, found a launch of {_ranks(num_ranks)}",
-                hint=f"use {_ranks(self.num_ranks)}, or write it anew: `{self.command} {num_ranks}`",
+                f"{self.path}: written for {written}, found a launch of {found}",
+                hint=f"use {written}, or write it for others: `corebound shard --model {self.path} "
+                f"--output {self.path}-{num_ranks} --num-ranks {num_ranks}`",
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -196,5 +192,6 @@ def _text(reader: ConfigReader, field: str) -> str:
     return value
 
 
-def _ranks(number: int) -> str:
+def counted_ranks(number: int) -> str:
+    """Return a number of ranks in words."""
     return "1 rank" if number == 1 else f"{number} ranks"

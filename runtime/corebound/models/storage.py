@@ -36,7 +36,7 @@ class StoredMatrix:
 
 @dataclass(frozen=True)
 class RankStorage:
-    """What one rank holds: its matrices, an embedding that only lends rows, and the bytes of all small tensors."""
+    """What one rank holds: its matrices, embeddings that only lend rows, and the bytes of all small tensors."""
 
     matrices: tuple[StoredMatrix, ...]
     embedding_bytes: int
@@ -60,8 +60,8 @@ def rank_storage(architecture: Architecture, plan: ShardPlan, rank: int, scheme:
     for field, shape in plan.field_shapes(rank).items():
         if field in schemes:
             matrices.append(StoredMatrix(field, shape[0], shape[1], panel_format(schemes[field])))
-        elif field == "embedding_weight":
-            embedding = math.prod(shape) * _PLAIN_BYTES
+        elif field in ("embedding_weight", "position_embedding_weight"):
+            embedding += math.prod(shape) * _PLAIN_BYTES
         else:
             small += math.prod(shape) * _PLAIN_BYTES
     return RankStorage(tuple(matrices), embedding, small)

@@ -10,7 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """The tensors of one layer. A norm is its weight, or weight and bias; an absent bias is None."""
+    """The tensors of one layer. A norm is its weight, or weight and bias; what is absent is None.
+
+    Where `mlp_norm` is empty the MLP reads what the attention reads.
+    """
 
     attention_norm: tuple[Tensor, ...]
     qkv_weight: Tensor
@@ -22,6 +25,8 @@ class LayerWeights:
     mlp_in_bias: Tensor | None
     mlp_out_weight: Tensor
     mlp_out_bias: Tensor | None
+    q_norm_weight: Tensor | None
+    k_norm_weight: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,8 @@ class DecoderWeights:
     layers: tuple[LayerWeights, ...]
     final_norm: tuple[Tensor, ...]
     head: Tensor
+    head_bias: Tensor | None
+    position_embedding: Tensor | None
 
 
 def arrange(fields: Mapping[str, Tensor], num_layers: int) -> DecoderWeights:
@@ -53,6 +60,8 @@ def arrange(fields: Mapping[str, Tensor], num_layers: int) -> DecoderWeights:
             mlp_in_bias=fields.get(f"{prefix}mlp_in_bias"),
             mlp_out_weight=fields[f"{prefix}mlp_out_weight"],
             mlp_out_bias=fields.get(f"{prefix}mlp_out_bias"),
+            q_norm_weight=fields.get(f"{prefix}q_norm_weight"),
+            k_norm_weight=fields.get(f"{prefix}k_norm_weight"),
         )
 
     embedding = fields["embedding_weight"]
@@ -62,4 +71,6 @@ def arrange(fields: Mapping[str, Tensor], num_layers: int) -> DecoderWeights:
         layers=tuple(layer(f"layers.{index}.") for index in range(num_layers)),
         final_norm=norm("final_norm"),
         head=fields.get("head_weight", embedding),
+        head_bias=fields.get("head_bias"),
+        position_embedding=fields.get("position_embedding_weight"),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,10 @@ class TensorEntry:
         return math.prod(self.shape) * self.item_bytes
 
 
+# Returns the tensors of a file, and its size in bytes.
+FileReader = Callable[[Path], tuple[dict[str, TensorEntry], int]]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """All tensors of a model directory by name, and its weight files with their sizes in bytes."""
@@ -65,8 +69,10 @@ class Checkpoint:
         return sum(self.files.values())
 
 
-def read_checkpoint(model_dir: Path) -> Checkpoint:
+def read_checkpoint(model_dir: Path, *, allow_pickled: bool = False) -> Checkpoint:
     """Return what the safetensors files of a directory hold, one file or several with an index.
+
+    Where there are none, `allow_pickled` lets PyTorch's own files count.
 
     Raises: ModelLoadError naming the file that is missing, cut short, or damaged.
     """
@@ -75,11 +81,16 @@ def read_checkpoint(model_dir: Path) -> Checkpoint:
         return _merge([model_dir / SINGLE_FILE])
     if index.is_file():
         return _read_indexed(model_dir, index)
+    if allow_pickled:
+        found = _read_pickled(model_dir)
+        if found is not None:
+            return found
     others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in model_dir.glob(pattern))
     if others:
         raise ModelLoadError(
             f"{model_dir}: no safetensors file; found {', '.join(others[:4])}, which hold Python objects that run code",
-            hint="convert it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR) writes safetensors",
+            hint="convert it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR) writes safetensors; "
+            "or let --allow-pickled-weights read pytorch_model*.bin, of which it takes tensors and refuses the rest",
         )
     raise ModelLoadError(f"{model_dir}: no weights: expected {SINGLE_FILE} or {INDEX_FILE}")
 
@@ -167,19 +178,31 @@ def _check_layout(path: Path, entries: dict[str, TensorEntry], *, data_start: in
         raise ModelLoadError(f"{path}: {what}: expected {end} bytes, found {file_bytes}", hint=_DAMAGED)
 
 
-def _read_indexed(model_dir: Path, index: Path) -> Checkpoint:
+def _read_pickled(model_dir: Path) -> Checkpoint | None:
+    from corebound.sharding.pickled import PICKLED_INDEX_FILE, SINGLE_PICKLED_FILE, read_pickled_file
+
+    if (model_dir / SINGLE_PICKLED_FILE).is_file():
+        return _merge([model_dir / SINGLE_PICKLED_FILE], read_pickled_file)
+    if (model_dir / PICKLED_INDEX_FILE).is_file():
+        return _read_indexed(model_dir, model_dir / PICKLED_INDEX_FILE, ".bin", read_pickled_file)
+    return None
+
+
+def _read_indexed(
+    model_dir: Path, index: Path, suffix: str = ".safetensors", read: FileReader | None = None
+) -> Checkpoint:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = {str(file) for file in weight_map.values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelLoadError(f"{index}: damaged: expected a JSON object with weight_map: {error}") from error
-    strange = sorted(name for name in names if Path(name).name != name or not name.endswith(".safetensors"))
+    strange = sorted(name for name in names if Path(name).name != name or not name.endswith(suffix))
     if strange:
-        raise ModelLoadError(f"{index}: expected names of safetensors files beside it, found {', '.join(strange)}")
+        raise ModelLoadError(f"{index}: expected names of {suffix[1:]} files beside it, found {', '.join(strange)}")
     missing = sorted(name for name in names if not (model_dir / name).is_file())
     if missing:
         raise ModelLoadError(f"{index}: names files that are missing: {', '.join(missing)}", hint="fetch them again")
-    checkpoint = _merge([model_dir / name for name in sorted(names)])
+    checkpoint = _merge([model_dir / name for name in sorted(names)], read)
     for tensor, name in weight_map.items():
         entry = checkpoint.tensors.get(tensor)
         if entry is None or entry.path.name != name:
@@ -187,11 +210,11 @@ def _read_indexed(model_dir: Path, index: Path) -> Checkpoint:
     return checkpoint
 
 
-def _merge(paths: list[Path]) -> Checkpoint:
+def _merge(paths: list[Path], read: FileReader | None = None) -> Checkpoint:
     tensors: dict[str, TensorEntry] = {}
     files: dict[Path, int] = {}
     for path in paths:
-        entries, files[path] = read_header(path)
+        entries, files[path] = (read or read_header)(path)
         for name, entry in entries.items():
             if name in tensors:
                 raise ModelLoadError(f"tensor {name!r} is in two files: {tensors[name].path} and {path}")

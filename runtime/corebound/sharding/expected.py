@@ -57,8 +57,8 @@ def expected_tensors(
 
 
 def is_packable(parameter: Parameter) -> bool:
-    """Return whether a parameter is a matrix of a product; rows of the embedding are looked up."""
-    return len(parameter.shape) == 2 and parameter.rule.field != "embedding_weight"
+    """Return whether a parameter is a matrix of a product; rows of embeddings are looked up."""
+    return len(parameter.shape) == 2 and not parameter.rule.field.endswith("embedding_weight")
 
 
 def packed_name(parameter: Parameter, suffix: str) -> str:

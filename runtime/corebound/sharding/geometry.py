@@ -12,6 +12,7 @@ class Geometry:
     `family` names the table in corebound.sharding.families. `features` are the optional groups of parameters that
     this model has, by the names its table uses, such as `attention_bias` or `untied_head`. `input_grain` is the number
     of neighbouring inputs of a matrix that one rank must hold together, because they share a scale.
+    `num_positions` are the rows of a table of learned positions, 0 where there is none.
     """
 
     name: str
@@ -25,3 +26,4 @@ class Geometry:
     vocab_size: int
     features: frozenset[str] = frozenset()
     input_grain: int = 1
+    num_positions: int = 0

@@ -162,8 +162,11 @@ def axis_size(axis: Axis, geometry: Geometry) -> int:
         Axis.KV: kv,
         Axis.QKV_PER_HEAD: q + 2 * kv,
         Axis.QKV_STACKED: q + 2 * kv,
+        Axis.QKV_PER_GROUP: q + 2 * kv,
         Axis.INTERMEDIATE: geometry.intermediate_size,
         Axis.GATE_UP_STACKED: 2 * geometry.intermediate_size,
+        Axis.HEAD_DIM: geometry.head_dim,
+        Axis.POSITION: geometry.num_positions,
     }[axis]
 
 
@@ -187,6 +190,8 @@ def axis_ranges(axis: Axis, geometry: Geometry, share: RankShare) -> tuple[range
     if axis is Axis.QKV_PER_HEAD:
         assert geometry.num_heads == geometry.num_kv_heads, "q, k, v per head need as many kv heads as heads"
         return (rows(share.query_heads, 3 * width),)
+    if axis is Axis.QKV_PER_GROUP:
+        return _group_ranges(geometry, share)
     if axis is Axis.QKV_STACKED:
         num_q, num_kv = geometry.num_heads * width, geometry.num_kv_heads * width
         return (
@@ -195,6 +200,20 @@ def axis_ranges(axis: Axis, geometry: Geometry, share: RankShare) -> tuple[range
             rows(share.kv_heads, width, num_q + num_kv),
         )
     return (range(axis_size(axis, geometry)),)
+
+
+def _group_ranges(geometry: Geometry, share: RankShare) -> tuple[range, ...]:
+    """Return the rows of queries, keys and values of a rank where each kv head follows its queries: stacked."""
+    width, group = geometry.head_dim, geometry.num_heads // geometry.num_kv_heads
+    whole = (group + 2) * width
+    queries, keys, values = [], [], []
+    for kv in share.kv_heads:
+        start = kv * whole
+        heads = range(max(share.query_heads.start, kv * group), min(share.query_heads.stop, (kv + 1) * group))
+        queries.append(range(start + (heads.start - kv * group) * width, start + (heads.stop - kv * group) * width))
+        keys.append(range(start + group * width, start + (group + 1) * width))
+        values.append(range(start + (group + 1) * width, start + whole))
+    return (*queries, *keys, *values)
 
 
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:

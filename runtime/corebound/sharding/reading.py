@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,20 +16,23 @@ from corebound.sharding.checkpoint import TensorEntry
 
 Progress = Callable[[int, int], None]
 
-CHUNK_BYTES = 4 << 20  # stays in the second-level cache, where the check of the values finds it again
+CHUNK_BYTES = 1 << 20  # stays in the second-level cache, where the check of the values finds it again
 
 
 class Meter:
-    """Counts bytes that were read, of `num_bytes` that will be, and tells `progress`."""
+    """Counts bytes that were read, of `num_bytes` that will be, and tells `progress`, one thread at a time."""
 
     def __init__(self, num_bytes: int, progress: Progress | None) -> None:
-        self._done, self._total, self._progress = 0, num_bytes, progress
+        self.num_bytes = num_bytes
+        self._done, self._progress = 0, progress
+        self._lock = threading.Lock()
 
     def add(self, num_bytes: int) -> None:
         """Count bytes."""
-        self._done += num_bytes
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+        with self._lock:
+            self._done += num_bytes
+            if self._progress is not None:
+                self._progress(self._done, self.num_bytes)
 
 
 class Scratch:

@@ -11,7 +11,9 @@ class Axis(StrEnum):
     """What one dimension of a parameter counts.
 
     The fused forms say in which order the rows of several projections lie: PER_HEAD is q, k and v of head 0, then of
-    head 1, and so on; STACKED is all of the first, then all of the second.
+    head 1, and so on; PER_GROUP is the queries that read kv head 0, its k and its v, then those of kv head 1 (a rank
+    holds its rows STACKED); STACKED is all of the first, then all of the second. POSITION are the rows of a table of
+    learned positions.
     """
 
     HIDDEN = "hidden"
@@ -22,6 +24,9 @@ class Axis(StrEnum):
     QKV_STACKED = "qkv_stacked"
     INTERMEDIATE = "intermediate"
     GATE_UP_STACKED = "gate_up_stacked"
+    QKV_PER_GROUP = "qkv_per_group"
+    HEAD_DIM = "head_dim"
+    POSITION = "position"
 
 
 class Decision(StrEnum):
@@ -39,7 +44,8 @@ class Decision(StrEnum):
     REPLICATE = "replicate"
 
 
-_HEADS = {Axis.QUERY, Axis.KV, Axis.QKV_PER_HEAD, Axis.QKV_STACKED}
+_HEADS = {Axis.QUERY, Axis.KV, Axis.QKV_PER_HEAD, Axis.QKV_STACKED, Axis.QKV_PER_GROUP}
+_NEVER_CUT = {Axis.HIDDEN, Axis.HEAD_DIM, Axis.POSITION}
 _CUT_AXES = {
     Decision.SPLIT_VOCAB: {Axis.VOCAB},
     Decision.SPLIT_HEADS_OUTPUTS: _HEADS,
@@ -64,7 +70,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         if self.decision is Decision.REPLICATE:
-            assert set(self.axes) == {Axis.HIDDEN}, f"{self.name}: only the hidden size is never cut"
+            assert set(self.axes) <= _NEVER_CUT, f"{self.name}: all ranks hold only what no axis of is cut"
             return
         cut, rest = self.cut_dim, [axis for dim, axis in enumerate(self.axes) if dim != self.cut_dim]
         assert cut < len(self.axes), f"{self.name}: {self.decision} needs a second dimension"

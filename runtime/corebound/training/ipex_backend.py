@@ -14,6 +14,7 @@ from torch import nn
 
 from corebound.errors import ConfigError, HostError, ModelError
 from corebound.training.report import OptimizationReport, module_types, type_changes
+from corebound.training.request import Request
 
 PACKAGE = "intel_extension_for_pytorch"
 WHY_OFF = (
@@ -46,11 +47,19 @@ LLM_ARCHITECTURES = frozenset(
 )
 
 
-def optimize(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, OptimizationReport]:
+def optimize(model: nn.Module, request: Request) -> tuple[nn.Module, OptimizationReport]:
     """Return the module as ipex.llm.optimize makes it for a family that it knows, else as ipex.optimize does.
 
-    Raises: HostError when the extension is not installed or does not fit this torch; ModelError when it fails.
+    Raises: ConfigError for a scheme, or packing that is asked for or against; HostError when the extension is not
+    installed or does not fit this torch; ModelError when it fails.
     """
+    if request.scheme is not None or request.packs is not None or not request.fuses:
+        raise ConfigError(
+            "optimize: quantization, weights_prepack and fuse are for backend native; the extension packs and fuses "
+            "as it sees fit",
+            hint='leave them out, or use backend="native"',
+        )
+    dtype = request.dtype
     ipex = _extension()
     architecture = _architecture(model)
     name = "ipex.llm.optimize" if architecture in LLM_ARCHITECTURES else "ipex.optimize"

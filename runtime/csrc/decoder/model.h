@@ -17,6 +17,8 @@ struct Layer {
   Norm attention_norm, mlp_norm;
   kernels::PanelMatrix qkv, attention_out, mlp_in, mlp_out;
   const uint16_t *qkv_bias, *attention_out_bias, *mlp_in_bias, *mlp_out_bias; // in panel order, whole panels, or null
+  const uint16_t *q_norm, *k_norm; // bf16 [head_dim] of an RMS norm of each head, or null
+  int64_t window;                  // keys that a query sees; 0 for all
 };
 
 // Sums `count` bf16 values over all ranks in place; returns 0, or a code that run() hands on.
@@ -36,8 +38,14 @@ struct Model {
   float scale, norm_eps;
   int32_t activation; // kernels::Activation
   bool rms_norm, norm_as_residual, per_head_qkv;
-  int64_t comm_group;   // handle of a shared-memory group, or 0
-  AllReduce all_reduce; // where there are ranks and no such group; else null
+  int64_t comm_group;                                           // handle of a shared-memory group, or 0
+  AllReduce all_reduce;                                         // where there are ranks and no such group; else null
+  const uint16_t *position_embedding;                           // bf16 rows from position 0 on, or null
+  const uint16_t *head_bias;                                    // in panel order, or null
+  int64_t rotary_half;                                          // the first 2 * rotary_half dimensions of a head turn
+  float residual_multiplier, embedding_multiplier, norm_offset; // the last is added to the weights of all norms
+  bool rotary_interleaved;
+  bool parallel_residual; // attention and MLP both read the stream, and one sum over the ranks serves both
 };
 
 // Shapes as in corebound.models.batch.StepBatch.

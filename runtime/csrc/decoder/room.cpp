@@ -66,6 +66,7 @@ void Walker::make_room(const Step &step) {
   q_ = buffers_[4].get(rows * attended_columns_);
   attended_ = {buffers_[5].get(rows * attended), attended};
   inner_ = {buffers_[6].get(rows * inner_columns_), inner_columns_};
+  branch_ = {model_.parallel_residual ? buffers_[8].get(rows * hidden) : nullptr, hidden};
   tiles_ = wants_tiles(step.tokens) ? buffers_[7].get(kernels::tile_elements(rows, max_inputs_)) : nullptr;
   // Here, where running out of memory is an error and nobody waits at a barrier.
   kernels::AttentionArgs attention{};

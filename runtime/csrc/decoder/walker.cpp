@@ -58,14 +58,16 @@ void Walker::walk(Member &member) {
         return;
       }
     }
+    const bool parallel = model_.parallel_residual;
+    const Rows &attended = parallel ? branch_ : x_;
     multiply(member, layer.attention_out, attended_, rows,
-             {x_.data, nullptr, alone() ? layer.attention_out_bias : nullptr, x_.stride, Activation::none},
+             {attended.data, nullptr, alone() ? layer.attention_out_bias : nullptr, attended.stride, Activation::none},
              &layer.mlp_in, false);
     wait(&layer.mlp_in, member);
-    if (!alone() && !sum_over_ranks(member, rows, layer.attention_out_bias)) {
+    if (!parallel && !alone() && !sum_over_ranks(member, rows, layer.attention_out_bias)) {
       return;
     }
-    normalise(member, layer.mlp_norm, true, rows, &layer.mlp_in);
+    normalise(member, layer.mlp_norm, !parallel, rows, &layer.mlp_in);
     multiply(member, layer.mlp_in, normed_, rows,
              {inner_.data, nullptr, layer.mlp_in_bias, inner_.stride, static_cast<Activation>(model_.activation)},
              &layer.mlp_out, true);
@@ -74,13 +76,16 @@ void Walker::walk(Member &member) {
     multiply(member, layer.mlp_out, inner_, rows,
              {x_.data, nullptr, alone() ? layer.mlp_out_bias : nullptr, x_.stride, Activation::none}, &next, false);
     wait(&next, member);
-    if (!alone() && !sum_over_ranks(member, rows, layer.mlp_out_bias)) {
+    if (parallel) {
+      add_branch(member, rows);
+    }
+    if (!alone() && !sum_over_ranks(member, rows, layer.mlp_out_bias, parallel ? layer.attention_out_bias : nullptr)) {
       return;
     }
   }
   normalise(member, model_.final_norm, true, rows, &model_.head);
-  multiply(member, model_.head, normed_, rows, {nullptr, step_->logits, nullptr, model_.num_words, Activation::none},
-           nullptr, true);
+  multiply(member, model_.head, normed_, rows,
+           {nullptr, step_->logits, model_.head_bias, model_.num_words, Activation::none}, nullptr, true);
 }
 
 bool Walker::embed(Member &member) {
@@ -97,6 +102,9 @@ bool Walker::embed(Member &member) {
       std::memcpy(row, model_.embedding + word * model_.hidden, bytes);
     } else {
       kernels::unpack_row(model_.head, word, row);
+    }
+    if (word >= 0 && word < model_.num_words) {
+      finish_embedding(row, step_->positions[token]);
     }
   }
   const Matrix *next = &model_.layers[0].qkv;
@@ -118,6 +126,18 @@ bool Walker::embed(Member &member) {
   return true;
 }
 
+// Where the word is, so that the sum over the ranks stays exact.
+void Walker::finish_embedding(uint16_t *row, int64_t position) const {
+  const uint16_t *place = model_.position_embedding;
+  if (model_.embedding_multiplier == 1.0F && !place) {
+    return;
+  }
+  for (int64_t i = 0; i < model_.hidden; ++i) {
+    row[i] = to_bf16(from_bf16(row[i]) * model_.embedding_multiplier +
+                     (place ? from_bf16(place[position * model_.hidden + i]) : 0.0F));
+  }
+}
+
 void Walker::normalise(Member &member, const Norm &norm, bool with_residual, int64_t rows, const Matrix *next) {
   const Range tiles = tiles_of(member, rows);
   const Range mine = {tiles.begin * 16, std::min(tiles.end * 16, rows)};
@@ -127,6 +147,8 @@ void Walker::normalise(Member &member, const Norm &norm, bool with_residual, int
   args.bias = norm.bias;
   args.width = model_.hidden;
   args.eps = model_.norm_eps;
+  args.x_scale = model_.residual_multiplier;
+  args.weight_offset = model_.norm_offset;
   args.dtype = kernels::DType::bfloat16;
   // Without a residual the input is the stream itself (the first layer), or an embedding about to be normalised.
   const bool of_stream = !with_residual && next;
@@ -170,6 +192,7 @@ void Walker::attend(Member &member, int64_t layer) {
   args.head_dim = model_.head_dim;
   args.block_size = step_->block_size;
   args.scale = model_.scale;
+  args.window = model_.layers[layer].window;
   args.dtype = kernels::DType::bfloat16;
   const kernels::QkvArgs qkv = {qkv_.data,
                                 qkv_.stride,
@@ -186,7 +209,12 @@ void Walker::attend(Member &member, int64_t layer) {
                                 model_.kv_heads,
                                 model_.head_dim,
                                 step_->block_size,
-                                model_.per_head_qkv};
+                                model_.per_head_qkv,
+                                model_.rotary_half,
+                                model_.rotary_interleaved,
+                                model_.layers[layer].q_norm,
+                                model_.layers[layer].k_norm,
+                                model_.norm_eps};
   const Range kv = split(model_.kv_heads);
   kernels_.split_rotate_store(qkv, kv.begin, kv.end);
   if (member.index == 0) {
@@ -220,7 +248,21 @@ void Walker::keep_wanted_rows(Member &member) {
   team_.barrier();
 }
 
-bool Walker::sum_over_ranks(Member &member, int64_t rows, const uint16_t *bias) {
+void Walker::add_branch(Member &member, int64_t rows) {
+  const Range tiles = tiles_of(member, rows);
+  for (int64_t row = tiles.begin * 16; row < std::min(tiles.end * 16, rows); ++row) {
+    uint16_t *x = x_.row(row);
+    const uint16_t *branch = branch_.row(row);
+    for (int64_t i = 0; i < model_.hidden; ++i) {
+      x[i] = to_bf16(from_bf16(x[i]) + from_bf16(branch[i]));
+    }
+  }
+  if (!alone()) { // who normalises these rows next is who added them
+    team_.barrier();
+  }
+}
+
+bool Walker::sum_over_ranks(Member &member, int64_t rows, const uint16_t *bias, const uint16_t *other_bias) {
   if (member.index == 0) {
     const int64_t count = rows * x_.stride;
     code_ = model_.comm_group ? corebound_comm_all_reduce(model_.comm_group, x_.data, count,
@@ -230,6 +272,12 @@ bool Walker::sum_over_ranks(Member &member, int64_t rows, const uint16_t *bias) 
       uint16_t *values = x_.row(row);
       for (int64_t i = 0; i < model_.hidden; ++i) {
         values[i] = to_bf16(from_bf16(values[i]) + from_bf16(bias[i]));
+      }
+    }
+    for (int64_t row = 0; other_bias && row < rows; ++row) {
+      uint16_t *values = x_.row(row);
+      for (int64_t i = 0; i < model_.hidden; ++i) {
+        values[i] = to_bf16(from_bf16(values[i]) + from_bf16(other_bias[i]));
       }
     }
   }

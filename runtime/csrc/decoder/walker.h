@@ -47,13 +47,16 @@ private:
   // The norm of `x` (+ the residual stream, which it replaces) for `rows` rows, made ready for `next`.
   void normalise(Member &member, const Norm &norm, bool with_residual, int64_t rows, const Matrix *next);
   void attend(Member &member, int64_t layer);
+  void finish_embedding(uint16_t *row, int64_t position) const; // multiplier and learned position
   void keep_wanted_rows(Member &member);
   // One matrix for all rows of `in`; `next` is the matrix after it (of the next product), whose panels are dealt here.
   void multiply(Member &member, const Matrix &matrix, Rows in, int64_t rows, const kernels::PanelOutput &out,
                 const Matrix *next, bool prepared);
   // Some of `all` rows as the matrix wants them: in tiles, or in whole numbers.
   void prepare(const Matrix &matrix, Rows in, Range rows, int64_t all);
-  bool sum_over_ranks(Member &member, int64_t rows, const uint16_t *bias);
+  // The biases, where there are any, are those of the parallel branches.
+  bool sum_over_ranks(Member &member, int64_t rows, const uint16_t *bias, const uint16_t *other_bias = nullptr);
+  void add_branch(Member &member, int64_t rows); // x_ += branch_
   void round_alone(Member &member, const Matrix &matrix, kernels::PanelInput &input) const;
   void read_alone(Member &member, const Matrix &matrix);
   void wait(const Matrix *next, const Member &member);
@@ -68,12 +71,12 @@ private:
   std::vector<Member> members_;
   Shares shares_[3], items_;
   const Step *step_ = nullptr;
-  Rows x_{}, stream_{}, normed_{}, qkv_{}, attended_{}, inner_{};
+  Rows x_{}, stream_{}, normed_{}, qkv_{}, attended_{}, inner_{}, branch_{};
   uint16_t *q_ = nullptr;
   uint16_t *tiles_ = nullptr;
   int8_t *high_ = nullptr, *low_ = nullptr;
   float *block_scales_ = nullptr, *block_sums_ = nullptr;
-  Buffer<uint16_t> buffers_[8];
+  Buffer<uint16_t> buffers_[9];
   Buffer<int8_t> rounded_[2];
   Buffer<float> blocks_[2];
   int64_t attended_columns_, attended_inputs_, hidden_columns_, inner_columns_, max_inputs_, max_blocks_, max_outputs_;

@@ -81,13 +81,13 @@ template <class T, int M> void attend_query(const AttentionArgs &args, const Ite
   fill(work.results, M * work.dim, 0.0F);
   fill(work.largest, M, -__builtin_inff());
   fill(work.sums, M, 0.0F);
-  for (int64_t begin = 0; begin <= position; begin += key_tile) {
+  for (int64_t begin = first_seen(args, position); begin <= position; begin += key_tile) {
     const int64_t count = position + 1 - begin < key_tile ? position + 1 - begin : key_tile;
     const T *keys[pointer_count], *values[pointer_count];
     locate(args, item, begin, count, keys, values);
     score_keys<T, M>(q, keys, count, args.head_dim, work.scores);
     for (int m = 0; m < M; ++m) {
-      const float shrink = update_softmax(work.scores + m * key_tile, count, args.scale, slope_of(args, head + m),
+      const float shrink = update_softmax(work.scores + m * key_tile, 0, count, args.scale, slope_of(args, head + m),
                                           begin - position, work.largest[m], work.sums[m]);
       shrink_row(work.results + m * work.dim, work.dim, shrink);
     }

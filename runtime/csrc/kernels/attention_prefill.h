@@ -98,7 +98,7 @@ template <class T> void attend_queries(const AttentionArgs &args, const Item &it
   const int64_t heads = item.group.count, rows = item.num_queries * heads;
   const int64_t padded = load_queries<T>(args, item, work);
   const int64_t end = item.first_position + item.num_queries;
-  for (int64_t begin = 0; begin < end; begin += key_tile) {
+  for (int64_t begin = first_seen(args, item.first_position); begin < end; begin += key_tile) {
     const int64_t count = end - begin < key_tile ? end - begin : key_tile;
     const T *keys[pointer_count], *values[pointer_count];
     locate(args, item, begin, count, keys, values);
@@ -108,9 +108,10 @@ template <class T> void attend_queries(const AttentionArgs &args, const Item &it
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t position = item.first_position + r / heads;
       const int64_t ahead = position + 1 - begin, visible = ahead < 0 ? 0 : ahead < count ? ahead : count;
+      const int64_t before = first_seen(args, position) - begin, hidden = before < 0 ? 0 : before;
       const float shrink =
-          update_softmax(work.scores + r * key_tile, visible, args.scale, slope_of(args, item.group.first + r % heads),
-                         begin - position, work.largest[r], work.sums[r]);
+          update_softmax(work.scores + r * key_tile, hidden, visible, args.scale,
+                         slope_of(args, item.group.first + r % heads), begin - position, work.largest[r], work.sums[r]);
       shrink_row(work.results + r * work.dim, work.dim, shrink);
     }
     multiply(work.scores, key_tile, work.values, work.dim, work.results, work.dim, padded, work.dim, key_tile, true);

@@ -172,7 +172,7 @@ inline void attend_bf16_queries(const AttentionArgs &args, const Item &item, voi
   const int64_t heads = item.group.count, rows = item.num_queries * heads;
   load_bf16_queries(args, item, work);
   const int64_t end = item.first_position + item.num_queries;
-  for (int64_t begin = 0; begin < end; begin += key_tile) {
+  for (int64_t begin = first_seen(args, item.first_position); begin < end; begin += key_tile) {
     const int64_t count = end - begin < key_tile ? end - begin : key_tile;
     const bf16 *keys[pointer_count], *values[pointer_count];
     locate(args, item, begin, count, keys, values);
@@ -182,9 +182,11 @@ inline void attend_bf16_queries(const AttentionArgs &args, const Item &item, voi
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t position = item.first_position + r / heads;
       const int64_t ahead = position + 1 - begin, visible = ahead < 0 ? 0 : ahead < count ? ahead : count;
+      const int64_t before = first_seen(args, position) - begin, hidden = before < 0 ? 0 : before;
       float *row = work.scores + r * key_tile;
-      const float shrink = update_softmax(row, visible, args.scale, slope_of(args, item.group.first + r % heads),
-                                          begin - position, work.largest[r], work.sums[r]);
+      const float shrink =
+          update_softmax(row, hidden, visible, args.scale, slope_of(args, item.group.first + r % heads),
+                         begin - position, work.largest[r], work.sums[r]);
       for (int64_t chunk = 0; chunk < work.chunks; ++chunk) {
         shrink_row(work.results + (chunk * query_rows + r) * 64, 64, shrink);
       }

@@ -68,15 +68,24 @@ constexpr Ramp make_ramp() {
 }
 constexpr Ramp ramp = make_ramp();
 
+// The first position that the query at `position` sees.
+inline int64_t first_seen(const AttentionArgs &args, int64_t position) {
+  return args.window > 0 && position >= args.window ? position + 1 - args.window : 0;
+}
+
 // Turns the raw scores of a row into weights: scales the first `visible`, adds alibi, takes the exponentials, and
-// zeroes the rest of the tile. Returns the factor by which results of earlier tiles shrink. A score that is NaN makes
-// its weight NaN, and by the sum the whole row, whatever the maximum made of it.
-inline float update_softmax(float *row, int64_t visible, float scale, float slope, int64_t distance, float &largest,
-                            float &sum) {
+// zeroes the rest of the tile, and so the first `hidden`. Returns the factor by which results of earlier tiles shrink.
+// A score that is NaN makes its weight NaN, and by the sum the whole row, whatever the maximum made of it.
+inline float update_softmax(float *row, int64_t hidden, int64_t visible, float scale, float slope, int64_t distance,
+                            float &largest, float &sum) {
+  if (hidden >= visible) {
+    hidden = visible = 0;
+  }
   const Vec slopes = Vec::set(slope), start = Vec::set(slope * static_cast<float>(distance)), scales = Vec::set(scale);
   for (int64_t j = 0; j < visible; j += Vec::width) {
     fma(Vec::load(row + j), scales, fma(Vec::load(ramp.values + j), slopes, start)).store(row + j);
   }
+  fill(row, hidden, -__builtin_inff());
   fill(row + visible, key_tile - visible, -__builtin_inff());
   Vec top = Vec::set(largest);
   for (int64_t j = 0; j < visible; j += Vec::width) {
@@ -88,6 +97,7 @@ inline float update_softmax(float *row, int64_t visible, float scale, float slop
   for (int64_t j = 0; j < visible; j += Vec::width) {
     exp(Vec::load(row + j) - shift).store(row + j);
   }
+  fill(row, hidden, 0.0F);
   fill(row + visible, key_tile - visible, 0.0F);
   Vec total = Vec::zero();
   for (int64_t j = 0; j < visible; j += Vec::width) {

@@ -15,8 +15,8 @@ namespace corebound::kernels {
 enum class DType : int { float32, bfloat16, float16 };
 inline constexpr int num_dtypes = 3;
 
-// Layer norm and RMS norm; a range is of rows. With `residual`, x + residual is rounded to the element type, stored to
-// `sum`, and normalised; `sum` may be `x` or `residual` itself.
+// Layer norm and RMS norm; a range is of rows. With `residual`, x_scale * x + residual is rounded to the element type,
+// stored to `sum`, and normalised; `sum` may be `x` or `residual` itself.
 struct NormArgs {
   const void *x;        // [rows, width]
   const void *residual; // [rows, width] or null
@@ -27,6 +27,8 @@ struct NormArgs {
   int64_t width;
   float eps;
   DType dtype;
+  float x_scale = 1.0F;
+  float weight_offset = 0.0F; // added to every weight
 };
 
 // Copies q, k and v out of a fused projection; a range is of tokens.
@@ -75,7 +77,8 @@ inline constexpr int attention_query_tile = 64; // rows (queries x heads of a gr
 inline constexpr int attention_key_tile = 64;
 inline constexpr int64_t max_head_dim = 512;
 
-// Causal attention over the blocked cache; a range is of work items, in the order of `attention_items`.
+// Causal attention over the blocked cache; a range is of work items, in the order of `attention_items`. With a `window`
+// a query sees so many keys, its own included.
 struct AttentionArgs {
   const void *q; // [T, heads, head_dim]
   const void *key_cache;
@@ -90,6 +93,7 @@ struct AttentionArgs {
   int64_t sequences, max_blocks, heads, kv_heads, head_dim, block_size;
   float scale;
   DType dtype;
+  int64_t window = 0; // 0 for all keys
 };
 
 struct UnaryArgs {

@@ -13,9 +13,10 @@ template <class T> const T *add_residual(const NormArgs &args, int64_t row) {
   }
   const T *residual = static_cast<const T *>(args.residual) + row * args.width;
   T *sum = static_cast<T *>(args.sum) + row * args.width;
+  const Vec scale = Vec::set(args.x_scale);
   for (int64_t i = 0; i < args.width; i += Vec::width) {
     const int64_t n = args.width - i;
-    store_upto(load_upto(x + i, n) + load_upto(residual + i, n), sum + i, n);
+    store_upto(fma(load_upto(x + i, n), scale, load_upto(residual + i, n)), sum + i, n);
   }
   return sum;
 }
@@ -54,10 +55,11 @@ template <class T> void layer_norm_rows(const NormArgs &args, int64_t begin, int
     const float mean = row_sum(x, args.width) / count;
     const float variance = row_square_sum(x, args.width, mean) / count;
     const Vec centre = Vec::set(mean), scale = Vec::set(1.0F / __builtin_sqrtf(variance + args.eps));
+    const Vec offset = Vec::set(args.weight_offset);
     for (int64_t i = 0; i < args.width; i += Vec::width) {
       const int64_t n = args.width - i;
       const Vec normal = (load_upto(x + i, n) - centre) * scale;
-      store_upto(fma(normal, load_upto(weight + i, n), load_upto(bias + i, n)), y + i, n);
+      store_upto(fma(normal, load_upto(weight + i, n) + offset, load_upto(bias + i, n)), y + i, n);
     }
   }
 }
@@ -70,9 +72,10 @@ template <class T> void rms_norm_rows(const NormArgs &args, int64_t begin, int64
     T *y = static_cast<T *>(args.y) + row * args.width;
     const float mean_square = row_square_sum(x, args.width, 0.0F) / count;
     const Vec scale = Vec::set(1.0F / __builtin_sqrtf(mean_square + args.eps));
+    const Vec offset = Vec::set(args.weight_offset);
     for (int64_t i = 0; i < args.width; i += Vec::width) {
       const int64_t n = args.width - i;
-      store_upto(load_upto(x + i, n) * scale * load_upto(weight + i, n), y + i, n);
+      store_upto(load_upto(x + i, n) * scale * (load_upto(weight + i, n) + offset), y + i, n);
     }
   }
 }

@@ -69,7 +69,7 @@ struct PanelInput {
   bool paced; // see pace.h
 };
 
-enum class Activation : int { none, gelu_tanh, silu_gated };
+enum class Activation : int { none, gelu_tanh, silu_gated, gelu_erf, relu, gelu_tanh_gated };
 
 // What becomes of a panel's sums: y = activation(sums + bias). Where `y` is bf16, all outputs of a panel are written,
 // so that rows must have room for whole panels; `logits` gets only those that exist.
@@ -91,8 +91,9 @@ constexpr int64_t tile_elements(int64_t rows, int64_t padded_inputs) { return (r
 // Floats of scratch that one thread needs for a panel, aligned to 64 bytes.
 COREBOUND_EXPORT int64_t panel_scratch_floats(int64_t rows);
 
-// Splits the fused projection of tokens into rotated queries, and rotated keys and values in the cache. A range is of
-// kv heads, with the query heads that read them.
+// Splits the fused projection of tokens into rotated queries, and rotated keys and values in the cache. Where they have
+// weights, each head of the queries and of the keys is first divided by its root mean square. A range is of kv heads,
+// with the query heads that read them.
 struct QkvArgs {
   const uint16_t *qkv; // bf16 [T, stride]
   int64_t stride, tokens;
@@ -101,11 +102,15 @@ struct QkvArgs {
   uint16_t *value_cache;
   const int64_t *positions; // [T]
   const int64_t *slots;     // [T]
-  const float *cos;         // [P, head_dim / 2], or null for no rotation
+  const float *cos;         // [P, half], or null for no rotation
   const float *sin;
   const int32_t *first_head; // [kv_heads + 1]: query heads of kv head k are first_head[k] to first_head[k + 1]
   int64_t heads, kv_heads, head_dim, block_size;
-  bool per_head; // qkv has q, k and v of each head in turn; otherwise all q, all k, all v
+  bool per_head;                   // qkv has q, k and v of each head in turn; otherwise all q, all k, all v
+  int64_t half;                    // the first 2 * half dimensions of a head turn
+  bool interleaved;                // pairs (2i, 2i + 1); otherwise (i, i + half)
+  const uint16_t *q_norm, *k_norm; // bf16 [head_dim], or null
+  float norm_eps;
 };
 
 // Rows of a matrix on their way into panels: codes or values of rows [first_row, first_row + rows).
@@ -115,6 +120,7 @@ struct PackArgs {
   const float *scales; // [rows, num_groups], quantised kinds only
   const float *zeros;  // [rows, num_groups], asymmetric only: zero points as codes
   int64_t first_row, rows;
+  int64_t stride; // elements from a row of `values` to the next
 };
 COREBOUND_EXPORT void pack_rows(const PackArgs &args);
 

@@ -25,10 +25,24 @@ inline void finish_panel(const PanelMatrix &matrix, int64_t panel, int64_t rows,
     bf16 *y = reinterpret_cast<bf16 *>(out.y) + row * out.stride + first;
     for (int64_t i = 0; i < width; i += Vec::width) {
       Vec value = biased(sums, bias, i);
-      if (out.activation == Activation::gelu_tanh) {
+      switch (out.activation) {
+      case Activation::none:
+        break;
+      case Activation::gelu_tanh:
         value = gelu_tanh(value);
-      } else if (out.activation == Activation::silu_gated) {
+        break;
+      case Activation::silu_gated:
         value = value * sigmoid(value) * biased(sums, bias, panel_outputs / 2 + i);
+        break;
+      case Activation::gelu_erf:
+        value = gelu_erf(value);
+        break;
+      case Activation::relu:
+        value = max(Vec::zero(), value); // the second where either is NaN
+        break;
+      case Activation::gelu_tanh_gated:
+        value = gelu_tanh(value) * biased(sums, bias, panel_outputs / 2 + i);
+        break;
       }
       value.store(y + i);
     }

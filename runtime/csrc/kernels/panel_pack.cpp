@@ -2,38 +2,26 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/panel.h"
+#include "kernels/panel_load.h"
+#include "kernels/panel_place.h"
 
 namespace corebound::kernels {
 namespace {
 
-struct Place {
-  int64_t panel, output;
-};
-
-Place place_of(const PanelMatrix &matrix, int64_t row) {
-  if (!matrix.gated) {
-    return {row / panel_outputs, row % panel_outputs};
-  }
-  constexpr int64_t half_panel = panel_outputs / 2;
-  const int64_t half = matrix.outputs / 2;
-  const bool up = row >= half;
-  const int64_t index = up ? row - half : row;
-  return {index / half_panel, index % half_panel + (up ? half_panel : 0)};
-}
+// Pairs or fours of a cache line of the source that are taken together: their places stay in the first-level cache.
+constexpr int64_t run = 16;
 
 char *panel_of(const PanelMatrix &matrix, int64_t panel) { return const_cast<char *>(matrix.panel(panel)); }
 
 void pack_bf16(const PackArgs &args) {
   const PanelMatrix &matrix = args.matrix;
   const int64_t pairs = matrix.inputs / 2;
-  constexpr int64_t run = 16; // pairs of a cache line of the source: their places stay in the first-level cache
   for (int64_t begin = 0; begin < pairs; begin += run) {
     const int64_t count = std::min(run, pairs - begin);
     for (int64_t r = 0; r < args.rows; ++r) {
       const Place place = place_of(matrix, args.first_row + r);
       char *to = panel_of(matrix, place.panel) + begin * 256 + place.output * 4;
-      const char *from = static_cast<const char *>(args.values) + (r * matrix.inputs + 2 * begin) * 2;
+      const char *from = static_cast<const char *>(args.values) + (r * args.stride + 2 * begin) * 2;
       for (int64_t i = 0; i < count; ++i) {
         std::memcpy(to + i * 256, from + i * 4, 4);
       }
@@ -41,21 +29,9 @@ void pack_bf16(const PackArgs &args) {
   }
   for (int64_t r = 0; matrix.inputs % 2 && r < args.rows; ++r) { // the last input alone; its partner stays zero
     const Place place = place_of(matrix, args.first_row + r);
-    const char *from = static_cast<const char *>(args.values) + (r * matrix.inputs + matrix.inputs - 1) * 2;
+    const char *from = static_cast<const char *>(args.values) + (r * args.stride + matrix.inputs - 1) * 2;
     std::memcpy(panel_of(matrix, place.panel) + pairs * 256 + place.output * 4, from, 2);
   }
-}
-
-// Writes one code; bytes of an int4 panel hold two outputs, of which the other is kept.
-void put_code(const PanelMatrix &matrix, char *group, int64_t input, int64_t output, uint8_t code) {
-  auto *quad = reinterpret_cast<uint8_t *>(group + input / 4 * 4 * matrix.input_bytes());
-  if (matrix.kind == WeightKind::int8) {
-    quad[4 * output + input % 4] = code;
-    return;
-  }
-  uint8_t &byte = quad[output / 32 * 64 + 4 * (output % 16) + input % 4];
-  const int shift = output % 32 / 16 * 4;
-  byte = static_cast<uint8_t>((byte & ~(15 << shift)) | (code << shift));
 }
 
 uint16_t half_of(float x) { // to nearest even; scales are finite, and some tools make negative ones
@@ -71,6 +47,12 @@ uint16_t half_of(float x) { // to nearest even; scales are finite, and some tool
   return static_cast<uint16_t>(sign | ((u + 0xfffU + ((u >> 13) & 1U) - 0x38000000U) >> 13));
 }
 
+float float_of_half(uint16_t x) { // finite
+  const uint32_t sign = static_cast<uint32_t>(x & 0x8000U) << 16;
+  const auto shifted = static_cast<uint32_t>(x & 0x7fffU) << 13;
+  return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, shifted) * 0x1p112F) | sign);
+}
+
 void put_scale(const PanelMatrix &matrix, char *scales, int64_t output, float scale) {
   if (matrix.scale_kind == ScaleKind::float32) {
     std::memcpy(scales + output * 4, &scale, 4);
@@ -83,27 +65,89 @@ void put_scale(const PanelMatrix &matrix, char *scales, int64_t output, float sc
   std::memcpy(scales + output * 2, &narrow, 2);
 }
 
+float take_scale(const PanelMatrix &matrix, const char *scales, int64_t output) {
+  float scale = 0;
+  uint16_t narrow = 0;
+  switch (matrix.scale_kind) {
+  case ScaleKind::float32:
+    std::memcpy(&scale, scales + output * 4, 4);
+    return scale;
+  case ScaleKind::bfloat16:
+    std::memcpy(&narrow, scales + output * 2, 2);
+    return __builtin_bit_cast(float, static_cast<uint32_t>(narrow) << 16);
+  case ScaleKind::float16:
+    std::memcpy(&narrow, scales + output * 2, 2);
+    return float_of_half(narrow);
+  }
+  return scale;
+}
+
+// Four codes of a row from input `at` on. Beyond the inputs there is only what pads a block; inputs are zero there, and
+// so counts any code.
+uint32_t four_codes(const uint8_t *codes, int64_t at, int64_t inputs, uint32_t beyond) {
+  uint32_t word = beyond;
+  if (at + 4 <= inputs) {
+    std::memcpy(&word, codes + at, 4);
+  } else if (at < inputs) {
+    std::memcpy(&word, codes + at, static_cast<size_t>(inputs - at));
+  }
+  return word;
+}
+
 void pack_codes(const PackArgs &args) {
   const PanelMatrix &matrix = args.matrix;
-  const int middle = matrix.kind == WeightKind::int8 ? 128 : 8;
-  const int64_t groups = matrix.num_groups();
-  for (int64_t r = 0; r < args.rows; ++r) {
-    const Place place = place_of(matrix, args.first_row + r);
-    const auto *codes = static_cast<const uint8_t *>(args.values) + r * matrix.inputs;
-    for (int64_t group = 0; group < groups; ++group) {
-      char *at = panel_of(matrix, place.panel) + group * matrix.group_bytes();
-      const int64_t begin = group * matrix.group_inputs;
-      for (int64_t i = 0; i < matrix.group_inputs; ++i) {
-        // Beyond the inputs there is only what pads a block; inputs are zero there, and so counts any code.
-        const auto code = begin + i < matrix.inputs ? codes[begin + i] : static_cast<uint8_t>(middle);
-        put_code(matrix, at, i, place.output, code);
+  const uint32_t beyond = matrix.kind == WeightKind::int8 ? 0x80808080U : 0x08080808U;
+  const int64_t groups = matrix.num_groups(), quad_bytes = 4 * matrix.input_bytes();
+  for (int64_t group = 0; group < groups; ++group) {
+    for (int64_t begin = 0; begin < matrix.group_inputs; begin += 4 * run) {
+      const int64_t count = std::min(run, (matrix.group_inputs - begin) / 4);
+      for (int64_t r = 0; r < args.rows; ++r) {
+        const Place place = place_of(matrix, args.first_row + r);
+        const QuadPlace quad = quad_place(matrix, place.output);
+        const auto *codes = static_cast<const uint8_t *>(args.values) + r * args.stride;
+        char *to = panel_of(matrix, place.panel) + group * matrix.group_bytes() + begin / 4 * quad_bytes + quad.offset;
+        for (int64_t i = 0; i < count; ++i, to += quad_bytes) {
+          const int64_t at = group * matrix.group_inputs + begin + 4 * i;
+          uint32_t word = 0; // a byte of an int4 panel holds two outputs, of which the other is kept
+          std::memcpy(&word, to, 4);
+          word = (word & ~quad.mask) | four_codes(codes, at, matrix.inputs, beyond) << quad.shift;
+          std::memcpy(to, &word, 4);
+        }
       }
-      char *scales = at + matrix.group_inputs * matrix.input_bytes();
+    }
+    for (int64_t r = 0; r < args.rows; ++r) {
+      const Place place = place_of(matrix, args.first_row + r);
+      char *scales =
+          panel_of(matrix, place.panel) + group * matrix.group_bytes() + matrix.group_inputs * matrix.input_bytes();
       put_scale(matrix, scales, place.output, args.scales[r * groups + group]);
       if (matrix.asymmetric) {
         const auto zero = static_cast<uint8_t>(args.zeros[r * groups + group]);
         reinterpret_cast<uint8_t *>(scales + matrix.scale_bytes())[place.output] = zero;
       }
+    }
+  }
+}
+
+void unpack_codes(const UnpackArgs &args, int64_t r) {
+  const PanelMatrix &matrix = args.matrix;
+  const Place place = place_of(matrix, args.first_row + r);
+  const QuadPlace quad = quad_place(matrix, place.output);
+  const int64_t groups = matrix.num_groups(), quad_bytes = 4 * matrix.input_bytes();
+  auto *codes = static_cast<uint8_t *>(args.values) + r * matrix.inputs;
+  for (int64_t group = 0; group < groups; ++group) {
+    const char *from = matrix.panel(place.panel) + group * matrix.group_bytes();
+    const int64_t begin = group * matrix.group_inputs, left = matrix.inputs - begin;
+    for (int64_t i = 0; i < std::min(matrix.group_inputs, left); i += 4) {
+      uint32_t word = 0;
+      std::memcpy(&word, from + i / 4 * quad_bytes + quad.offset, 4);
+      word = (word & quad.mask) >> quad.shift;
+      std::memcpy(codes + begin + i, &word, static_cast<size_t>(std::min<int64_t>(4, left - i)));
+    }
+    const char *scales = from + matrix.group_inputs * matrix.input_bytes();
+    args.scales[r * groups + group] = take_scale(matrix, scales, place.output);
+    if (matrix.asymmetric) {
+      const auto *zeros = reinterpret_cast<const uint8_t *>(scales + matrix.scale_bytes());
+      args.zeros[r * groups + group] = zeros[place.output];
     }
   }
 }
@@ -126,6 +170,16 @@ void unpack_row(const PanelMatrix &matrix, int64_t row, uint16_t *out) {
   }
   if (matrix.inputs % 2) {
     std::memcpy(out + matrix.inputs - 1, from + matrix.inputs / 2 * 256, 2);
+  }
+}
+
+void unpack_rows(const UnpackArgs &args) {
+  for (int64_t r = 0; r < args.rows; ++r) {
+    if (args.matrix.kind == WeightKind::bfloat16) {
+      unpack_row(args.matrix, args.first_row + r, static_cast<uint16_t *>(args.values) + r * args.matrix.inputs);
+    } else {
+      unpack_codes(args, r);
+    }
   }
 }
 

@@ -78,7 +78,7 @@ template <class T> const T *pointer(const std::optional<Tensor> &t) {
 
 Tensor attention(const Tensor &q, const Tensor &key_cache, const Tensor &value_cache, const Tensor &block_tables,
                  const Tensor &query_starts, const Tensor &context_lengths, double scale,
-                 const std::optional<Tensor> &alibi_slopes, const std::optional<Tensor> &kv_heads) {
+                 const std::optional<Tensor> &alibi_slopes, const std::optional<Tensor> &kv_heads, int64_t window) {
   const Tensor queries = dense(q), tables = dense(block_tables), starts = dense(query_starts);
   const Tensor lengths = dense(context_lengths);
   const auto slopes = alibi_slopes ? std::optional(dense(*alibi_slopes)) : std::nullopt;
@@ -124,6 +124,10 @@ Tensor attention(const Tensor &q, const Tensor &key_cache, const Tensor &value_c
   args.context_lengths = static_cast<const int32_t *>(lengths.const_data_ptr());
   args.alibi_slopes = pointer<float>(slopes);
   args.scale = static_cast<float>(scale);
+  args.window = window;
+  if (window < 0) {
+    fail("attention: window ", window, ", expected 0 for all keys, or how many a query sees");
+  }
   check_sequences(args, queries.size(0), key_cache.size(0));
   const std::vector<HeadGroup> groups = head_groups(args, pointer<int32_t>(heads));
   args.groups = groups.data();
@@ -140,7 +144,7 @@ Tensor attention(const Tensor &q, const Tensor &key_cache, const Tensor &value_c
 
 COREBOUND_SCHEMAS(m) {
   m.def("attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor block_tables, Tensor query_starts, "
-        "Tensor context_lengths, float scale, Tensor? alibi_slopes, Tensor? kv_heads) -> Tensor");
+        "Tensor context_lengths, float scale, Tensor? alibi_slopes, Tensor? kv_heads, int window=0) -> Tensor");
 }
 
 COREBOUND_KERNELS(CPU, m) { m.impl("attention", COREBOUND_KERNEL(attention)); }

@@ -85,3 +85,26 @@ def test_slurm_without_a_hostfile_needs_an_allocation(
     monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
     assert main(["plan", "--launcher", "slurm"]) == 2
     assert "no hostfile was given, and this is no Slurm allocation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("launcher", ["ssh", "impi", "openmpi", "mpich"])
+@pytest.mark.parametrize(
+    "choice", [["--num_nodes", "2", "--num_gpus", "1"], ["--include", "a:0@b:0"], ["--exclude", "a:1@b:1@c"]]
+)
+def test_every_launcher_takes_filters_and_counts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, launcher: str, choice: list[str]
+) -> None:
+    """#5313, accelerate #3319: "impi does not support num_nodes/num_gpus or include/exclude" (ValueError)."""
+    (tmp_path / "hosts").write_text("a slots=2\nb slots=2\nc slots=2\n")
+    found = plan_json(capsys, "--launcher", launcher, "-H", tmp_path / "hosts", *choice)
+    assert [(rank["host"], rank["slot"]) for rank in found["ranks"]] == [("a", 0), ("b", 0)]
+
+
+def test_slots_that_are_meant_as_cores_are_explained(
+    capsys: pytest.CaptureFixture[str], interleaved: Path, tmp_path: Path
+) -> None:
+    """#3624: users give slots = cores; slots are processes."""
+    (tmp_path / "hosts").write_text("a slots=64\n")
+    flags = ["--root", str(interleaved), "-H", str(tmp_path / "hosts"), "--bind_cores_to_rank"]
+    assert main(["plan", *flags]) == 2
+    assert "cannot bind 64 ranks to 16 physical cores" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from corebound.cli.main import main
 from corebound.engine.predict.ceilings import Ceilings, SumTime, read_ceilings, write_ceilings
 from corebound.kernels.panel_format import KINDS
 from corebound.kernels.panel_probe import ProductRate
+from fixtures.decoder_families import CASES, FEW
 from fixtures.topology_trees import write_machine
 
 
@@ -72,6 +73,18 @@ def test_the_table_names_units_the_best_and_what_binds(capsys: pytest.CaptureFix
 def test_ranks_that_were_asked_for_are_the_only_ones(capsys: pytest.CaptureFixture[str], ceilings: Path) -> None:
     assert run("--shape", "llama-1.1b", "--ceilings", ceilings, "--num_accelerators", "2", "--json") == 0
     assert {row["num_ranks"] for row in json.loads(capsys.readouterr().out)["model"]} == {2}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_models_of_every_family_are_predicted(
+    capsys: pytest.CaptureFixture[str], ceilings: Path, tmp_path: Path, name: str
+) -> None:
+    model = CASES[name](tmp_path / name)
+    args = ("--model", model, "--ceilings", ceilings, "--prompt-tokens", "32", "--num_accelerators", "2", "--json")
+    assert run(*args) == 0
+    rows = json.loads(capsys.readouterr().out)["model"]
+    assert [(row["dtype"], row["num_ranks"]) for row in rows] == [(kind, 2) for kind in KINDS]
+    assert all(row["next_token_ms"] > 0 for row in rows)
 
 
 def test_ceilings_count_for_each_host(capsys: pytest.CaptureFixture[str], ceilings: Path, tmp_path: Path) -> None:

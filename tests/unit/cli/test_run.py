@@ -132,7 +132,7 @@ def test_the_option_names_are_those_that_the_decorator_adds() -> None:
     def command(**options: Any) -> None:
         """Hold the options."""
 
-    assert {option.name for option in command.params} == OPTION_NAMES
+    assert {option.name for option in command.params if option.expose_value} == OPTION_NAMES
 
 
 def test_a_command_of_ours_binds_by_default_where_it_can() -> None:

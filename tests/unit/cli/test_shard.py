@@ -8,10 +8,13 @@ import sys
 import time
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from corebound import kernels
 from corebound.cli.main import main
 from corebound.models.manifest import SHARDS_FILE
+from fixtures.tiny_models import build_bloom
 
 
 @pytest.fixture
@@ -41,7 +44,9 @@ def test_exit_codes_are_those_of_all_verbs(tmp_path, capsys, native):
     assert main([*command, "--dtype", "float32"]) == 2
     assert main([*command, "--dtype", "int5"]) == 2
     assert main([*command, "--num-ranks", "13"]) == 6
+    capsys.readouterr()
     assert main(["shard", "--model", "demo", "--output", "/proc/out"]) == 3
+    assert "hint: name a directory on a disk that this user may write to" in capsys.readouterr().err
     assert main(["shard", "--model", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 6
     assert main(command) == 0
     capsys.readouterr()
@@ -54,6 +59,34 @@ def test_exit_codes_are_those_of_all_verbs(tmp_path, capsys, native):
     assert main(["bench", "quality", "--model", str(tmp_path / "out")]) == 2
     (tmp_path / "out" / SHARDS_FILE).write_text("[]")
     assert main([*generate, "--num-accelerators", "1"]) == 6
+
+
+@pytest.mark.native
+def test_what_was_written_for_some_ranks_is_written_for_others(tmp_path, capsys, native):
+    for model, output, num_ranks in (("demo", "two", 2), (tmp_path / "two", "three", 3), ("demo", "direct", 3)):
+        command = ["shard", "--model", str(model), "--output", str(tmp_path / output), "--num-ranks", str(num_ranks)]
+        assert main(command) == 0
+    files = {path.name: path.read_bytes() for path in (tmp_path / "three").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "direct").iterdir()}
+
+
+@pytest.mark.native
+def test_pickled_weights_need_the_flag(tmp_path, capsys, native):
+    source = build_bloom(tmp_path / "bloom", tokenizer=True)
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    command = ["shard", "--model", str(source), "--output"]
+    assert main([*command, str(tmp_path / "from-safetensors"), "--allow-pickled-weights"]) == 0
+    (source / "model.safetensors").unlink()
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "refused")]) == 6
+    assert "--allow-pickled-weights" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "from-pickle"), "--allow-pickled-weights"]) == 0
+    name = "rank-00000-of-00001.safetensors"
+    assert (tmp_path / "from-pickle" / name).read_bytes() == (tmp_path / "from-safetensors" / name).read_bytes()
+    for verb in ("generate", "serve"):
+        prompt = ["--prompt", "a"] if verb == "generate" else []
+        assert main([verb, "--model", str(source), *prompt, "--num-accelerators", "1"]) == 6
+        assert "--allow-pickled-weights" in capsys.readouterr().err
 
 
 @pytest.mark.native

@@ -64,8 +64,8 @@ def test_bin_files_are_read_only_when_asked_for(tmp_path: Path) -> None:
     for checkpoint in (str(tmp_path), {"type": "BLOOM", "checkpoints": [str(tmp_path / "pytorch_model.bin")]}):
         with pytest.raises(ModelLoadError, match="Python objects, which can run code") as caught:
             find(checkpoint)
-        assert "allow_bin=True" in str(caught.value.hint)
-        assert_same(find(checkpoint, allow_bin=True))
+        assert "allow_pickled_weights=True" in str(caught.value.hint)
+        assert_same(find(checkpoint, allow_pickled_weights=True))
 
 
 def test_a_bin_file_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_bin_file_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_pat
 
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"first.weight": Attack()}))
     with pytest.raises(ModelLoadError, match="cannot be loaded as tensors alone"):
-        find(tmp_path, allow_bin=True)
+        find(tmp_path, allow_pickled_weights=True)
     assert not ran.exists()
 
 

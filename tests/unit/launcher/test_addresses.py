@@ -46,6 +46,7 @@ def test_of_several_common_networks_the_one_the_launcher_used_is_taken() -> None
 
 
 def test_a_bridge_that_has_the_same_address_on_every_host_leads_nowhere() -> None:
+    """#2612, #6497, #6875: `hostname -I` names docker's bridge first, and ranks never meet."""
     a = host("a", "docker0 172.17.0.1/16", "eth0 10.0.0.1/24")
     b = host("b", "docker0 172.17.0.1/16", "eth0 10.0.0.2/24")
     assert meeting_address([a, b]) == "10.0.0.1"
@@ -72,6 +73,7 @@ def test_a_first_host_that_nobody_can_reach_is_an_error_that_names_the_flag() ->
 
 
 def test_own_addresses_are_those_of_the_kernel_without_loopback_and_link_local() -> None:
+    """#4649, #4907, #274: "many addresses, IPv6 or link-local first"."""
     found = own_addresses()
     for address in found:
         ip = ipaddress.ip_address(address.ip)

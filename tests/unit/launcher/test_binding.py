@@ -91,12 +91,14 @@ def test_ranks_take_whole_cores_near_their_memory(name: str, num_ranks: int, exp
 
 
 def test_no_core_stays_idle_when_ranks_do_not_divide_the_cores() -> None:
+    """DeepSpeed, 3 ranks on 8 cores: "2 cores each, cores 6,7 idle"."""
     # [2 cores each, and cores 6 and 7 idle]
     assert rows(machine([range(4), range(4, 8)]), 3) == ["0-1 bind 0 x2", "2-3 bind 0 x2", "4-7 bind 1 x4"]
     assert rows(machine([range(5)]), 2) == ["0-2 bind 0 x3", "3-4 bind 0 x2"]
 
 
 def test_an_explicit_list_is_split_along_nodes() -> None:
+    """DeepSpeed, list 0-1,4-7: "rank 0 = 0,1,4 straddles although an aligned split is possible"."""
     # [rank 0 got 0,1,4]
     assert rows(machine([range(4), range(4, 8)]), 2, "0-1,4-7") == ["0-1 bind 0 x2", "4-7 bind 1 x4"]
 
@@ -108,6 +110,7 @@ def test_an_explicit_list_is_used_literally_with_siblings_and_gaps() -> None:
 
 
 def test_an_explicit_list_must_be_available() -> None:
+    """rocm-systems #6712: "cpu argument out of range" with a narrowed affinity."""
     topology = named("container-6-of-128")
     with pytest.raises(ConfigError, match=r"CPUs 0-3 are not available to this process \(available: 4-6,68-70\)"):
         bind(topology, 1, (0, 1, 2, 3, 4))
@@ -123,6 +126,7 @@ def test_more_ranks_than_cores_name_the_counts_that_would_work() -> None:
 
 
 def test_fewer_ranks_than_nodes_keep_sockets_together() -> None:
+    """DeepSpeed: "a straddling rank gets no memory policy at all"."""
     topology = machine([[0, 1], [2, 3], [4, 5], [6, 7]], sockets=[0, 0, 1, 1])
     assert rows(topology, 2) == ["0-3 interleave 0-1 x4", "4-7 interleave 2-3 x4"]
     assert rows(topology, 3) == ["0-1 bind 0 x2", "2-3 bind 1 x2", "4-7 interleave 2-3 x4"]

@@ -67,6 +67,7 @@ def test_a_hostfile_without_hosts_is_an_error(text: str) -> None:
 
 
 def test_a_named_hostfile_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    """DSE #575: a mistyped hostfile path "silently ran on one node"."""
     with pytest.raises(ConfigError, match=r"hostfile .*/nowhere: no such file"):
         read_hostfile(tmp_path / "nowhere")
 

@@ -73,6 +73,7 @@ def test_ranks_follow_the_order_of_hosts_and_slots() -> None:
 
 
 def test_local_ranks_count_within_their_host_however_the_hosts_differ() -> None:
+    """DeepSpeed: LOCAL_RANK "wrong when hosts have different slot counts" (rank modulo local size)."""
     whole = planned(hosts=HOSTS)
     assert [rank.local_rank for rank in whole.ranks] == [0, 1, 0, 0, 1, 2, 3]
     assert [rank.env["LOCAL_SIZE"] for rank in whole.ranks] == ["2", "2", "1", "4", "4", "4", "4"]
@@ -90,11 +91,13 @@ def test_a_chosen_slot_keeps_its_own_cores() -> None:
 
 
 def test_including_whole_hosts_works_in_a_launch_as_in_the_filter() -> None:
+    """DeepSpeed: "`--include worker-0` (documented: all slots) yields an empty resource map"."""
     assert {rank.host for rank in planned(hosts=HOSTS, include="c@a").ranks} == {"a", "c"}
     assert len(planned(hosts=HOSTS, include="c@a").ranks) == 6
 
 
 def test_the_number_of_accelerators_replaces_the_slots_and_shares_the_whole_machine() -> None:
+    """DeepSpeed: --num_gpus gives slots 0..N-1 "even when larger than the file's number"."""
     whole = planned(hosts="a slots=2\n", num_accelerators=1, bind_cores_to_rank=True)
     assert [rank.binding and rank.binding.cpus for rank in whole.ranks] == [(0, 1, 2, 3)]
     assert len(planned(num_accelerators=3).ranks) == 3

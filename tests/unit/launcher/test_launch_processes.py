@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ import pytest
 from corebound.launcher import processes
 
 SLEEPER = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
+
+
+def await_environment(child: subprocess.Popen[bytes]) -> None:
+    """Return when the child's environment can be read: Popen returns a moment before that, longer on a busy machine."""
+    deadline_s = time.monotonic() + 20
+    while not Path(f"/proc/{child.pid}/environ").read_bytes():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
 
 
 def test_a_process_in_another_session_is_still_a_descendant() -> None:
@@ -21,8 +30,10 @@ def test_a_process_in_another_session_is_still_a_descendant() -> None:
 
 
 def test_the_processes_of_a_job_are_known_by_its_id() -> None:
+    """#6807: `pkill -f` of part of the command killed other jobs of the same user."""
     with subprocess.Popen(SLEEPER, env={"COREBOUND_JOB_ID": "test0a"}) as child:
         try:
+            await_environment(child)
             assert processes.processes_of_job("test0a") == {child.pid}
             assert processes.processes_of_job("test0") == set()
         finally:
@@ -30,9 +41,11 @@ def test_the_processes_of_a_job_are_known_by_its_id() -> None:
 
 
 def test_another_job_on_the_same_cpus_is_found_and_the_own_one_is_not() -> None:
+    """vLLM #47328: two engines land on the same node."""
     cpu = min(os.sched_getaffinity(0))
     with subprocess.Popen(SLEEPER, env={"COREBOUND_JOB_ID": "test0b", "RANK": "1"}) as child:
         try:
+            await_environment(child)
             os.sched_setaffinity(child.pid, {cpu})
             assert processes.jobs_on_cpus({cpu, 4000}, "mine")["test0b"] == {cpu}
             assert "test0b" not in processes.jobs_on_cpus({4000}, "mine")

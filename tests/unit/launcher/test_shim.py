@@ -33,6 +33,7 @@ def run_shim(command: list[str], **task: Any) -> tuple[subprocess.CompletedProce
 
 
 def test_the_command_runs_on_the_cpus_that_were_asked_for_and_they_are_reported() -> None:
+    """#6565, #8548: "FileNotFoundError: numactl"; the kernel is asked directly, no program is needed."""
     cpu = max(os.sched_getaffinity(0))
     result, report = run_shim(SHOW, cpus=[cpu])
     assert result.stdout == f"[{cpu}]\n"
@@ -40,6 +41,7 @@ def test_the_command_runs_on_the_cpus_that_were_asked_for_and_they_are_reported(
 
 
 def test_a_refused_memory_policy_is_reported_and_the_command_still_runs() -> None:
+    """#4971, #4961: "set_mempolicy: Operation not permitted" in containers without SYS_NICE."""
     result, report = run_shim(SHOW, policy="bind", nodes=[900])  # no machine of a test has a node 900
     assert result.returncode == 0 and result.stdout
     assert report is not None and report["policy_error"]

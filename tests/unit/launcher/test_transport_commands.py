@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,20 @@ def test_ssh() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("launcher", ["ssh", "impi", "mpich", "openmpi", "slurm"])
+def test_a_script_is_read_before_every_agent_and_its_words_are_not_the_agents(launcher: str) -> None:
+    """DeepSpeed's --venv_script: "pdsh only"; the other launchers ignored it."""
+    asked = spec(launcher=launcher, venv_script=Path("/opt/it's/activate"))
+    bash = ["bash", "-c", '. "$0" >&2 && exec "$@"', "/opt/it's/activate", *AGENT]
+    if launcher == "ssh":
+        assert shlex.split(ssh_command(asked, "a", {})[-1]) == ["exec", *bash, "stdio"]
+    else:
+        start = Start(asked, ["a", "b"], "/tmp/hosts", "10.0.0.9:4242", None)
+        assert list(DIALECTS[launcher].command(start, "/bin/starter", {}))[-len(bash) - 2 : -2] == bash
+
+
 def test_intel_mpi() -> None:
+    """#4531: Intel MPI's own pinning clashed with the cores that ranks were given."""
     assert command("impi", launcher_args="-v") == [
         "/bin/starter", "-f", "/tmp/hosts", "-ppn", "1", "-iface", "eth1", "-bootstrap", "ssh",
         "-genvlist", "COREBOUND_AGENT_SECRET,I_MPI_PIN", "-n", "2", "-v", *AGENT, "10.0.0.9:4242", "PMI_RANK",
@@ -54,6 +68,7 @@ def test_mpich() -> None:
 
 
 def test_open_mpi() -> None:
+    """DeepSpeed: "btl_tcp_if_include eth0 unless launcher_args overrides it"."""
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     assert command("openmpi", launcher_args="--mca btl_tcp_if_include eth1") == [
         "/bin/starter", "--hostfile", "/tmp/hosts", "-n", "2", "--map-by", "ppr:1:node", "--bind-to", "none", *root,
@@ -63,6 +78,7 @@ def test_open_mpi() -> None:
 
 
 def test_slurm() -> None:
+    """DeepSpeed's slurm runner: "--include is not an srun option; ignores module/no_python/bind"."""
     assert command("slurm", launcher_args="--partition cpu") == [
         "/bin/starter", "--nodes", "2", "--ntasks", "2", "--ntasks-per-node", "1", "--nodelist", "a,b",
         "--cpu-bind=none", "--mem-bind=none", "--kill-on-bad-exit=0", "--overlap",
@@ -81,6 +97,7 @@ def test_a_plan_shows_the_variables_and_never_the_secret() -> None:
 
 
 def test_an_unclosed_quote_in_the_launchers_arguments_is_refused() -> None:
+    """#2802: --launcher_args and its quotes."""
     with pytest.raises(ConfigError, match="--launcher_args"):
         spec(launcher_args="-o 'x")
 

@@ -125,7 +125,7 @@ def test_a_wrong_field_of_config_is_named(copy: Path, changes: dict[str, Any], p
 
 def test_an_unknown_architecture_gets_the_nearest_name(copy: Path) -> None:
     hint = refused(edit_config(copy, architectures=["BlomForCausalLM"])).hint
-    assert hint == "did you mean `BloomForCausalLM`? known: BloomForCausalLM, LlamaForCausalLM"
+    assert hint is not None and hint.startswith("did you mean `BloomForCausalLM`? known: BloomForCausalLM, Falcon")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,10 @@ def test_an_unknown_architecture_gets_the_nearest_name(copy: Path) -> None:
     [
         ({"hidden_act": "gelu"}, "hidden_act: expected one of silu, which this version computes"),
         ({"num_key_value_heads": 4}, "num_key_value_heads: expected a divisor of num_attention_heads, 6, found 4"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters.rope_type: expected one of"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}},
+            "rope_parameters.rope_type: expected one of",
+        ),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters.factor: missing"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor: expected 1.0"),
         ({"head_dim": 7}, "head_dim: expected an even number"),

@@ -27,7 +27,7 @@ from corebound.sharding import packed_stream, shard_plan
 from fixtures.decoding import Runner
 from fixtures.packed_weights import pack_model
 from fixtures.thread_group import run_ranks
-from fixtures.tiny_models import NUM_LAYERS, VOCAB_SIZE, build_bloom, build_llama
+from fixtures.tiny_models import NUM_LAYERS, VOCAB_SIZE, build_bloom, build_family, build_llama
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
@@ -96,6 +96,19 @@ def test_float32_logits_are_those_of_the_model_in_floats(
 ) -> None:
     packed, floats = models(family, name)
     found, expected = run(packed, num_ranks), run(floats, num_ranks)
+    assert torch.equal(found[0], expected[0])
+    assert found[1] == expected[1]
+
+
+@pytest.mark.parametrize(("family", "name"), [("qwen2", "awq"), ("phi3", "gptq"), ("falcon", "awq"), ("opt", "gptq")])
+def test_packed_models_of_other_families_are_those_in_floats(tmp_path: Path, family: str, name: str) -> None:
+    inner = {"opt": "ffn_dim", "falcon": "ffn_hidden_size"}.get(family, "intermediate_size")
+    sizes = {inner: 256, "hidden_size": 128}
+    new = {"new_decoder_architecture": True, "num_kv_heads": 2} if family == "falcon" else {}
+    pack_model(
+        build_family(tmp_path / "plain", family, num_heads=8, **sizes, **new), tmp_path / "packed", **CONFIGS[name]
+    )
+    found, expected = run(tmp_path / "packed", 2), run(in_floats(tmp_path / "packed", tmp_path / "floats"), 2)
     assert torch.equal(found[0], expected[0])
     assert found[1] == expected[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,10 +18,13 @@ import torch
 from corebound import kernels
 from corebound.comm import Collectives
 from corebound.errors import ConfigError, CoreboundError, HostError, KernelError, ModelLoadError, ShardingError
-from corebound.models import describe, load_model, shard_writing, verify_manifest
+from corebound.models import describe, load_model, shard_reading, shard_writing, verify_manifest
 from corebound.models.manifest import SHARDS_FILE
+from corebound.models.shard_reading import read_rank
 from corebound.models.shard_writing import write_shards
 from corebound.models.shards import Shards, read_shards
+from corebound.sharding import shard_plan
+from fixtures.decoder_families import CASES
 from fixtures.decoding import Runner
 from fixtures.packed_weights import pack_model
 from fixtures.thread_group import run_ranks
@@ -46,6 +50,11 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "bloom-tied": build_bloom,
     "bloom-untied": lambda path: build_bloom(path, tied=False),
     "llama-biases": lambda path: build_llama(path, attention_bias=True, mlp_bias=True),
+    "gptj": CASES["gptj"],
+    "opt": CASES["opt"],
+    "qwen3-biases": CASES["qwen3-biases"],
+    "falcon-uneven-groups": CASES["falcon-uneven-groups"],
+    "phi3": CASES["phi3"],
     "gptq": lambda path: build_packed(path, **GPTQ),
     "awq-per-channel": lambda path: build_packed(path, **AWQ),
     "gptq-desc-act": lambda path: build_packed(path, **GPTQ | {"desc_act": True}),
@@ -97,6 +106,11 @@ def run(path: Path, num_ranks: int, dtype: str = "bfloat16") -> tuple[torch.Tens
         ("bloom-untied", 1, "int4:g32:sym"),
         ("llama-biases", 2, "bfloat16"),
         ("llama-biases", 3, "int8:g32"),
+        ("gptj", 2, "bfloat16"),
+        ("opt", 2, "int8"),
+        ("qwen3-biases", 3, "bfloat16"),
+        ("falcon-uneven-groups", 4, "int8"),
+        ("phi3", 2, "int4:g32"),
         ("gptq", 1, "bfloat16"),
         ("gptq", 2, "int4:g32:asym"),
         ("awq-per-channel", 2, "bfloat16"),
@@ -121,7 +135,49 @@ def test_a_rank_reads_its_file_and_no_more(bloom: Path) -> None:
     run_ranks(2, lambda group: load_model(bloom, "bfloat16", group, lambda *at: seen.append(at)))
     done, total = seen[-1]
     assert done == total
-    assert 0 < expected[0] - total < 8192  # the header
+    assert {total for _, total in seen} == set(expected)
+
+
+def test_mapped_or_read_it_is_the_same(bloom: Path) -> None:
+    description = describe(bloom, tokenizer=False)
+    plan = shard_plan(description, 2)
+    for rank in range(2):
+        parts = [read_rank(description, plan, rank, mapped=mapped, num_threads=2) for mapped in (True, False)]
+        (mapped, mapped_fields), (read, fields) = parts
+        assert mapped.keys() == read.keys()
+        assert all(torch.equal(mapped[field].memory, read[field].memory) for field in read)
+        assert mapped_fields.keys() == fields.keys()
+        assert all(torch.equal(mapped_fields[field], fields[field]) for field in fields)
+
+
+def test_with_several_memory_nodes_it_is_read(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("mapped")
+
+    description = describe(bloom, tokenizer=False)
+    monkeypatch.setattr(shard_reading, "map_file", refuse)
+    one = shard_reading.read_topology()
+    with pytest.raises(AssertionError, match="mapped"):
+        read_rank(description, shard_plan(description, 2), 0)
+    two = dataclasses.replace(one, nodes=(*one.nodes, *one.nodes))
+    monkeypatch.setattr(shard_reading, "read_topology", lambda: two)
+    read_rank(description, shard_plan(description, 2), 0)
+
+
+def test_a_large_file_in_small_pages_is_read(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    description = describe(bloom, tokenizer=False)
+    plan = shard_plan(description, 2)
+    memory = dataclasses.replace(shard_reading.read_topology().memory, transparent_huge_pages="madvise")
+    topology = dataclasses.replace(shard_reading.read_topology(), memory=memory)
+    monkeypatch.setattr(shard_reading, "read_topology", lambda: topology)
+    monkeypatch.setattr(shard_reading, "_SMALL_BYTES", 0)
+    filled: list[object] = []
+    fill = shard_reading._fill
+    monkeypatch.setattr(shard_reading, "_fill", lambda *args: (filled.append(args), fill(*args)))
+    for huge, reads in ((1 << 30, 0), (0, 1)):
+        monkeypatch.setattr(shard_reading, "huge_bytes", lambda _, huge=huge: huge)
+        read_rank(description, plan, 0)
+        assert len(filled) == reads
 
 
 def test_everything_a_model_directory_needs_is_there(models: Callable[[str], Path], tmp_path: Path) -> None:
@@ -229,18 +285,12 @@ def test_a_packed_checkpoint_keeps_its_scheme(models: Callable[[str], Path], tmp
         write(models("gptq"), tmp_path / "out", 1, "int8")
 
 
-def test_what_is_written_for_ranks_is_no_source(bloom: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is written for ranks already"):
-        write(bloom, tmp_path / "out", 2)
-
-
 def test_another_number_of_ranks_names_the_command(bloom: Path) -> None:
     with pytest.raises(ShardingError, match="written for 2 ranks, found a launch of 3 ranks") as caught:
         run_ranks(3, lambda collectives: load_model(bloom, "bfloat16", collectives))
     assert caught.value.exit_code == 6
     assert caught.value.hint == (
-        "use 2 ranks, or write it anew: `corebound shard --model bloom-tied --output "
-        f"{bloom} --dtype int4:g32:asym --force --num-ranks 3`"
+        f"use 2 ranks, or write it for others: `corebound shard --model {bloom} --output {bloom}-3 --num-ranks 3`"
     )
 
 

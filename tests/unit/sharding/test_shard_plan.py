@@ -36,7 +36,7 @@ def geometry(**changes: object) -> Geometry:
 def geometries(draw: st.DrawFn) -> tuple[Geometry, int]:
     family = draw(st.sampled_from(sorted(TABLES)))
     num_kv_heads = draw(st.integers(1, 6))
-    num_heads = num_kv_heads * (1 if family == "bloom" else draw(st.integers(1, 4)))
+    num_heads = num_kv_heads * (1 if TABLES[family].qkv_layout == "per_head" else draw(st.integers(1, 4)))
     model = geometry(
         family=family,
         num_layers=1,
@@ -50,6 +50,9 @@ def geometries(draw: st.DrawFn) -> tuple[Geometry, int]:
     return model, draw(st.integers(1, num_heads))
 
 
+_WITH_KV_HEADS = {Axis.KV, Axis.QKV_STACKED, Axis.QKV_PER_GROUP}
+
+
 @given(geometries())
 def test_every_cut_parameter_is_covered_exactly_once(case: tuple[Geometry, int]) -> None:
     model, num_ranks = case
@@ -59,7 +62,7 @@ def test_every_cut_parameter_is_covered_exactly_once(case: tuple[Geometry, int])
         held = sorted(item for rank in range(num_ranks) for part in plan.ranges(parameter, rank) for item in part)
         if parameter.rule.decision is Decision.REPLICATE:
             assert held == sorted(list(range(length)) * num_ranks)
-        elif Axis.KV in parameter.rule.axes and num_ranks > model.num_kv_heads:
+        elif _WITH_KV_HEADS & set(parameter.rule.axes) and num_ranks > model.num_kv_heads:
             assert sorted(set(held)) == list(range(length))
         else:
             assert held == list(range(length))
@@ -99,6 +102,14 @@ def test_fused_layouts_name_the_rows_of_a_share() -> None:
     inner = share.intermediate
     expected = (inner, range(100 + inner.start, 100 + inner.stop))
     assert axis_ranges(Axis.GATE_UP_STACKED, geometry(), share) == expected
+    rows = axis_ranges(Axis.QKV_PER_GROUP, geometry(), share)  # after kv head 0 with its 3 queries, 40 rows
+    assert rows == (range(40, 64), range(64, 72), range(72, 80))
+    grouped = geometry(num_heads=15, num_kv_heads=3)
+    uneven = shard_plan(grouped, 4).shares[1]  # heads 4 to 7 of 5 to a kv head
+    assert (uneven.query_heads, uneven.kv_heads) == (range(4, 8), range(2))
+    queries, keys, values = ((32, 40), (56, 80)), ((40, 48), (96, 104)), ((48, 56), (104, 112))
+    expected = tuple(range(*ends) for ends in (*queries, *keys, *values))
+    assert axis_ranges(Axis.QKV_PER_GROUP, grouped, uneven) == expected
     bloom = geometry(family="bloom", num_kv_heads=6)
     assert axis_ranges(Axis.QKV_PER_HEAD, bloom, shard_plan(bloom, 2).shares[1]) == (range(72, 144),)
     assert axis_size(Axis.QKV_STACKED, geometry()) == 80

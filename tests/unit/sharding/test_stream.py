@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from corebound.sharding import Geometry, ShardPlan, shard_plan, stream
 from corebound.sharding.checkpoint import SINGLE_FILE, read_checkpoint
 from corebound.sharding.match import match_parameters
 from corebound.sharding.plan import model_parameters
-from corebound.sharding.reading import Meter
+from corebound.sharding.reading import Meter, Scratch, opened
 from corebound.sharding.table import Decision
 
 LLAMA = Geometry(
@@ -39,6 +40,10 @@ BLOOM = Geometry(
     intermediate_size=192,
     vocab_size=101,
 )
+
+
+FALCON = replace(BLOOM, family="falcon", num_kv_heads=2, features=frozenset({"biases", "two_norms"}))
+PHI3 = replace(LLAMA, family="phi3", features=frozenset())
 
 
 def write_model(path: Path, model: Geometry, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -73,7 +78,7 @@ def gather(plan: ShardPlan, shards: list[dict[str, torch.Tensor]]) -> dict[str, 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 1000, 4 << 20])
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 6])
-@pytest.mark.parametrize("model", [LLAMA, BLOOM], ids=lambda model: model.family)
+@pytest.mark.parametrize("model", [LLAMA, BLOOM, FALCON, PHI3], ids=lambda model: model.family)
 def test_split_and_gathered_is_the_original(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Geometry, num_ranks: int, chunk_bytes: int
 ) -> None:
@@ -93,6 +98,18 @@ def test_columns_read_row_by_row_or_cut_from_whole_rows_are_the_same(
     plan = shard_plan(LLAMA, 3)
     parts = [load(tmp_path, plan, rank)["layers.0.mlp_out_weight"] for rank in range(3)]
     assert torch.equal(torch.cat(parts, dim=1), original["model.layers.0.mlp.down_proj.weight"])
+
+
+def test_a_tensor_of_another_size_is_filled_part_by_part(tmp_path: Path) -> None:
+    original = write_model(tmp_path, LLAMA)["model.layers.0.mlp.down_proj.weight"]
+    entry = read_checkpoint(tmp_path).tensors["model.layers.0.mlp.down_proj.weight"]
+    rows, columns = torch.empty(8, 100), torch.empty(48, 30, dtype=torch.bfloat16)
+    with opened(entry.path) as descriptor:
+        reader = stream.PartReader(descriptor, entry, Meter(0, None), Scratch())
+        reader.fill(rows, [range(40, 45), range(3)], 0)
+        stream.PartReader(descriptor, entry, Meter(0, None)).fill(columns, [range(50, 80)], 1)
+    assert torch.equal(rows, torch.cat((original[40:45], original[:3])))
+    assert torch.equal(columns, original[:, 50:80].bfloat16())
 
 
 @pytest.mark.parametrize("source", [torch.float32, torch.bfloat16, torch.float16])

@@ -12,6 +12,9 @@ from torch import nn
 
 import corebound
 from corebound.errors import ConfigError, HostError, ModelError
+from corebound.quantization import parse_scheme
+from corebound.quantization.reference import dequantize
+from corebound.quantization.rtn import quantize
 from corebound.training import ipex_backend
 from corebound.training.linear import NativeLinear
 
@@ -120,7 +123,7 @@ def test_a_linear_layer_alone_is_replaced_and_returned() -> None:
 
 
 def test_a_module_without_linear_layers_is_returned_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    optimized = corebound.optimize(nn.Sequential(nn.LayerNorm(4)).eval())
+    optimized = corebound.optimize(nn.Sequential(nn.ReLU()).eval())
     assert corebound.optimization_report(optimized).changes == ()
     assert "Sequential has no torch.nn.Linear that can be replaced" in caplog.text
 
@@ -168,10 +171,74 @@ def test_training_mode_is_refused(small: nn.Module) -> None:
     assert "eval()" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float64, "bfloat16", None])
 def test_an_unknown_dtype_is_refused_with_the_choices(small: nn.Module, dtype: Any) -> None:
     with pytest.raises(ConfigError, match=r"expected one of torch\.float32, torch\.bfloat16, torch\.float16"):
         corebound.optimize(small, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"dtype": "int4:g48"}, "quantization scheme 'int4:g48': unknown part 'g48'"),
+        ({"dtype": "int8", "weights_prepack": False}, "quantized weights are always packed"),
+        ({"dtype": torch.float32, "weights_prepack": True}, "weights_prepack=True needs bfloat16 or a scheme"),
+        ({"dtype": "int8", "backend": "ipex"}, "quantization, weights_prepack and fuse are for backend native"),
+        ({"fuse": False, "backend": "ipex"}, "quantization, weights_prepack and fuse are for backend native"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(small: nn.Module, options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        corebound.optimize(small, **options)
+    assert problem in caught.value.message
+
+
+def test_without_native_kernels_weights_are_rounded_and_kept_in_full(
+    small: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheme = parse_scheme("int8:g32:asym")
+    before = small.up.weight.detach().clone()
+    optimized = corebound.optimize(small, dtype=scheme)
+    assert isinstance(optimized.up, NativeLinear) and optimized.up.weight.dtype == torch.bfloat16
+    matrix = quantize(before.bfloat16(), scheme)
+    torch.testing.assert_close(optimized.up.weight, dequantize(matrix, torch.bfloat16), rtol=0, atol=0)
+    assert "int8:g32:asym weights are rounded and kept as bfloat16: native kernels are off" in caplog.text
+    assert torch.equal(optimized.head.weight, optimized.embed.weight)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.LayerNorm(8, eps=0.1), nn.RMSNorm(8, eps=1e-6)])
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 0, 8), (2, 3, 8)])
+def test_norms_are_those_of_torch_with_the_same_parameters(norm: nn.Module, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    plain = copy.deepcopy(norm).eval()
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter)
+    optimized = corebound.optimize(nn.Sequential(copy.deepcopy(plain)).eval(), dtype=torch.float32)
+    assert type(optimized[0]).__name__ in ("NativeLayerNorm", "NativeRmsNorm")
+    assert optimized.state_dict().keys() == {f"0.{name}" for name in plain.state_dict()}
+    x = torch.randn(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(optimized(x), plain(x))
+    # With gradients, and under autocast, which keeps norms in float32, it is torch.
+    optimized(x).sum().backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert optimized(x).dtype == plain(x).dtype
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm((2, 4)), nn.LayerNorm(8, bias=False), nn.LayerNorm(8, elementwise_affine=False)]
+)
+def test_norms_that_the_operators_cannot_compute_stay(norm: nn.Module) -> None:
+    assert corebound.optimize(nn.Sequential(norm).eval())[0] is norm
+
+
+def test_without_fusion_norms_stay() -> None:
+    model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4)).eval()
+    assert isinstance(corebound.optimize(model, fuse=False)[0], nn.LayerNorm)
+
+
+def test_the_name_of_the_extensions_function_is_there_too() -> None:
+    assert corebound.llm.optimize is corebound.optimize
 
 
 def test_an_unknown_backend_is_refused_with_the_nearest(small: nn.Module) -> None:

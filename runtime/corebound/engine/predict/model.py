@@ -222,12 +222,14 @@ class _Model:
                 total_s += time_s
                 memory_s += min(time_s, ranks * matrix.num_bytes / self.ceilings.read_gb_per_s * 1e-9)
         position_bytes = 2 * len(share.kv_heads) * sizes.head_dim * _ELEMENT_BYTES
-        cached_bytes = sizes.num_layers * position_bytes * sum(count + tokens for count in before)
+        windows = [sizes.window(layer) for layer in range(sizes.num_layers)]
+        seen = [min(count, window - 1) if window else count for window in windows for count in before]
+        cached_bytes = position_bytes * sum(count + tokens for count in seen)
         memory_s += (cache_s := ranks * cached_bytes / self.ceilings.read_gb_per_s * 1e-9)
         total_s += cache_s
         if tokens > 1:
             width = len(share.query_heads) * sizes.head_dim
-            flop = sizes.num_layers * sum(attention_flop(width, count, tokens) for count in before)
+            flop = sum(attention_flop(width, count, tokens, window) for window in windows for count in before)
             total_s += ranks * flop / self.ceilings.attention_gflop_per_s * 1e-9
         overhead_s = sizes.num_layers * self.ceilings.layer_us * 1e-6 + num_logits * len(share.vocab) * SAMPLED_WORD_S
         return Times(memory_s=memory_s, arithmetic_s=total_s - memory_s, overhead_s=overhead_s)
@@ -236,9 +238,10 @@ class _Model:
         if self.plan.num_ranks == 1:
             return 0.0
         width = self.architecture.hidden_size * _ELEMENT_BYTES
-        # The last layer's two are of the rows whose logits are wanted.
-        full = 2 * self.architecture.num_layers - 2 + 1  # and the embedding's
-        sums_s = full * self._sum_s(rows * width) + (2 * self._sum_s(num_logits * width) if num_logits else 0.0)
+        # The last layer's are of the rows whose logits are wanted.
+        of_layer = 1 if self.architecture.parallel_residual else 2
+        full = of_layer * (self.architecture.num_layers - 1) + 1  # and the embedding's
+        sums_s = full * self._sum_s(rows * width) + (of_layer * self._sum_s(num_logits * width) if num_logits else 0.0)
         return sums_s + _SMALL_SUMS * self._sum_s(4096)
 
     def _sum_s(self, num_bytes: int) -> float:
@@ -252,6 +255,10 @@ class _Model:
         return time_s
 
 
-def attention_flop(query_width: int, before: int, tokens: int) -> int:
-    """Return the operations of causal attention of a layer: `tokens` queries, after `before` keys."""
-    return 4 * query_width * (before * tokens + tokens * (tokens + 1) // 2)
+def attention_flop(query_width: int, before: int, tokens: int, window: int = 0) -> int:
+    """Return the operations of causal attention of a layer: `tokens` queries, after `before` keys.
+
+    With a `window` a query sees so many keys at most.
+    """
+    whole = min(tokens, max(0, window - before)) if window else tokens  # queries that see every key before them
+    return 4 * query_width * (before * whole + whole * (whole + 1) // 2 + (tokens - whole) * window)

@@ -29,7 +29,15 @@ def agent_words(spec: LaunchSpec, python_path: str | None, link: str) -> tuple[s
     """Return the command of an agent on another host."""
     # -P: a module in the working directory must not replace one of the standard library's.
     command = (spec.remote_python or sys.executable, "-P", "-m", "corebound.launcher.agent", "--link", link)
-    return ("env", f"PYTHONPATH={python_path}", *command) if python_path else command
+    return after_script(spec, ("env", f"PYTHONPATH={python_path}", *command) if python_path else command)
+
+
+def after_script(spec: LaunchSpec, command: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a command that runs in what --venv_script leaves behind; without one, as it is."""
+    if spec.venv_script is None:
+        return command
+    # What the script prints must not be taken for words of the agent.
+    return ("bash", "-c", '. "$0" >&2 && exec "$@"', str(spec.venv_script.absolute()), *command)
 
 
 def ssh_options(spec: LaunchSpec) -> tuple[str, ...]:
@@ -47,19 +55,20 @@ def ssh_command(spec: LaunchSpec, host: str, environ: Mapping[str, str]) -> tupl
     return ("ssh", "-T", "-a", "-x", *spec.launcher_words, *ssh_options(spec), "--", host, f"exec {agent}")
 
 
-def here_command() -> tuple[str, ...]:
+def here_command(spec: LaunchSpec) -> tuple[str, ...]:
     """Return the command that starts the agent on this machine, where it is one of several hosts."""
-    return (sys.executable, "-P", "-m", "corebound.launcher.agent", "--link", "stdio")
+    return after_script(spec, (sys.executable, "-P", "-m", "corebound.launcher.agent", "--link", "stdio"))
 
 
-def start(host: str, command: Sequence[str]) -> Link:
-    """Start an agent and return the link to it.
+def start(host: str, command: Sequence[str], environ: Mapping[str, str]) -> Link:
+    """Start an agent, or the ssh that does, with this environment and return the link to it.
 
     Raises: LaunchError when ssh is not installed.
     """
     try:
         process = subprocess.Popen(
             command,
+            env=dict(environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

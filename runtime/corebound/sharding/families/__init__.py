@@ -2,7 +2,40 @@
 
 from __future__ import annotations
 
-from corebound.sharding.families import bloom, llama
+from corebound.sharding.families import (
+    bloom,
+    falcon,
+    gemma,
+    gpt_neox,
+    gptj,
+    granite,
+    llama,
+    mistral,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+    stablelm,
+    starcoder2,
+)
 from corebound.sharding.table import FamilyTable
 
-TABLES: dict[str, FamilyTable] = {table.family: table for table in (bloom.TABLE, llama.TABLE)}
+TABLES: dict[str, FamilyTable] = {
+    module.TABLE.family: module.TABLE
+    for module in (
+        bloom,
+        falcon,
+        gemma,
+        gpt_neox,
+        gptj,
+        granite,
+        llama,
+        mistral,
+        opt,
+        phi3,
+        qwen2,
+        qwen3,
+        stablelm,
+        starcoder2,
+    )
+}

@@ -13,6 +13,7 @@ from corebound.engine.predict.model import (
     SAMPLED_WORD_S,
     Prediction,
     Workload,
+    attention_flop,
     predict,
 )
 from corebound.engine.predict.splits import best, compare, rank_counts
@@ -145,6 +146,23 @@ def test_weights_that_a_cache_holds_are_read_at_its_rate() -> None:
     assert limits.product_seconds("bfloat16", 1000, 1, 1 << 30) == pytest.approx(1000 / 5e9)
     middle = limits.product_seconds("bfloat16", 1000, 1, 1 << 22)
     assert 1000 / 50e9 < middle < 1000 / 5e9
+
+
+@pytest.mark.parametrize("window", [1, 5, 20, 100])
+@pytest.mark.parametrize("before", [0, 3, 50])
+def test_operations_within_a_window_are_counted_by_query(before: int, window: int) -> None:
+    seen = sum(min(before + query, window) for query in range(1, 17))
+    assert attention_flop(64, before, 16, window) == 4 * 64 * seen
+
+
+def test_a_window_ends_the_growth_of_a_step_and_one_sum_a_layer_takes_half_the_time() -> None:
+    long, longer = (Workload(prompt_tokens=16, context=context) for context in (2000, 4000))
+    sliding = dataclasses.replace(LLAMA, windows=(500,) * LLAMA.num_layers)
+    first, second = (predict(sliding, "int8", 1, 1, ceilings(), work).next_token.total_s for work in (long, longer))
+    assert first == second < predict(LLAMA, "int8", 1, 1, ceilings(), long).next_token.total_s
+    parallel = dataclasses.replace(LLAMA, parallel_residual=True)
+    sums = [predict(model, "int8", 2, 1, ceilings(), long).next_token.all_reduce_s for model in (LLAMA, parallel)]
+    assert 0.5 < sums[1] / sums[0] < 0.6
 
 
 def test_what_does_not_fit_is_bound_by_capacity_and_never_the_best() -> None:

@@ -1,0 +1,123 @@
+"""Loading a model on ranks in turns with `cat` of its files: `python -m corebound.engine.bench.load_times` on each."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from corebound.comm import Collectives
+from corebound.comm.rank_process import leave, run_rank
+from corebound.engine.job import read_job
+from corebound.errors import CoreboundError, HostError, LaunchError
+from corebound.launcher import LaunchSpec, launch
+from corebound.models import describe
+from corebound.models.stored import scheme_to_apply
+from corebound.sharding import shard_plan
+
+_RANK_COMMAND = (sys.executable, "-m", "corebound.engine.bench.load_times")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadJob:
+    """What the ranks are to load, how often, and where rank 0 writes what it took."""
+
+    model_dir: str
+    dtype: str
+    num_rounds: int
+    report_path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadTimes:
+    """Seconds of each round, of the slowest rank: `cat` of all weight files, and all weights in their place."""
+
+    num_bytes: int
+    num_threads: int
+    cat_s: list[float]
+    load_s: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """Return the median over the rounds of loading over `cat`."""
+        return median(load / cat for load, cat in zip(self.load_s, self.cat_s, strict=True))
+
+
+def measure_load(model_dir: Path, dtype: str, num_ranks: int, num_rounds: int) -> LoadTimes:
+    """Return how long `num_ranks` ranks of this machine take to load a model, and `cat` in turns with them.
+
+    A first round, which may find files that are not in the page cache, is left out.
+
+    Raises: LaunchError when a rank fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="corebound-load-") as directory:
+        report = Path(directory) / "report.json"
+        job = LoadJob(model_dir=str(model_dir), dtype=dtype, num_rounds=num_rounds, report_path=str(report))
+        spec = LaunchSpec(
+            command=_RANK_COMMAND,
+            num_accelerators=num_ranks,
+            bind_cores_to_rank=None,
+            rank0_stdin=json.dumps(asdict(job)).encode(),
+        )
+        if (code := launch(spec)) != 0:
+            raise LaunchError(f"the ranks ended with exit code {code}", hint="the lines above say why")
+        if not report.is_file():
+            raise CoreboundError("the ranks ended without a report")
+        return LoadTimes(**json.loads(report.read_text(encoding="utf-8")))
+
+
+def main() -> int:
+    """Measure, let rank 0 write the report, and return the exit code."""
+    return run_rank(_measure)
+
+
+def _measure(collectives: Collectives) -> None:
+    # Here, because the process that starts the ranks needs no torch.
+    import torch
+
+    from corebound.models.loading import load_native_weights
+
+    job = LoadJob(**collectives.broadcast_object(read_job() if collectives.rank == 0 else None))
+
+    def load() -> None:
+        description = describe(job.model_dir, tokenizer=False)
+        plan = shard_plan(description, collectives.size)
+        load_native_weights(description, plan, collectives.rank, scheme_to_apply(description, job.dtype))
+
+    files = describe(job.model_dir, tokenizer=False).checkpoint.files
+    times = LoadTimes(num_bytes=sum(files.values()), num_threads=torch.get_num_threads(), cat_s=[], load_s=[])
+    for index in range(job.num_rounds + 1):
+        cat_s = _together(collectives, lambda: _cat(files) if collectives.rank == 0 else None)
+        load_s = _together(collectives, load)
+        if index > 0:
+            times.cat_s.append(cat_s)
+            times.load_s.append(load_s)
+    if collectives.rank == 0:
+        Path(job.report_path).write_text(json.dumps(asdict(times)), encoding="utf-8")
+
+
+def _together(collectives: Collectives, work: Callable[[], None]) -> float:
+    """Return the seconds until every rank has done its work."""
+    collectives.barrier()
+    started_s = time.perf_counter()
+    work()
+    elapsed_s = time.perf_counter() - started_s
+    collectives.barrier()
+    return max(float(collectives.broadcast_object(elapsed_s, root=rank)) for rank in range(collectives.size))
+
+
+def _cat(files: Iterable[Path]) -> None:
+    try:
+        subprocess.run(["cat", "--", *map(str, files)], stdout=subprocess.DEVNULL, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise HostError(f"cat of the weight files: {error}") from error
+
+
+if __name__ == "__main__":
+    leave(main())

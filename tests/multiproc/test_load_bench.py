@@ -1,0 +1,53 @@
+"""The promised time to load: at most half as long again as `cat` of the same files, measured in turns with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fixtures.tiny_models import build_bloom
+
+pytestmark = [pytest.mark.native, pytest.mark.multiproc]
+
+
+def bench_load(*words: str, timeout_s: float) -> dict[str, Any]:
+    command = [sys.executable, "-m", "corebound", "bench", "load", *words, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+@pytest.mark.bench
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+def test_what_is_written_for_ranks_loads_in_at_most_one_and_a_half_times_cat(dtype: str, num_ranks: int) -> None:
+    words = ["--shape", "llama-1.1b", "--dtype", dtype, "--num-ranks", str(num_ranks), "--written"]
+    plain, written = bench_load(*words, timeout_s=1700)["rows"]
+    print({row["source"]: round(row["ratio"], 2) for row in (plain, written)})
+    assert written["source"] == "written for ranks"
+    assert written["ratio"] <= 1.5, written
+
+
+@pytest.mark.timeout(300)
+def test_a_checkpoint_and_what_is_written_of_it_are_measured_and_nothing_is_left(tmp_path: Path) -> None:
+    model = build_bloom(tmp_path / "bloom")
+    (tmp_path / "work").mkdir()
+    words = ["--model", str(model), "--dtype", "int4:g32", "--num-ranks", "2", "--rounds", "3", "--written"]
+    report = bench_load(*words, "--work-dir", str(tmp_path / "work"), timeout_s=280)
+    plain, written = report["rows"]
+    assert plain["num_bytes"] == (model / "model.safetensors").stat().st_size
+    assert (plain["source"], written["source"]) == ("checkpoint", "written for ranks")
+    assert plain["weights"] == "int4:g32" and written["weights"] == "int4:g32:asym"
+    for row in (plain, written):
+        assert row["num_ranks"] == 2
+        assert len(row["rounds"]) == 3
+        assert all(0 < seconds < 60 for times in row["rounds"] for seconds in times.values())
+    assert list((tmp_path / "work").iterdir()) == []
+    assert "own_share" in report["machine_load"]

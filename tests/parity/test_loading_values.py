@@ -1,0 +1,133 @@
+"""Native loading of rows against torch: magnitudes, conversions, quantization, and the way back out of panels."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+import torch
+
+from corebound.kernels.panel_format import PanelFormat
+from corebound.kernels.panels import PanelMatrix
+from corebound.kernels.values import largest_magnitude, load_rows, to_bfloat16
+from corebound.models.storage import panel_format
+from corebound.quantization.rtn import quantize
+from corebound.quantization.scheme import parse_scheme
+
+pytestmark = pytest.mark.native
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+SCHEMES = ["int8", "int8:asym", "int8:g32", "int4", "int4:channel:sym", "int4:g32", "int4:g64:sym"]
+
+
+def noise(rows: int, columns: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    """Return values of many sizes, zeros, subnormals of float16, and rows that are nothing but zeros or one sign."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(rows, columns, generator=generator) * torch.logspace(-7, 3, rows).unsqueeze(1)
+    values[:, ::7] = 0
+    values[0] = 0
+    values[1] = values[1].abs()
+    values[2] = -values[2].abs()
+    values[3] = -0.0
+    return values.to(dtype)
+
+
+def empty(rows: int, columns: int, form: PanelFormat, *, gated: bool = False) -> PanelMatrix:
+    matrix = PanelMatrix(rows, columns, form, gated=gated)
+    memory = torch.zeros(matrix.num_bytes + 64, dtype=torch.uint8)
+    start = -memory.data_ptr() % 64
+    matrix.place(memory[start : start + matrix.num_bytes])
+    return matrix
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [slice(0, 99), slice(13, 60)])
+def test_the_largest_magnitude_is_found(dtype: torch.dtype, columns: slice) -> None:
+    values = noise(37, 99, dtype)[:, columns]
+    assert largest_magnitude(values) == float(values.abs().max())
+    for wrong in (math.inf, -math.inf):
+        values[11, 5] = wrong
+        assert largest_magnitude(values) == math.inf
+    values[30, 2] = math.nan
+    assert math.isnan(largest_magnitude(values))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_are_rounded_as_torch_does(dtype: torch.dtype) -> None:
+    bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32)
+    if dtype == torch.float32:
+        values = ((bits << 16) + 0x7FFF + (bits % 5 - 2)).view(torch.float32)
+    else:
+        values = bits.to(torch.int16).view(dtype)
+    values = values[values.isfinite() & (values.abs().float() < 2.0**127)].view(1, -1)
+    target = torch.empty(values.shape, dtype=torch.bfloat16)
+    to_bfloat16(values, target)
+    assert torch.equal(target.view(torch.int16), values.to(torch.bfloat16).view(torch.int16))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("inputs", [64, 96, 131])
+@pytest.mark.parametrize("name", ["bfloat16", *SCHEMES])
+def test_rows_become_what_torch_makes_of_them(name: str, inputs: int, gated: bool) -> None:
+    scheme = None if name == "bfloat16" else parse_scheme(name)
+    for dtype in DTYPES:
+        values = noise(150, inputs, dtype)
+        found, expected = (empty(150, inputs, panel_format(scheme), gated=gated) for _ in range(2))
+        wide = torch.cat((values, values), 1)[:, :inputs]  # rows that lie apart
+        for start, stop in ((0, 75), (75, 80), (80, 150)):
+            load_rows(found, start, wide[start:stop])
+        if scheme is None:
+            expected.put(0, values.to(torch.bfloat16).contiguous())
+        else:
+            quantized = quantize(values.to(torch.bfloat16), scheme)
+            expected.put_codes(0, quantized.codes, quantized.scales, quantized.zeros.float())
+        assert torch.equal(found.memory, expected.memory), (name, dtype)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_codes_come_out_of_panels_as_they_were_put_in(name: str, gated: bool) -> None:
+    scheme = parse_scheme(name)
+    quantized = quantize(noise(150, 131), scheme)
+    matrix = empty(150, 131, panel_format(scheme), gated=gated)
+    matrix.put_codes(0, quantized.codes, quantized.scales, quantized.zeros.float())
+    for first, count in ((0, 75), (75, 75), (90, 7)):
+        panels = matrix.panels_of(first, count)
+        part = matrix.memory[panels.start * matrix.panel_bytes : panels.stop * matrix.panel_bytes]
+        for found in (matrix.rows(first, count), matrix.rows(first, count, part.clone())):
+            rows = slice(first, first + count)
+            assert torch.equal(found[0], quantized.codes[rows])
+            assert found[1] is not None and torch.equal(found[1], quantized.scales[rows])
+            assert (found[2] is None) == scheme.symmetric
+            assert found[2] is None or torch.equal(found[2], quantized.zeros[rows].float())
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_values_come_out_of_panels_as_they_were_put_in(gated: bool) -> None:
+    values = noise(150, 131, torch.bfloat16)
+    matrix = empty(150, 131, PanelFormat(), gated=gated)
+    matrix.put(0, values)
+    assert torch.equal(matrix.rows(75, 75)[0], values[75:])
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_threads_do_not_lose_codes_of_each_other_in_shared_bytes(gated: bool) -> None:
+    scheme = parse_scheme("int4:g32")
+    values = noise(192, 64)
+    expected = empty(192, 64, panel_format(scheme), gated=gated)
+    load_rows(expected, 0, values)
+    for _ in range(20):
+        found = empty(192, 64, panel_format(scheme), gated=gated)
+        rows = [range(start, min(start + 9, 192)) for start in range(0, 192, 9)]
+
+        def work(mine: list[range], target: PanelMatrix = found) -> None:
+            for part in mine:
+                load_rows(target, part.start, values[part.start : part.stop])
+
+        threads = [threading.Thread(target=work, args=(rows[index::4],)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert torch.equal(found.memory, expected.memory)
