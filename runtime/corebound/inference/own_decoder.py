@@ -68,6 +68,10 @@ def own_decoder(
         assert isinstance(part, Tensor), "checked before"
         fields.setdefault(parameter.field, []).append(part)
     joined = {field: parts[0] if len(parts) < _STACKED else torch.cat(parts) for field, parts in fields.items()}
+    if description.norm_offset:
+        # As loading does; the native decoder adds it itself. Not in place: these are the module's own weights.
+        norms = [field for field in joined if field.endswith("norm_weight")]
+        joined |= {field: joined[field] + description.norm_offset for field in norms}
     return Decoder(description, plan, arrange(joined, description.num_layers), collectives)
 
 

@@ -103,6 +103,13 @@ def test_module_and_engine_give_the_tokens_of_transformers_with_padding_and_beam
             assert own == expected[family, name], (name, "engine")
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_engine_gives_the_tokens_of_every_familys_module_whoever_computes_them(family: str) -> None:
+    expected = call(FAMILIES[family].build().generate)
+    for answer in on_ranks(2, FAMILIES[family].build, lambda engine: call(engine.generate)):
+        assert answer == expected
+
+
 def test_beams_work_on_the_engine_itself(models: dict[str, Path], expected: Any) -> None:
     """DeepSpeed #2506: "generate with num_beams > 1 -> NotImplementedError"."""
     (own,) = on_ranks(1, lambda: loaded(models["bloom"]), lambda engine: call(engine.generate, "beams"))
