@@ -19,6 +19,7 @@ from corebound.inference.weight_only import QuantizedLinear, QuantizedRowLinear,
 from corebound.quantization import reference
 from corebound.quantization.rtn import quantize
 from corebound.quantization.scheme import parse_scheme
+from fixtures.families import FAMILIES
 from fixtures.thread_group import run_ranks
 from fixtures.tiny_models import build_llama
 
@@ -120,3 +121,17 @@ def test_quantized_weights_keep_the_models_own_blocks_and_say_so(llama: Path, ca
     engine = corebound.init_inference(model, dtype=torch.int8, replace_with_kernel_inject=True)
     assert engine.injection_report is None
     assert "replace_with_kernel_inject has no effect with quantized weights" in caplog.text
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma", "falcon-7b", "opt", "qwen3"])
+def test_a_decoder_of_a_modules_weights_gives_the_tokens_of_one_of_its_files(
+    family: str, dtype: str, tmp_path: Path
+) -> None:
+    FAMILIES[family].build().save_pretrained(tmp_path)
+    engine = corebound.init_inference(FAMILIES[family].build(), dtype=dtype)
+    own = engine.generate(input_ids=IDS, max_new_tokens=8)[0, IDS.shape[1] :].tolist()
+    with corebound.LLM(tmp_path, dtype=dtype, text=False) as llm:
+        (loaded,) = llm.generate(IDS.tolist(), corebound.SamplingParams(max_new_tokens=8))
+    assert own == list(loaded.token_ids)
