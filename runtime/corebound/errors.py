@@ -23,6 +23,9 @@ class CoreboundError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            # Where a user's own script does not catch it, the interpreter prints notes below the message.
+            self.add_note(f"hint: {hint}")
 
     def render(self) -> str:
         """Return the text for a terminal: the message and, after a blank line, the hint."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from typing import NoReturn
 
-from corebound import logs
-from corebound.comm import init_distributed
 from corebound.comm.base import Collectives
+from corebound.comm.launch_group import join_launch
+from corebound.comm.rank_log import set_up_log
 from corebound.comm.shm_handshake import SharedMemoryUnavailableError
 from corebound.config import env
 from corebound.errors import EXIT_OK, CoreboundError, RequestError
@@ -32,9 +31,9 @@ def run_rank(work: Callable[[Collectives], None], prepare: Callable[[], None] = 
     """
     with ExitStack() as stack:
         try:
-            _set_up_log()
+            set_up_log()
             prepare()
-            work(stack.enter_context(closing(init_distributed())))
+            work(stack.enter_context(closing(join_launch())))
         except _COMMON_ERRORS as error:
             return _print(error) if _is_first() else EXIT_OK
         except CoreboundError as error:
@@ -59,16 +58,6 @@ def leave(exit_code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
-
-
-def _set_up_log() -> None:
-    place = env.rank_environment()
-    logs.setup(
-        env.settings().log_level,
-        rank=place.rank if place else None,
-        world_size=place.world_size if place else None,
-        host=socket.gethostname(),
-    )
 
 
 def _is_first() -> bool:

@@ -38,7 +38,7 @@ def join(place: RankEnvironment, timeout_s: float) -> dist.ProcessGroup:
     _roll_call(PrefixStore(prefix, store), place, timeout_s, deadline)
     if _is_loopback(place.master_addr):
         # Without this gloo looks up the host's own name, which fails or stalls on machines without working DNS.
-        env.set_default("GLOO_SOCKET_IFNAME", _loopback_interface())
+        env.set_default("GLOO_SOCKET_IFNAME", loopback_interface())
     try:
         with gloo_greeting_on_stderr():
             dist.init_process_group(
@@ -138,6 +138,7 @@ def _is_loopback(address: str) -> bool:
     return address in _LOOPBACK or address.startswith("127.")
 
 
-def _loopback_interface() -> str:
+def loopback_interface() -> str:
+    """Return the name of the network interface that leads back to this host."""
     names = [name for _, name in socket.if_nameindex()]
     return "lo" if "lo" in names or not names else names[0]

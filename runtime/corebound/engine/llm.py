@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-
 from corebound import models
-from corebound.comm import init_distributed
 from corebound.comm.base import Collectives
+from corebound.comm.launch_group import join_launch
 from corebound.engine import kv_cache as kv
+from corebound.engine.cache_size import allocate_cache, common_num_blocks
 from corebound.engine.engine import Engine
 from corebound.engine.executor import Executor
 from corebound.engine.inbox import Inbox, Ticket
-from corebound.engine.place import local_size, place_of_this_rank
+from corebound.engine.place import place_of_this_rank
 from corebound.engine.progress import Progress
 from corebound.engine.prompts import Prompts, prompt_list, require_params, require_text, token_tuple
 from corebound.engine.request import Request, RequestOutput, SamplingParams, require_dtype
@@ -26,7 +24,7 @@ from corebound.engine.service import Service
 from corebound.engine.text import HuggingFaceTokenizer, NoTokenizer
 from corebound.errors import CommError, RequestError
 from corebound.logs import get_logger
-from corebound.topology import read_topology
+from corebound.models.native_decoder import NativeDecoder
 
 _LOGGER = get_logger(__name__)
 
@@ -52,6 +50,12 @@ class LLM:
     Raises: ModelLoadError, ShardingError, HostError, CommError.
     """
 
+    collectives: Collectives
+    description: models.ModelDescription
+    _decoder: models.Decoder | NativeDecoder
+    _is_closed: bool
+    _is_broken: bool
+
     def __init__(
         self,
         model: str | Path,
@@ -69,7 +73,7 @@ class LLM:
         self.model_dir = models.resolve_model(str(model))
         self.description = models.describe(self.model_dir, tokenizer=text, allow_pickled_weights=allow_pickled_weights)
         self._owns_collectives = collectives is None
-        self.collectives = init_distributed() if collectives is None else collectives
+        self.collectives = join_launch() if collectives is None else collectives
         with Progress(f"loading {model}", terminal=show_progress, enabled=self.is_first) as progress:
             self._decoder = models.load_model(
                 self.model_dir,
@@ -78,22 +82,33 @@ class LLM:
                 progress.update,
                 allow_pickled_weights=allow_pickled_weights,
             )
-        num_blocks = self._num_blocks(kv_cache_gib, max_num_sequences)
-        cache = kv.allocate_kv_cache(
-            num_blocks=num_blocks,
-            num_layers=self._decoder.num_layers,
-            num_kv_heads=self._decoder.num_kv_heads,
-            head_dim=self._decoder.head_dim,
-            block_size=kv.BLOCK_SIZE,
-            dtype=self._decoder.dtype,
+        num_blocks = common_num_blocks(
+            self._decoder,
+            self.collectives,
+            kv_cache_gib=kv_cache_gib,
+            max_useful_tokens=max_num_sequences * (self.description.max_positions or _UNLIMITED_CONTEXT),
         )
-        self._executor = Executor(self._decoder, cache, self.collectives, kv.BLOCK_SIZE)
-        self._max_num_sequences = max_num_sequences
-        self._is_closed = False
-        self._is_broken = False
-        if self.is_first:
-            self._tokenizer = HuggingFaceTokenizer(self.model_dir) if text else NoTokenizer()
-            self._start_engine(num_blocks, max_num_sequences, max_step_tokens)
+        self._start(num_blocks, max_num_sequences, max_step_tokens, text=text)
+
+    @classmethod
+    def of_decoder(
+        cls,
+        decoder: models.Decoder | NativeDecoder,
+        collectives: Collectives,
+        *,
+        num_blocks: int,
+        max_num_sequences: int = 64,
+        max_step_tokens: int = 512,
+    ) -> Self:
+        """Return an LLM without tokenizer around a decoder that exists, with so many blocks of cache.
+
+        It takes and gives token ids, and close() leaves the collectives open. All ranks call it.
+        """
+        made = cls.__new__(cls)
+        made.model_dir, made.description = decoder.description.path, decoder.description
+        made._owns_collectives, made.collectives, made._decoder = False, collectives, decoder
+        made._start(num_blocks, max_num_sequences, max_step_tokens, text=False)
+        return made
 
     @property
     def weight_bytes_per_token(self) -> int:
@@ -232,7 +247,15 @@ class LLM:
                 _LOGGER.error("leaving the group after %s: %s", type(error).__name__, error)
             self.collectives.close()
 
-    def _start_engine(self, num_blocks: int, max_num_sequences: int, max_step_tokens: int) -> None:
+    def _start(self, num_blocks: int, max_num_sequences: int, max_step_tokens: int, *, text: bool) -> None:
+        cache = allocate_cache(self._decoder, num_blocks)
+        self._executor = Executor(self._decoder, cache, self.collectives, kv.BLOCK_SIZE)
+        self._max_num_sequences = max_num_sequences
+        self._is_closed = False
+        self._is_broken = False
+        if not self.is_first:
+            return
+        self._tokenizer = HuggingFaceTokenizer(self.model_dir) if text else NoTokenizer()
         scheduler = Scheduler(
             kv.BlockAllocator(num_blocks),
             block_size=kv.BLOCK_SIZE,
@@ -246,32 +269,6 @@ class LLM:
             eos_token_ids=frozenset(self.description.eos_token_ids),
             max_context=self.description.max_positions,
         )
-
-    def _num_blocks(self, kv_cache_gib: float | None, max_num_sequences: int) -> int:
-        """Return the number of blocks that every rank can hold: all address the same ones."""
-        # After every rank has its weights, so that the memory they take is not counted as available.
-        # How long loading takes differs: the slowest disk decides, and the death of a rank still ends the wait.
-        self.collectives.barrier(math.inf)
-        context = self.description.max_positions or _UNLIMITED_CONTEXT
-        num_blocks = kv.num_blocks_for_memory(
-            bytes_per_block=kv.block_bytes(
-                num_layers=self._decoder.num_layers,
-                num_kv_heads=self._decoder.num_kv_heads,
-                head_dim=self._decoder.head_dim,
-                element_bytes=self._decoder.dtype.itemsize,
-                block_size=kv.BLOCK_SIZE,
-            ),
-            kv_cache_gib=kv_cache_gib,
-            available_bytes=read_topology().memory.available_bytes,
-            local_size=local_size(),
-            max_useful_tokens=max_num_sequences * context,
-            block_size=kv.BLOCK_SIZE,
-        )
-        counts = self.collectives.all_gather(torch.tensor([num_blocks], dtype=torch.int64), math.inf)
-        num_blocks = int(counts.min())
-        if self.is_first:
-            _LOGGER.info("KV cache: %d tokens in %d blocks", num_blocks * kv.BLOCK_SIZE, num_blocks)
-        return num_blocks
 
     def _requests(self, prompts: Prompts, params: SamplingParams | None) -> list[Request]:
         """Return the requests, all checked: none of them starts unless every one can run."""

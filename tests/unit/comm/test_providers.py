@@ -48,7 +48,7 @@ def carried(obj: Any) -> Any:
 
 
 def test_a_process_that_is_no_rank_gets_a_group_of_one() -> None:
-    group = comm.init_distributed()
+    group = comm.join_launch()
     assert isinstance(group, Collectives)
     assert (group.name, group.rank, group.size, group.ranks) == ("single", 0, 1, (0,))
     tensor = torch.arange(3.0)
@@ -66,7 +66,7 @@ def test_a_world_of_one_rank_needs_no_rendezvous(monkeypatch: pytest.MonkeyPatch
     environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert comm.init_distributed().name == "single"
+    assert comm.join_launch().name == "single"
 
 
 def test_groups_of_ranks_that_do_not_exist_are_refused() -> None:

@@ -41,7 +41,7 @@ def log_is_restored() -> Iterator[None]:
 @pytest.fixture
 def group(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Group:
     made = Group(capsys)
-    monkeypatch.setattr(rank_process, "init_distributed", lambda: made)
+    monkeypatch.setattr(rank_process, "join_launch", lambda: made)
     return made
 
 

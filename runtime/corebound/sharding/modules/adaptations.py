@@ -16,17 +16,20 @@ from corebound.sharding.modules.layouts import NUM_CODEGEN_BLOCKS
 
 
 def slice_bloom_alibi(model: nn.Module, deal: RankDeal, collectives: Collectives) -> None:
-    """Build alibi for all heads, whose number decides every slope, and keep those of this rank."""
-    base: Any = model.base_model
-    whole = base.build_alibi_tensor
-    heads = deal.query_heads
+    """Give each attention its heads of the alibi that the model built for all, whose number decides every slope.
 
-    def build(attention_mask: Tensor, num_heads: int, dtype: Any) -> Tensor:
-        alibi: Tensor = whole(attention_mask, num_heads, dtype)
-        per_head = alibi.view(attention_mask.shape[0], num_heads, *alibi.shape[1:])
-        return per_head[:, heads.start : heads.stop].flatten(0, 1)
+    Where it is built there are two ways, with a mask and without; what they make is the same.
+    """
+    heads, num_heads = deal.query_heads, deal.heads.num_heads
 
-    base.build_alibi_tensor = build
+    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        alibi: Tensor = kwargs["alibi"]
+        per_head = alibi.view(-1, num_heads, *alibi.shape[1:])
+        kwargs["alibi"] = per_head[:, heads.start : heads.stop].flatten(0, 1)
+        return args, kwargs
+
+    for _, attention in _named_ends(model, "self_attention"):
+        attention.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def slice_mpt_alibi(model: nn.Module, deal: RankDeal, collectives: Collectives) -> None:

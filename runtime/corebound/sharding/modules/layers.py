@@ -103,6 +103,13 @@ class RowLinear(ShardedLinear):
         self.pair: PairedSum | None = None
         self.first_of_pair = False
 
+    def multiply(self, input: Tensor) -> Tensor:
+        """Return this rank's part of the product, without bias; a layer with other weights overrides it.
+
+        Shapes: input [..., part of K]; result [..., N].
+        """
+        return product(input, self.weight, None)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the whole product, identical on every rank.
 
@@ -110,7 +117,7 @@ class RowLinear(ShardedLinear):
         """
         if self.inputs is not None:
             input = input[..., self.inputs.start : self.inputs.stop]
-        partial = product(input, self.weight, None)
+        partial = self.multiply(input)
         if self.collectives is None:
             return partial
         if self.pair is not None and self.first_of_pair:

@@ -1,0 +1,1 @@
+"""Names that scripts written for DeepSpeed import from `deepspeed.runtime`."""

@@ -1,0 +1,141 @@
+"""The forms in which `checkpoint` names weights, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from corebound.errors import ConfigError, CoreboundError, ModelLoadError
+from corebound.inference.checkpoint import find_tensors
+from corebound.inference.configuration import InferenceConfig
+from corebound.inference.stored import Piece, StoredTensor
+
+WEIGHTS = {"first.weight": torch.arange(24.0).view(4, 6), "second.weight": torch.arange(10.0)}
+
+
+def find(checkpoint: Any, **keywords: Any) -> dict[str, StoredTensor]:
+    return find_tensors(InferenceConfig.read({"checkpoint": checkpoint, "dtype": "fp32"}, keywords))
+
+
+def written(directory: Path) -> Path:
+    """A checkpoint of two files with an index."""
+    directory.mkdir(exist_ok=True)
+    names = {"first.weight": "model-1.safetensors", "second.weight": "model-2.safetensors"}
+    for name, file in names.items():
+        save_file({name: WEIGHTS[name]}, directory / file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    return directory
+
+
+def assert_same(found: dict[str, StoredTensor]) -> None:
+    assert found.keys() == WEIGHTS.keys()
+    assert all(torch.equal(found[name].read(), weight) for name, weight in WEIGHTS.items())
+
+
+def test_a_directory_an_index_a_list_and_an_object_name_the_same_weights(tmp_path: Path) -> None:
+    directory = written(tmp_path / "model")
+    assert_same(find(str(directory)))
+    assert_same(find(directory / "model.safetensors.index.json"))
+    files = ["model-1.safetensors", "model-2.safetensors"]
+    bloom = {"type": "BLOOM", "checkpoints": files, "version": 1.0}
+    assert_same(find(bloom, base_dir=str(directory)))
+    (tmp_path / "checkpoints.json").write_text(json.dumps(bloom))
+    assert_same(find(str(tmp_path / "checkpoints.json"), base_dir=directory))
+    (directory / "checkpoints.json").write_text(json.dumps(bloom))
+    assert_same(find(directory / "checkpoints.json"))
+    absolute = {"type": "ds_model", "checkpoints": [str(directory / name) for name in files]}
+    assert_same(find(absolute, base_dir="/elsewhere"))
+    assert_same(find({"checkpoints": files, "base_dir": str(directory), "parallelization": "pp"}))
+
+
+def test_one_file_alone_is_a_checkpoint(tmp_path: Path) -> None:
+    save_file(WEIGHTS, tmp_path / "weights.safetensors")
+    assert_same(find(tmp_path / "weights.safetensors"))
+
+
+def test_bin_files_are_read_only_when_asked_for(tmp_path: Path) -> None:
+    torch.save(WEIGHTS, tmp_path / "pytorch_model.bin")
+    for checkpoint in (str(tmp_path), {"type": "BLOOM", "checkpoints": [str(tmp_path / "pytorch_model.bin")]}):
+        with pytest.raises(ModelLoadError, match="Python objects, which can run code") as caught:
+            find(checkpoint)
+        assert "allow_pickled_weights=True" in str(caught.value.hint)
+        assert_same(find(checkpoint, allow_pickled_weights=True))
+
+
+def test_a_bin_file_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:
+    """DeepSpeed: "torch.load(weights_only=False) is used -> untrusted pickle risk"."""
+    ran = tmp_path / "ran"
+
+    class Attack:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (ran,))
+
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"first.weight": Attack()}))
+    with pytest.raises(ModelLoadError, match="cannot be loaded as tensors alone"):
+        find(tmp_path, allow_pickled_weights=True)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"type": "Megatron", "checkpoints": ["a"]}, "Megatron's own files"),
+        ({"type": "BLOM", "checkpoints": ["a"]}, "unknown type"),
+        ({"type": "ds_model", "checkpoints": {"tp": ["a"], "non_tp": ["b"]}}, "split for ranks by DeepSpeed"),
+        ({"checkpoints": ["a"], "parallelization": "tp"}, "split for ranks by DeepSpeed"),
+        ({"checkpoints": ["a"], "tp_size": 2}, "split for ranks by DeepSpeed"),
+        ({"checkpoints": []}, "expected a list of files"),
+        ({"checkpoint": ["a"]}, "unknown key"),
+        ({"checkpoints": ["missing.safetensors"]}, "missing.safetensors: cannot be read"),
+    ],
+)
+def test_a_list_that_cannot_be_read_says_why(content: dict[str, Any], named: str) -> None:
+    with pytest.raises(CoreboundError, match=named):
+        find(content)
+
+
+def test_an_unknown_list_type_names_the_nearest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        find({"type": "blom", "checkpoints": ["a"]})
+    assert "`bloom`" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_ranges_of_any_dimension_are_read_from_a_file(dim: int, tmp_path: Path) -> None:
+    whole = torch.randn(5, 6, 7)
+    save_file({"experts": whole}, tmp_path / "model.safetensors")
+    stored = find(str(tmp_path))["experts"]
+    parts = [range(1, 3), range(4, 5)]
+    expected = torch.cat([whole.narrow(dim, part.start, len(part)) for part in parts], dim)
+    assert torch.equal(stored.read(dim, parts), expected)
+    assert torch.equal(stored.read(), whole)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_what_ranks_wrote_is_put_together_for_another_number_of_ranks(dim: int) -> None:
+    whole = torch.randn(8, 8)
+    # As with kv heads, the second rank repeats what the first has.
+    held = [(range(3),), (range(2, 5), range(7, 8)), (range(5, 7),)]
+    pieces = tuple(
+        Piece(torch.cat([whole.narrow(dim, part.start, len(part)) for part in ranges], dim), ranges) for ranges in held
+    )
+    stored = StoredTensor(name="w", shape=(8, 8), dim=dim, pieces=pieces)
+    assert torch.equal(stored.read(), whole)
+    for other in (0, 1):
+        expected = torch.cat([whole.narrow(other, 6, 2), whole.narrow(other, 1, 4)], other)
+        assert torch.equal(stored.read(other, [range(6, 8), range(1, 5)]), expected)
+    torn = StoredTensor(name="w", shape=(8, 8), dim=dim, pieces=pieces[:2])
+    with pytest.raises(ModelLoadError, match="no file has all of"):
+        torn.read(dim, [range(8)])
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    save_file({"w": torch.tensor([1.0, float("nan")])}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelLoadError, match="expected finite weights"):
+        find(str(tmp_path))["w"].read()
