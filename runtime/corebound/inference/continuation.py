@@ -48,7 +48,7 @@ class Continuation:
         if limit is not None and longest > limit:
             raise CannotExpressError(f"{longest} tokens, more than the {limit} positions of the model's configuration")
         llm = self._prepare(request, longest)
-        return [output.token_ids for output in llm.generate(request.prompts, request.params)]
+        return [output.token_ids for output in llm.generate(request.prompts, request.seeded())]
 
     def close(self) -> None:
         """Free the cache and the decoder's copy of the weights with this object."""

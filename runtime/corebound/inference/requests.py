@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from corebound.engine.request import SamplingParams
 from corebound.errors import RequestError
 
 # transformers' own defaults where neither the call nor the model says anything.
-_DEFAULT_MAX_LENGTH = 20
+_DEFAULT_NEW_TOKENS = 20
 _DEFAULT_TOP_K = 50
 # For each setting the values that ask for nothing beyond what the engine does.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -65,11 +65,20 @@ _READ = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
-    """A call that the engine can serve: one prompt for each row, and what fills the rows that end early."""
+    """A call that the engine can serve: one prompt for each row, and what fills the rows that end early.
+
+    `params` has no seed yet: drawing one moves torch's generator, which is due only when the engine really answers.
+    """
 
     prompts: list[list[int]]
     params: SamplingParams
     pad_token_id: int
+
+    def seeded(self) -> SamplingParams:
+        """Return the parameters, with a seed from torch's default generator when they sample."""
+        if self.params.temperature == 0:
+            return self.params
+        return replace(self.params, seed=int(torch.randint(2**63 - 1, (1,))))
 
 
 def translate(module: nn.Module, input_ids: Any, attention_mask: Any, given: Mapping[str, Any]) -> Translation | str:
@@ -77,7 +86,7 @@ def translate(module: nn.Module, input_ids: Any, attention_mask: Any, given: Map
 
     Raises: RequestError for tensors that are no prompts.
     """
-    config: Any = copy.deepcopy(given.get("generation_config") or getattr(module, "generation_config", None))
+    config = _config(module, given.get("generation_config"))
     if config is None:
         return "a model without generation_config"
     extra = config.update(**{name: value for name, value in given.items() if name != "generation_config"})
@@ -94,8 +103,9 @@ def translate(module: nn.Module, input_ids: Any, attention_mask: Any, given: Map
     samples = bool(config.do_sample)
     if samples and (config.num_beams or 1) > 1:
         return "do_sample with num_beams"
-    # With one length for all rows it counts the padding, as transformers does.
-    num_new = config.max_new_tokens or max(1, (config.max_length or _DEFAULT_MAX_LENGTH) - input_ids.shape[1])
+    num_new = _num_new_tokens(module, config, given, input_ids.shape[1])
+    if num_new < 1:
+        return "a length that leaves nothing to generate"
     top_k = _DEFAULT_TOP_K if config.top_k is None else config.top_k
     temperature = 1.0 if config.temperature is None else config.temperature
     params = SamplingParams(
@@ -104,7 +114,6 @@ def translate(module: nn.Module, input_ids: Any, attention_mask: Any, given: Map
         top_k=(top_k or None) if samples else None,
         top_p=(1.0 if config.top_p is None else float(config.top_p)) if samples else 1.0,
         repetition_penalty=float(config.repetition_penalty or 1.0),
-        seed=int(torch.randint(2**63 - 1, (1,))) if samples else None,
         stop_token_ids=tuple(ends),
         num_beams=config.num_beams or 1,
     )
@@ -121,6 +130,29 @@ def joined(input_ids: Tensor, continuations: list[tuple[int, ...]], pad_token_id
     for row, tokens in enumerate(continuations):
         new[row, : len(tokens)] = torch.tensor(tokens, dtype=input_ids.dtype)
     return torch.cat([input_ids, new], dim=1)
+
+
+def _config(module: nn.Module, given: Any) -> Any:
+    """Return the settings of a call, None without any: what a given object leaves open is the model's."""
+    own: Any = getattr(module, "generation_config", None)
+    config = copy.deepcopy(given if given is not None else own)
+    if given is not None and own is not None:
+        # transformers 4 has defaults where 5 has None; neither means that the caller asked for them.
+        defaults = vars(type(config)())
+        for name, value in own.to_dict().items():
+            if not hasattr(config, name) or getattr(config, name) == defaults.get(name):
+                setattr(config, name, value)
+    return config
+
+
+def _num_new_tokens(module: nn.Module, config: Any, given: Mapping[str, Any], prompt_length: int) -> int:
+    """Return how many tokens are asked for. The prompt's length is that of all rows: it counts the padding."""
+    if config.max_new_tokens is not None:
+        return int(config.max_new_tokens)
+    if given.get("max_length") is not None or config.max_length not in (None, type(config)().max_length):
+        return int(config.max_length) - prompt_length
+    limit = getattr(getattr(module, "config", None), "max_position_embeddings", None)
+    return _DEFAULT_NEW_TOKENS if limit is None else min(_DEFAULT_NEW_TOKENS, int(limit) - prompt_length)
 
 
 def _is_neutral(name: str, value: Any) -> bool:
