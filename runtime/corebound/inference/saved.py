@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -35,6 +36,8 @@ def save_ranks(
 
     Raises: HostError when it cannot be written.
     """
+    # An old manifest would vouch for files that are about to be replaced.
+    _require_written(collectives.broadcast_object(_remove(directory / MANIFEST) if collectives.rank == 0 else ""))
     taken = _completed(taken, collectives)
     tensors: dict[str, Tensor] = {}
     written: set[int] = set()
@@ -49,11 +52,12 @@ def save_ranks(
         tensors |= {name: vector for name, vector in vectors.items() if name not in taken}
     file = f"model-rank-{collectives.rank:02d}-of-{collectives.size:02d}.safetensors"
     problem = _write(directory, file, tensors)
-    mine = {"problem": problem, "file": file, "split": _as_json(taken, tensors), "names": sorted(tensors)}
+    mine = {"problem": problem, "file": file, "split": _as_json(taken, tensors)}
     everyone = [collectives.broadcast_object(mine, root=rank) for rank in range(collectives.size)]
-    problems = [f"rank {rank}: {other['problem']}" for rank, other in enumerate(everyone) if other["problem"]]
-    if problems:
-        raise HostError(f"save_mp_checkpoint_path: {'; '.join(problems)}")
+    _require_written(
+        "; ".join(f"rank {rank}: {other['problem']}" for rank, other in enumerate(everyone) if other["problem"])
+    )
+    problem = ""
     if collectives.rank == 0:
         manifest = {
             "type": SAVED_TYPE,
@@ -63,8 +67,8 @@ def save_ranks(
             "checkpoints": [other["file"] for other in everyone],
             "split": [other["split"] for other in everyone],
         }
-        _write_text(directory / MANIFEST, json.dumps(manifest) + "\n")
-    collectives.barrier()
+        problem = _write_text(directory / MANIFEST, json.dumps(manifest) + "\n")
+    _require_written(collectives.broadcast_object(problem))
 
 
 def saved_tensors(manifest: Path) -> dict[str, StoredTensor]:
@@ -123,20 +127,39 @@ def _as_json(taken: Mapping[str, Taken], tensors: Mapping[str, Tensor]) -> dict[
     }
 
 
-def _write(directory: Path, name: str, tensors: dict[str, Tensor]) -> str:
-    """Write a file in one go, and return what went wrong, or nothing."""
+def _require_written(problem: str) -> None:
+    """Raise HostError for a problem, on every rank: the caller has made it known to all."""
+    if problem:
+        raise HostError(f"save_mp_checkpoint_path: {problem}")
+
+
+def _remove(path: Path) -> str:
+    """Remove a file if it is there, and return what went wrong, or nothing."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / f".{name}.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(directory / name)
+        path.unlink(missing_ok=True)
     except OSError as error:
-        return f"{directory / name}: {error.strerror or error}"
+        return f"{path}: cannot be removed: {error.strerror or error}"
     return ""
 
 
-def _write_text(path: Path, text: str) -> None:
+def _write(directory: Path, name: str, tensors: dict[str, Tensor]) -> str:
+    """Write a file in one go, and return what went wrong, or nothing."""
+    partial = directory / f".{name}.partial"
     try:
-        path.write_text(text, encoding="utf-8")
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(directory / name)
+    except (OSError, SafetensorError) as error:
+        return f"{directory / name}: cannot be written: {getattr(error, 'strerror', None) or error}"
+    return ""
+
+
+def _write_text(path: Path, text: str) -> str:
+    """Write a file in one go, and return what went wrong, or nothing."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
     except OSError as error:
-        raise HostError(f"{path}: cannot be written: {error.strerror or error}") from error
+        return f"{path}: cannot be written: {error.strerror or error}"
+    return ""
