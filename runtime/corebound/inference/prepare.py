@@ -17,12 +17,13 @@ from corebound.inference.saved import save_ranks
 from corebound.inference.sources import CheckpointSource, Taken, TakingSource
 from corebound.inference.weight_only import quantize_linears
 from corebound.logs import get_logger
-from corebound.models.injection import InjectionReport, inject_kernels
+from corebound.models.injection import InjectionReport, inject_kernels, require_injectable
 from corebound.sharding.modules import ShardReport, shard_module
 
 _log = get_logger(__name__)
 
 _MARK = "_corebound_inference"
+_HALFWAY, _READY = "halfway", "ready"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,40 @@ def prepare_module(module: nn.Module, config: InferenceConfig, collectives: Coll
 
     Raises: as init_inference.
     """
-    if getattr(module, _MARK, False):
+    _require_untouched(module)
+    if config.replace_with_kernel_inject and config.scheme is None:
+        # Before anything is changed: a model that is split already cannot be given back.
+        require_injectable(module)
+    before = _forms(module)
+    try:
+        prepared = _changed(module, config, collectives)
+    except BaseException:
+        if _forms(module) != before:
+            setattr(module, _MARK, _HALFWAY)
+        raise
+    setattr(module, _MARK, _READY)
+    return prepared
+
+
+def _require_untouched(module: nn.Module) -> None:
+    mark = getattr(module, _MARK, "")
+    name = type(module).__name__
+    if mark == _HALFWAY:
         raise ConfigError(
-            f"init_inference: this {type(module).__name__} is ready already", hint="make one engine of each model"
+            f"init_inference: this {name} was changed halfway by a call that failed",
+            hint="make the model again, from its files",
         )
+    if mark:
+        raise ConfigError(f"init_inference: this {name} is ready already", hint="make one engine of each model")
+
+
+def _forms(module: nn.Module) -> list[tuple[Any, ...]]:
+    """Return what each step of making ready changes of a model: names, shapes, types and devices of its tensors."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return [(name, tuple(tensor.shape), tensor.dtype, tensor.device) for name, tensor in tensors]
+
+
+def _changed(module: nn.Module, config: InferenceConfig, collectives: Collectives) -> Prepared:
     module.eval().requires_grad_(False)
     source = _source(module, config)
     taking = TakingSource(module, source, config.dtype)
@@ -58,7 +89,6 @@ def prepare_module(module: nn.Module, config: InferenceConfig, collectives: Coll
         fill(module, source, config.dtype)
     require_filled(module)
     convert(module, config.dtype)
-    setattr(module, _MARK, True)
     if config.save_mp_checkpoint_path is not None and collectives.ranks[0] == 0:
         save_ranks(config.save_mp_checkpoint_path, module, taking.taken, vectors, collectives)
     injected, why_not_own = None, ""

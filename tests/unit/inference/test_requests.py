@@ -72,9 +72,7 @@ def test_a_total_length_counts_the_prompt_wherever_it_is_given(where: str, plain
 def test_a_length_that_leaves_nothing_to_generate_is_transformers_own_error(
     asked: dict[str, int], engine: InferenceEngine
 ) -> None:
-    with pytest.raises(
-        ValueError, match=r"Input length of input_ids is 6|`max_new_tokens` must be greater"
-    ):
+    with pytest.raises(ValueError, match=r"Input length of input_ids is 6|`max_new_tokens` must be greater"):
         engine.generate(input_ids=PROMPT, **asked)
 
 

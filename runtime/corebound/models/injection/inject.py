@@ -33,12 +33,7 @@ def inject_kernels(model: nn.Module, collectives: Collectives) -> InjectionRepor
 
     Raises: KernelError naming what a family's block has that ours has not, or a module that is not what it should be.
     """
-    config: Any = getattr(model, "config", None)
-    if config is None:
-        raise KernelError(f"kernel injection: expected a model of transformers, found {type(model).__name__}")
-    _check_transformers()
-    description = describe_block(config)
-    names = _block_names(model, description)
+    description, names = _blocks(model)
     model.requires_grad_(False).eval()
     notes = StepNotes(
         description.family,
@@ -55,6 +50,20 @@ def inject_kernels(model: nn.Module, collectives: Collectives) -> InjectionRepor
         plain_torch=_plain_torch(description),
         kept=_kept(model, names),
     )
+
+
+def require_injectable(model: nn.Module) -> None:
+    """Raise KernelError for a model that inject_kernels would refuse by its family or blocks; nothing is changed."""
+    _blocks(model)
+
+
+def _blocks(model: nn.Module) -> tuple[BlockDescription, list[str]]:
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        raise KernelError(f"kernel injection: expected a model of transformers, found {type(model).__name__}")
+    _check_transformers()
+    description = describe_block(config)
+    return description, _block_names(model, description)
 
 
 def _check_transformers() -> None:
