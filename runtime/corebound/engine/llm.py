@@ -72,7 +72,7 @@ class LLM:
         require_dtype(dtype)
         self.model_dir = models.resolve_model(str(model))
         self.description = models.describe(self.model_dir, tokenizer=text, allow_pickled_weights=allow_pickled_weights)
-        self._owns_collectives = collectives is None
+        self._owns_collectives, self._ends_group = collectives is None, True
         self.collectives = join_launch() if collectives is None else collectives
         with Progress(f"loading {model}", terminal=show_progress, enabled=self.is_first) as progress:
             self._decoder = models.load_model(
@@ -102,11 +102,12 @@ class LLM:
     ) -> Self:
         """Return an LLM without tokenizer around a decoder that exists, with so many blocks of cache.
 
-        It takes and gives token ids, and close() leaves the collectives open. All ranks call it.
+        It takes and gives token ids, and leaves the collectives open, also after an error. All ranks call it.
         """
         made = cls.__new__(cls)
         made.model_dir, made.description = decoder.description.path, decoder.description
         made._owns_collectives, made.collectives, made._decoder = False, collectives, decoder
+        made._ends_group = False
         made._start(num_blocks, max_num_sequences, max_step_tokens, text=False)
         return made
 
@@ -240,7 +241,7 @@ class LLM:
     def _break(self, error: BaseException) -> None:
         """Make every later call an error, here and, if the ranks are out of step, on the others at once."""
         self._is_broken = True
-        if self._executor.is_in_step and self.collectives.size > 1:
+        if self._executor.is_in_step and self.collectives.size > 1 and self._ends_group:
             # They would wait for this rank until their time limit; a member that left ends the wait. The rank that has
             # the cause speaks first.
             if not isinstance(error, CommError):

@@ -94,7 +94,13 @@ class InferenceEngine(nn.Module):
             return getattr(self.module, name)
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
-        """Return what the module returns. On several ranks all call it with the same inputs."""
+        """Return what the module returns. On several ranks all call it with the same inputs.
+
+        Raises: RequestError for inputs that differ between ranks; past_key_values are each rank's own.
+        """
+        self._require_in_step()
+        shared = {name: value for name, value in kwargs.items() if name != "past_key_values"}
+        require_same_inputs("forward", self.collectives, inputs, shared)
         return self.module(*inputs, **kwargs)
 
     @torch.no_grad()
@@ -114,7 +120,9 @@ class InferenceEngine(nn.Module):
             if given.get("input_ids") is not None:
                 raise ConfigError("generate: inputs and input_ids: only one of them can be given")
             given["input_ids"] = inputs
-        require_same_inputs("generate", self.collectives, given)
+        self._require_in_step()
+        own = getattr(self.module, "generation_config", None)
+        require_same_inputs("generate", self.collectives, given, own)
         share_random_state(self.collectives)
         answer = self._own_answer(given)
         return self.module.generate(**given) if answer is None else answer  # type: ignore[operator]
@@ -131,6 +139,10 @@ class InferenceEngine(nn.Module):
         Raises: ConfigError before profile_model_time().
         """
         return self._times.take()
+
+    def _require_in_step(self) -> None:
+        if self._continuation is not None:
+            self._continuation.require_in_step()
 
     def _own_answer(self, given: dict[str, Any]) -> torch.Tensor | None:
         """Return the answer of Corebound's decoder, None when it cannot serve the call."""
