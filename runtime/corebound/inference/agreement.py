@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ _DIGEST_BYTES = 8
 def require_same_inputs(what: str, collectives: Collectives, *arguments: Any) -> None:
     """Raise RequestError, on every rank, when the ranks call `what` with different tensors or numbers.
 
-    Values that are neither, such as a streamer, are not compared.
+    Settings that are objects with a to_dict(), such as a GenerationConfig, are compared by it. Values that are none of
+    these, such as a streamer, are not compared.
     """
     if collectives.size == 1:
         return
@@ -56,20 +58,32 @@ def keep_together(module: nn.Module, collectives: Collectives) -> None:
     if collectives.size == 1 or generate is None:
         return
 
+    names = tuple(inspect.signature(generate).parameters)
+
     @functools.wraps(generate)
     def together(*args: Any, **kwargs: Any) -> Any:
-        config = kwargs.get("generation_config") or getattr(module, "generation_config", None)
-        if kwargs.get("max_time") or getattr(config, "max_time", None):
+        # By name, however they came: an argument without one is generate's to refuse.
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        own = getattr(module, "generation_config", None)
+        if _max_time(given, own):
             raise RequestError(
                 "generate: max_time on several ranks: their clocks differ, so they would stop at different tokens",
                 hint="limit max_new_tokens instead",
             )
-        require_same_inputs("generate", collectives, args, kwargs)
+        require_same_inputs("generate", collectives, given, args[len(names) :], own)
         share_random_state(collectives)
         return generate(*args, **kwargs)
 
     # On this object alone: its class serves other models too.
     module.generate = together  # type: ignore[assignment]
+
+
+def _max_time(given: Mapping[str, Any], own: Any) -> Any:
+    """Return the time limit of a call: its keyword, else that of the object it was given, else the model's."""
+    if "max_time" in given:
+        return given["max_time"]
+    limits = [getattr(config, "max_time", None) for config in (given.get("generation_config"), own)]
+    return next((limit for limit in limits if limit is not None), None)
 
 
 def _pieces(value: Any) -> Iterator[bytes]:
@@ -86,3 +100,6 @@ def _pieces(value: Any) -> Iterator[bytes]:
             yield from _pieces(item)
     elif value is None or isinstance(value, bool | int | float | str):
         yield repr(value).encode()
+    elif callable(getattr(value, "to_dict", None)):
+        yield type(value).__name__.encode()
+        yield from _pieces(value.to_dict())
