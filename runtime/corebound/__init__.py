@@ -32,7 +32,7 @@ _LAZY = {
 }
 _LAZY_MODULES = ("accelerator", "comm", "kernels", "llm", "runtime", "topology")
 
-# What scripts written for DeepSpeed may ask for under `import corebound as deepspeed`, and what to do instead.
+# What scripts may ask for, above all those written for DeepSpeed, and what to do instead.
 _TRAINING = "Corebound is for inference: drop the call, or train with DeepSpeed itself"
 _NOT_HERE = {
     "DeepSpeedEngine": _TRAINING,
@@ -45,6 +45,7 @@ _NOT_HERE = {
     "moe": "experts are split as the model's table says: drop it",
     "ops": "operators are in corebound.kernels; `corebound doctor` lists them",
     "pipe": _TRAINING,
+    "prepare": "optimize(model) makes a model ready without accelerate, for inference; training is not here yet",
     "tp_model_init": "init_inference(model, tensor_parallel={'tp_size': N}) splits a model",
     "zero": "weights are never outside of memory: use more ranks, which each hold a part (tp_size), or dtype int8",
 }

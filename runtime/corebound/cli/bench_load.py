@@ -83,11 +83,7 @@ def load(
         click.echo(json.dumps(facts, indent=2))
     else:
         header = tuple(title for title, _, _ in _COLUMNS)
-        cells = [
-            tuple(row[key] if digits is None else round(row[key], digits) for _, key, digits in _COLUMNS)
-            for row in rows
-        ]
-        click.echo(render_table(header, cells))
+        click.echo(render_table(header, [_cells(row) for row in rows]))
     return 0
 
 

@@ -17,7 +17,7 @@ from corebound.engine.executor import Executor
 from corebound.engine.inbox import Inbox, Ticket
 from corebound.engine.place import place_of_this_rank
 from corebound.engine.progress import Progress
-from corebound.engine.prompts import Prompts, prompt_list, require_params, require_text, token_tuple
+from corebound.engine.prompts import Prompts, prompt_list, require_near, require_params, require_text, token_tuple
 from corebound.engine.request import Request, RequestOutput, SamplingParams, require_dtype
 from corebound.engine.scheduler import Scheduler
 from corebound.engine.service import Service
@@ -32,8 +32,6 @@ OnText = Callable[[int, str], None]
 
 # A model without position limit (alibi) still needs a bound on how much cache is useful.
 _UNLIMITED_CONTEXT = 4096
-# More characters than one token stands for on average, in any language.
-_MOST_CHARACTERS = 64
 
 
 class LLM:
@@ -224,11 +222,8 @@ class LLM:
         return {}
 
     def _request_of(self, number: int, ticket: Ticket) -> Request:
-        context, length = self.description.max_positions or _UNLIMITED_CONTEXT, len(ticket.prompt)
         # A prompt that is far too long is not even read: reading holds up those that run.
-        if length > context * (_MOST_CHARACTERS if isinstance(ticket.prompt, str) else 1):
-            unit = "characters" if isinstance(ticket.prompt, str) else "tokens"
-            raise RequestError(f"prompt has {length} {unit}: the model's context is {context} tokens")
+        require_near(ticket.prompt, self.description.max_positions or _UNLIMITED_CONTEXT)
         return self._request(number, "prompt", ticket.prompt, ticket.params)
 
     def _follow(self) -> dict[str, Any]:
@@ -277,10 +272,8 @@ class LLM:
         ignored = params.without_effect()
         if ignored:
             _LOGGER.warning("%s: no effect, because temperature is 0 (greedy)", ", ".join(ignored))
-        requests: list[Request] = []
-        for number, prompt in enumerate(prompt_list(prompts)):
-            requests.append(self._request(number, f"prompt {number}", prompt, params))
-        return requests
+        numbered = enumerate(prompt_list(prompts))
+        return [self._request(number, f"prompt {number}", prompt, params) for number, prompt in numbered]
 
     def _request(self, number: int, where: str, prompt: Any, params: SamplingParams) -> Request:
         """Return one request, checked; errors name `where`."""

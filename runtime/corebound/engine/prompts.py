@@ -11,6 +11,8 @@ from corebound.errors import RequestError
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]]
 
+# More characters than one token stands for on average, in any language.
+_MOST_CHARACTERS = 64
 _EXPECTED = "a text, a list of texts, or a list of lists of token ids"
 
 
@@ -39,6 +41,14 @@ def token_tuple(where: str, prompt: Any) -> tuple[int, ...]:
     if isinstance(prompt, bytes | bytearray | Mapping) or not isinstance(prompt, Iterable):
         raise RequestError(f"{where}: expected a text or a list of token ids, found {_describe(prompt)}")
     return tuple(_token_id(where, token) for token in prompt)
+
+
+def require_near(prompt: str | Sequence[int], context: int) -> None:
+    """Raise RequestError for a prompt that no tokenizer brings into a context of so many tokens; it is not read."""
+    length = len(prompt)
+    if length > context * (_MOST_CHARACTERS if isinstance(prompt, str) else 1):
+        unit = "characters" if isinstance(prompt, str) else "tokens"
+        raise RequestError(f"prompt has {length} {unit}: the model's context is {context} tokens")
 
 
 def require_text(where: str, prompt: str) -> str:

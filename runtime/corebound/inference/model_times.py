@@ -26,11 +26,6 @@ class ModelTimes:
             self._module.register_forward_pre_hook(self._before)
             self._module.register_forward_hook(self._after)
 
-    def add(self, time_ms: float) -> None:
-        """Count a pass that did not go through the module."""
-        if self._is_on:
-            self._times_ms.append(time_ms)
-
     def take(self) -> list[float]:
         """Return the milliseconds of the passes since the last call.
 

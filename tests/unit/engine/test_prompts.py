@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from corebound.engine import SamplingParams
-from corebound.engine.prompts import prompt_list, require_params, require_text, token_tuple
+from corebound.engine.prompts import prompt_list, require_near, require_params, require_text, token_tuple
 from corebound.errors import RequestError
 
 
@@ -56,3 +56,12 @@ def test_parameters_are_sampling_params_or_nothing():
     assert require_params(None) == SamplingParams()
     with pytest.raises(RequestError, match="params: expected SamplingParams, found dict"):
         require_params({"max_new_tokens": 3})
+
+
+def test_a_prompt_far_beyond_the_context_is_refused_by_its_length_alone():
+    for prompt in ("a" * 640, [1] * 10):
+        require_near(prompt, 10)
+    with pytest.raises(RequestError, match="prompt has 641 characters: the model's context is 10 tokens"):
+        require_near("a" * 641, 10)
+    with pytest.raises(RequestError, match="prompt has 11 tokens"):
+        require_near([1] * 11, 10)

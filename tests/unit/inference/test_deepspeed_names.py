@@ -69,7 +69,9 @@ def test_what_has_no_effect_is_said(caplog: pytest.LogCaptureFixture) -> None:
         assert sum(name in record.getMessage() for record in caplog.records) == 1
 
 
-@pytest.mark.parametrize("name", ["zero", "initialize", "add_config_arguments", "ops", "module_inject", "moe"])
+@pytest.mark.parametrize(
+    "name", ["zero", "initialize", "add_config_arguments", "ops", "module_inject", "moe", "prepare"]
+)
 def test_a_name_that_is_not_here_says_what_to_do_instead(name: str) -> None:
     with pytest.raises(AttributeError, match=f"no attribute '{name}': .{{20}}"):
         getattr(deepspeed, name)
