@@ -269,8 +269,7 @@ class LLM:
     def _requests(self, prompts: Prompts, params: SamplingParams | None) -> list[Request]:
         """Return the requests, all checked: none of them starts unless every one can run."""
         params = require_params(params)
-        ignored = params.without_effect()
-        if ignored:
+        if ignored := params.without_effect():
             _LOGGER.warning("%s: no effect, because temperature is 0 (greedy)", ", ".join(ignored))
         numbered = enumerate(prompt_list(prompts))
         return [self._request(number, f"prompt {number}", prompt, params) for number, prompt in numbered]
