@@ -28,11 +28,20 @@ def env_files(environ: Mapping[str, str], cwd: Path) -> list[Path]:
     """Return the files that exist, in the order in which later ones win.
 
     DS_ENV_FILE is DeepSpeed's: another name for `.deepspeed_env`, or the path of a file.
+
+    Raises: ConfigError when DS_ENV_FILE names a file that is in none of the places.
     """
-    names = (environ.get("DS_ENV_FILE") or DEEPSPEED_NAME, OWN_NAME)
+    asked = environ.get("DS_ENV_FILE")
     folders = [Path(environ["HOME"])] if environ.get("HOME") else []
-    found = [folder / name for folder in (*folders, cwd) for name in names]
-    return [path for path in dict.fromkeys(found) if path.exists()]
+    places = [(folder, name) for folder in (*folders, cwd) for name in (asked or DEEPSPEED_NAME, OWN_NAME)]
+    found = [path for path in dict.fromkeys(folder / name for folder, name in places) if _is_there(path)]
+    candidates = dict.fromkeys(folder / name for folder, name in places if name == asked)
+    if asked and not any(path in found for path in candidates):
+        raise ConfigError(
+            f"DS_ENV_FILE={asked}: no such file, looked for {', '.join(map(str, candidates))}",
+            hint="a path that begins with / is taken as it is; unset DS_ENV_FILE to read .deepspeed_env",
+        )
+    return found
 
 
 def read_env_files(paths: Sequence[Path]) -> dict[str, str]:
@@ -71,6 +80,17 @@ def parse_env(text: str, where: str) -> dict[str, str]:
             )
         values[name] = _value(value.strip(), place)
     return values
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether a folder has this name; a link that leads nowhere counts, so that it is not passed over."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    return True
 
 
 def _value(text: str, place: str) -> str:

@@ -73,6 +73,22 @@ def test_deepspeeds_variable_names_another_file(tmp_path: Path) -> None:
     assert env_files({"DS_ENV_FILE": str(tmp_path / "mine")}, tmp_path / "x") == [tmp_path / "mine"]
 
 
+def test_a_named_file_that_is_nowhere_is_an_error_with_the_places(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path / "home"), "DS_ENV_FILE": "mine"}
+    (tmp_path / ".corebound_env").write_text("A=1\n")
+    with pytest.raises(ConfigError, match="DS_ENV_FILE=mine") as caught:
+        env_files(environ, tmp_path)
+    assert f"looked for {tmp_path / 'home/mine'}, {tmp_path / 'mine'}" in str(caught.value)
+    with pytest.raises(ConfigError, match=f"looked for {tmp_path / 'x'}\n"):
+        env_files({**environ, "DS_ENV_FILE": str(tmp_path / "x")}, tmp_path)
+
+
+def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / ".corebound_env").symlink_to("gone")
+    with pytest.raises(ConfigError, match="No such file"):
+        read_env_files(env_files({}, tmp_path))
+
+
 def test_a_file_that_others_can_write_is_refused(tmp_path: Path) -> None:
     path = tmp_path / ".corebound_env"
     path.write_text("LD_PRELOAD=/tmp/evil.so\n")
