@@ -61,7 +61,7 @@ def parse_env(text: str, where: str) -> dict[str, str]:
     Blank lines and comments are skipped, `export ` in front is allowed. A value goes from the first `=` to the end of
     the line, or to a `#` after a blank. In quotes it is taken as it is; nothing is ever expanded.
 
-    Raises: ConfigError naming `where` and the line, never the value, which may be a secret.
+    Raises: ConfigError naming `where` and the line, never what stands in it, which may be a secret.
     """
     values: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -71,7 +71,8 @@ def parse_env(text: str, where: str) -> dict[str, str]:
         name, equals, value = line.removeprefix("export ").partition("=")
         name, place = name.strip(), f"{where}, line {number}"
         if not equals or not _NAME.fullmatch(name):
-            found = f"the name {name!r}" if equals else "no ="
+            # Not the words themselves: where a = is missing, one of a secret's own may be the first in its line.
+            found = "no name in front of the =" if equals else "no ="
             raise ConfigError(f"{place}: expected NAME=VALUE, found {found}", hint="a comment starts with #")
         if name in PLACES:
             raise ConfigError(
