@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from corebound.errors import ConfigError
+from corebound.launcher.trusted_file import read_trusted
 
 OWN_NAME = ".corebound_env"
 DEEPSPEED_NAME = ".deepspeed_env"
@@ -106,22 +105,7 @@ def _value(text: str, place: str) -> str:
 
 
 def _text(path: Path) -> str:
-    """Return the text of a file that nobody else can have written: what it says is run with, on every host."""
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise ConfigError(f"{path}: expected a file of NAME=VALUE lines")
-            if found.st_uid not in (os.geteuid(), 0) or found.st_mode & stat.S_IWOTH:
-                raise ConfigError(
-                    f"{path}: others can write it, and its variables would be set for all ranks",
-                    hint=f"if you trust what it says: chown it to yourself and chmod o-w {path}",
-                )
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    if len(data) > _MAX_BYTES:
-        raise ConfigError(f"{path}: expected at most {_MAX_BYTES} bytes")
+    data = read_trusted(path, _MAX_BYTES)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
