@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -100,6 +101,8 @@ def rank_tensors(
     shapes = plan.field_shapes(rank)
     if set(file.matrices) != set(matrix_schemes(description, plan, rank, None)) or set(entries) != set(shapes):
         raise ModelLoadError(f"{path}: expected the tensors that config.json says, found others", hint=_ANEW)
+    for field, stored in file.matrices.items():
+        _check_form(path, field, stored, gated=description.gated and field.endswith("mlp_in_weight"))
     matrices = {field: _matrix(stored) for field, stored in file.matrices.items()}
     for field, entry in entries.items():
         _check(entry, shapes[field], matrices.get(field))
@@ -137,6 +140,17 @@ def _matrix(stored: StoredMatrix) -> PanelMatrix:
         scale_kind=cast(ScaleKind, stored.scale_kind),
     )
     return PanelMatrix(stored.outputs, stored.inputs, form, gated=stored.gated)
+
+
+def _check_form(path: Path, field: str, stored: StoredMatrix, *, gated: bool) -> None:
+    """Check what the size of a matrix does not tell, and what decides how native code reads it."""
+    if stored.gated != gated:
+        raise ModelLoadError(
+            f"{path}: matrix {field!r}: gated: expected {gated} from config.json, found {stored.gated}", hint=_ANEW
+        )
+    # A tied head: rows are looked up in its panels.
+    if field == "embedding_weight" and stored.kind != "bfloat16":
+        raise ModelLoadError(f"{path}: matrix {field!r}: kind: expected bfloat16, found {stored.kind}", hint=_ANEW)
 
 
 def _check(entry: TensorEntry, shape: tuple[int, ...], matrix: PanelMatrix | None) -> None:

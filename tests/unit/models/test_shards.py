@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from corebound import kernels
 from corebound.comm import Collectives
 from corebound.errors import ConfigError, CoreboundError, HostError, KernelError, ModelLoadError, ShardingError
+from corebound.kernels.panel_format import PanelFormat
 from corebound.models import describe, load_model, shard_reading, shard_writing, verify_manifest
 from corebound.models.manifest import SHARDS_FILE
 from corebound.models.shard_reading import read_rank
@@ -317,6 +319,24 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def plain_int8_embedding(path: Path) -> None:
+    """Call the tied head of rank 0 int8, in manifest and file alike, of a size that fits."""
+    rank = path / "rank-00000-of-00002.safetensors"
+    tensors = load_file(rank)
+    edit(path, lambda v: v["ranks"][0]["matrices"]["embedding_weight"].update(kind="int8"))
+    stored = read_shards(path).ranks[0].matrices["embedding_weight"]
+    size = PanelFormat(kind="int8").matrix_bytes(stored.outputs, stored.inputs)
+    save_file(tensors | {"embedding_weight": torch.zeros(size, dtype=torch.uint8)}, rank)
+    edit(path, lambda v: v["files"][rank.name].update(bytes=rank.stat().st_size))
+
+
+def test_gates_that_the_manifest_denies_are_named(models: Callable[[str], Path], tmp_path: Path) -> None:
+    path = write(models("llama-biases"), tmp_path / "out", 1).path
+    edit(path, lambda v: v["ranks"][0]["matrices"]["layers.0.mlp_in_weight"].update(gated=False))
+    with pytest.raises(ModelLoadError, match=r"mlp_in_weight': gated: expected True from config\.json, found False"):
+        run_ranks(1, lambda collectives: load_model(path, "bfloat16", collectives))
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
@@ -341,6 +361,12 @@ def flip(path: Path) -> None:
             lambda p: edit(p, lambda v: v["ranks"][0]["matrices"]["layers.0.qkv_weight"].update(kind="int8")),
             r"tensor 'layers\.0\.qkv_weight': expected U8 \[\d+\], found U8 \[\d+\]",
         ),
+        (
+            lambda p: edit(p, lambda v: v["ranks"][0]["matrices"]["layers.1.mlp_in_weight"].update(gated=True)),
+            r"rank-00000-of-00002\.safetensors: matrix 'layers\.1\.mlp_in_weight': gated: expected False from "
+            r"config\.json, found True",
+        ),
+        (plain_int8_embedding, r"matrix 'embedding_weight': kind: expected bfloat16, found int8"),
         (lambda p: (p / SHARDS_FILE).write_text("{"), r"shards\.json, line 1"),
         (lambda p: (p / "rank-00001-of-00002.safetensors").unlink(), r"rank-00001-of-00002\.safetensors: missing"),
         (
