@@ -152,6 +152,57 @@ def test_mapped_or_read_it_is_the_same(bloom: Path) -> None:
         assert all(torch.equal(mapped_fields[field], fields[field]) for field in fields)
 
 
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_file_that_another_replaces_meanwhile_is_read_to_its_end(
+    bloom: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool
+) -> None:
+    """Its header told where the tensors of the other file lie."""
+    description = describe(bloom, tokenizer=False)
+    plan = shard_plan(description, 2)
+    expected, expected_fields = read_rank(description, plan, 0, mapped=False)
+    find = shard_reading.rank_tensors
+
+    def find_and_replace(*args: Any) -> Any:
+        found = find(*args)
+        path = bloom / "rank-00000-of-00002.safetensors"
+        path.with_name("other").write_bytes(bytes(path.stat().st_size))
+        path.with_name("other").replace(path)
+        return found
+
+    monkeypatch.setattr(shard_reading, "rank_tensors", find_and_replace)
+    matrices, fields = read_rank(description, plan, 0, mapped=mapped)
+    assert all(torch.equal(matrices[field].memory, expected[field].memory) for field in expected)
+    assert all(torch.equal(fields[field], expected_fields[field]) for field in expected_fields)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_file_of_another_size_than_the_manifest_says_is_an_error(bloom: Path, mapped: bool) -> None:
+    description = describe(bloom, tokenizer=False)
+    path = bloom / "rank-00000-of-00002.safetensors"
+    num_bytes = path.stat().st_size
+    save_file(load_file(path), path, metadata={"written": "since"})
+    with pytest.raises(ModelLoadError, match=rf"rank-00000-of-00002\.safetensors: expected {num_bytes} bytes, as"):
+        read_rank(description, shard_plan(description, 2), 0, mapped=mapped)
+
+
+def test_a_file_that_grows_or_shrinks_after_its_header_was_read_is_not_mapped(
+    bloom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    description = describe(bloom, tokenizer=False)
+    path = bloom / "rank-00000-of-00002.safetensors"
+    num_bytes = path.stat().st_size
+    find = shard_reading.rank_tensors
+
+    def find_and_cut(*args: Any) -> Any:
+        found = find(*args)
+        os.truncate(path, 5000)
+        return found
+
+    monkeypatch.setattr(shard_reading, "rank_tensors", find_and_cut)
+    with pytest.raises(ModelLoadError, match=rf"changed while it was read: expected {num_bytes} bytes, found 5000"):
+        read_rank(description, shard_plan(description, 2), 0, mapped=True)
+
+
 def test_with_several_memory_nodes_it_is_read(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise AssertionError("mapped")
