@@ -16,10 +16,10 @@ def make(slow_rank: int = -1, loading_s: float = 0.0) -> int:
     group = init_distributed()
     load = models.load_model
 
-    def load_slowly(*arguments: Any) -> Any:
+    def load_slowly(*arguments: Any, **options: Any) -> Any:
         if group.rank == slow_rank:
             time.sleep(loading_s)
-        return load(*arguments)
+        return load(*arguments, **options)
 
     models.load_model = load_slowly
     LLMS.append(LLM("demo", kv_cache_gib=0.02, show_progress=False, collectives=group))

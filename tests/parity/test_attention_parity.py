@@ -46,6 +46,10 @@ CASES = {
     "decode within and beyond a window": Case((1, 1, 1), (30, 64, 200), 8, 2, 64, window=37),
     "prefill beyond a window": Case((150, 1), (150, 90), 4, 2, 33, window=20),
     "the second part of a prompt beyond a window, with alibi": Case((70,), (230,), 3, 3, 48, alibi=True, window=100),
+    "decode in parts, whole and begun, with alibi": Case(
+        (1, 1, 3, 1, 0, 1), (512, 513, 20, 1100, 3, 40), 5, 3, 40, alibi=True, kv_map=(0, 2, 1, 1, 0)
+    ),
+    "decode in parts within a window": Case((1, 1, 2), (1300, 90, 700), 8, 2, 64, window=600),
     "a window of one": Case((5, 1), (9, 70), 2, 1, 16, window=1),
 }
 

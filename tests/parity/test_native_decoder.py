@@ -97,6 +97,24 @@ def test_a_team_of_any_size_gives_the_same_bits(team: Callable[[int], None], mod
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
+def test_long_contexts_are_taken_in_parts_with_the_same_bits_for_a_team_of_any_size(
+    team: Callable[[int], None], tmp_path: Path
+) -> None:
+    model = build_llama(tmp_path, num_kv_heads=2, max_position_embeddings=2048)
+    draw = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(3, VOCAB_SIZE, (length,), generator=draw).tolist() for length in (1200, 513, 40)]
+    exact = Runner(model, SingleCollectives(), "float32", num_blocks=224).logits(prompts)
+    last = torch.stack([logits[-1] for logits in exact])
+    found = []
+    for size in (1, 2, 5):
+        team(size)
+        runner = Runner(model, SingleCollectives(), "bfloat16", num_blocks=224)
+        assert isinstance(runner.decoder, NativeDecoder)
+        found.append(runner.last_logits(prompts))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert rms(found[0] - last) <= bound_of(last)
+
+
 def test_logits_of_one_sequence_do_not_depend_on_a_broken_one(model: Path) -> None:
     whole = logits_of(model, prompts=PROMPTS[:2])
     decoder = Runner(model, SingleCollectives(), "bfloat16")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+
 import pytest
 import torch
 
@@ -40,7 +43,29 @@ def test_bf16_products_are_those_of_the_matrix(variant: str, shape: tuple[int, i
     for rows in ROWS:
         x = torch.randn((rows, shape[1]), generator=generator).bfloat16()
         assert_close(matrix.multiply(x), x, weight)
+        assert_close(matrix.multiply(x, paced=True), x, weight)
     assert torch.equal(matrix.row(shape[0] - 1), weight[-1])
+
+
+def test_nothing_behind_the_last_panel_is_read(variant: str) -> None:
+    inputs = 320
+    matrix = PanelMatrix(64, inputs, PanelFormat())
+    size = -(-matrix.num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    matrix.place(torch.frombuffer(memory, dtype=torch.uint8, count=matrix.num_bytes, offset=size - matrix.num_bytes))
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn((64, inputs), generator=generator).bfloat16()
+    matrix.put(0, weight)
+    library = ctypes.CDLL(None, use_errno=True)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + size
+    assert library.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    try:
+        for rows in (1, 2, 4, 5, 16, 17, 33, 64, 65):
+            x = torch.randn((rows, inputs), generator=generator).bfloat16()
+            for paced in (False, True):
+                assert_close(matrix.multiply(x, paced=paced), x, weight)
+    finally:
+        library.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), 3)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
@@ -63,12 +88,12 @@ def test_quantised_products_are_those_of_the_dequantised_matrix(
         middle = zeros if asymmetric else torch.full_like(zeros, levels // 2)
         steps = scales.repeat_interleave(size, 1)[:, :inputs]
         weight = (codes.double() - middle.repeat_interleave(size, 1)[:, :inputs]) * steps
-        for rows in (1, 4, 18):
+        for rows, paced in ((1, False), (1, True), (4, False), (18, True)):
             x = torch.randn((rows, inputs), generator=generator).bfloat16()
             if rows >= 5 and variant == "amx":
                 # AMX takes bf16 weights: each is rounded once.
                 weight_error = 2.0**-8 * (x.double().abs() @ weight.abs().T)
-                error = (matrix.multiply(x).double() - exact(x, weight)).abs()
+                error = (matrix.multiply(x, paced=paced).double() - exact(x, weight)).abs()
                 assert bool((error <= weight_error + 1e-6).all())
             else:
                 # Inputs are rounded to 15 bits of the largest of their block, which is at most that of the row. The
@@ -76,7 +101,7 @@ def test_quantised_products_are_those_of_the_dequantised_matrix(
                 step = x.double().abs().amax(1, keepdim=True) / (127 * 128)
                 large = codes.double() * steps + weight.abs()
                 bound = 0.5001 * step * weight.abs().sum(1) + 2.0**-23 * 64 * (x.double().abs() @ large.T) + 1e-30
-                error = (matrix.multiply(x).double() - exact(x, weight)).abs()
+                error = (matrix.multiply(x, paced=paced).double() - exact(x, weight)).abs()
                 assert bool((error <= bound).all()), float((error / bound).max())
 
 

@@ -242,11 +242,20 @@ class CpuAccelerator(AbstractAccelerator):
     def set_visible_devices_envs(
         self, current_env: MutableMapping[str, str], local_accelerator_ids: Sequence[int]
     ) -> None:
-        """Let a process that starts with this environment run on the CPUs of some NUMA nodes only.
+        """Let a process that starts with this environment run on the CPUs of some devices only.
 
-        Raises: ConfigError for a node that this process may not use, or none.
+        Devices are what `device_count` counts: NUMA nodes, and under a launch local ranks, of which only this one has
+        CPUs that are known here.
+
+        Raises: ConfigError for a node that this process may not use, for another rank, or none.
         """
-        cpu_visibility.write_places(current_env, local_accelerator_ids, read_topology())
+        local_rank, num_local_ranks = env.local_place()
+        if num_local_ranks:
+            cpu_visibility.write_own_place(
+                current_env, local_accelerator_ids, local_rank, num_local_ranks, read_topology()
+            )
+        else:
+            cpu_visibility.write_places(current_env, local_accelerator_ids, read_topology())
 
     def op_builder_dir(self) -> str:
         """Return the package of the builders of this accelerator."""

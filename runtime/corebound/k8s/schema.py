@@ -65,7 +65,7 @@ class KubernetesSchemas:
         versions: list[str] = utils.all_versions()
         fitting = [known for known in versions if not version or known.rpartition(".")[0] == version.lstrip("v")]
         if not fitting:
-            releases = words(known.rpartition(".")[0] for known in versions)
+            releases = words(dict.fromkeys(known.rpartition(".")[0] for known in versions))
             raise ConfigError(f"no schemas of Kubernetes {version}", hint=f"there are: {releases}")
         self.version = fitting[-1].rpartition(".")[0]
         self._folder = f"kubernetes-json-schema/v{fitting[-1]}-local-strict"

@@ -190,9 +190,13 @@ class PanelMatrix:
         return padded
 
     def multiply(
-        self, x: torch.Tensor, bias: torch.Tensor | None = None, activation: Activation = "none"
+        self,
+        x: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: Activation = "none",
+        paced: bool = False,
     ) -> torch.Tensor:
-        """Return activation(x W^T + bias) by the active variant, on this thread.
+        """Return activation(x W^T + bias) by the active variant, on this thread; `paced` as memory allows or at once.
 
         Shapes: x [n, inputs] bfloat16; result [n, product_columns], float32 where there is no activation.
         """
@@ -211,7 +215,7 @@ class PanelMatrix:
             activation=ACTIVATIONS.index(activation),
         )
         library().corebound_panel_multiply(
-            ctypes.byref(self.struct), padded.data_ptr(), rows, self.padded_inputs, ctypes.byref(how)
+            ctypes.byref(self.struct), padded.data_ptr(), rows, self.padded_inputs, ctypes.byref(how), paced
         )
         return out[:, : self.product_columns]
 
@@ -262,7 +266,7 @@ def library() -> Any:
         "panel_load": (None, [pointer, pointer, number]),
         "panel_largest": (ctypes.c_float, [pointer]),
         "panel_to_bfloat16": (None, [pointer, pointer]),
-        "panel_multiply": (None, [pointer, pointer, number, number, pointer]),
+        "panel_multiply": (None, [pointer, pointer, number, number, pointer, ctypes.c_int]),
         "decoder_create": (pointer, [pointer, pointer, ctypes.c_int]),
         "decoder_run": (ctypes.c_int, [pointer, pointer]),
         "decoder_tune": (ctypes.c_int, [pointer]),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from corebound.errors import ConfigError
+from corebound.launcher.trusted_file import read_trusted
 
 OWN_NAME = ".corebound_env"
 DEEPSPEED_NAME = ".deepspeed_env"
@@ -28,11 +27,20 @@ def env_files(environ: Mapping[str, str], cwd: Path) -> list[Path]:
     """Return the files that exist, in the order in which later ones win.
 
     DS_ENV_FILE is DeepSpeed's: another name for `.deepspeed_env`, or the path of a file.
+
+    Raises: ConfigError when DS_ENV_FILE names a file that is in none of the places.
     """
-    names = (environ.get("DS_ENV_FILE") or DEEPSPEED_NAME, OWN_NAME)
+    asked = environ.get("DS_ENV_FILE")
     folders = [Path(environ["HOME"])] if environ.get("HOME") else []
-    found = [folder / name for folder in (*folders, cwd) for name in names]
-    return [path for path in dict.fromkeys(found) if path.exists()]
+    places = [(folder, name) for folder in (*folders, cwd) for name in (asked or DEEPSPEED_NAME, OWN_NAME)]
+    found = [path for path in dict.fromkeys(folder / name for folder, name in places) if _is_there(path)]
+    candidates = dict.fromkeys(folder / name for folder, name in places if name == asked)
+    if asked and not any(path in found for path in candidates):
+        raise ConfigError(
+            f"DS_ENV_FILE={asked}: no such file, looked for {', '.join(map(str, candidates))}",
+            hint="a path that begins with / is taken as it is; unset DS_ENV_FILE to read .deepspeed_env",
+        )
+    return found
 
 
 def read_env_files(paths: Sequence[Path]) -> dict[str, str]:
@@ -52,7 +60,7 @@ def parse_env(text: str, where: str) -> dict[str, str]:
     Blank lines and comments are skipped, `export ` in front is allowed. A value goes from the first `=` to the end of
     the line, or to a `#` after a blank. In quotes it is taken as it is; nothing is ever expanded.
 
-    Raises: ConfigError naming `where` and the line, never the value, which may be a secret.
+    Raises: ConfigError naming `where` and the line, never what stands in it, which may be a secret.
     """
     values: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -62,7 +70,8 @@ def parse_env(text: str, where: str) -> dict[str, str]:
         name, equals, value = line.removeprefix("export ").partition("=")
         name, place = name.strip(), f"{where}, line {number}"
         if not equals or not _NAME.fullmatch(name):
-            found = f"the name {name!r}" if equals else "no ="
+            # Not the words themselves: where a = is missing, one of a secret's own may be the first in its line.
+            found = "no name in front of the =" if equals else "no ="
             raise ConfigError(f"{place}: expected NAME=VALUE, found {found}", hint="a comment starts with #")
         if name in PLACES:
             raise ConfigError(
@@ -71,6 +80,17 @@ def parse_env(text: str, where: str) -> dict[str, str]:
             )
         values[name] = _value(value.strip(), place)
     return values
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether a folder has this name; a link that leads nowhere counts, so that it is not passed over."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    return True
 
 
 def _value(text: str, place: str) -> str:
@@ -85,22 +105,7 @@ def _value(text: str, place: str) -> str:
 
 
 def _text(path: Path) -> str:
-    """Return the text of a file that nobody else can have written: what it says is run with, on every host."""
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise ConfigError(f"{path}: expected a file of NAME=VALUE lines")
-            if found.st_uid not in (os.geteuid(), 0) or found.st_mode & stat.S_IWOTH:
-                raise ConfigError(
-                    f"{path}: others can write it, and its variables would be set for all ranks",
-                    hint=f"if you trust what it says: chown it to yourself and chmod o-w {path}",
-                )
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    if len(data) > _MAX_BYTES:
-        raise ConfigError(f"{path}: expected at most {_MAX_BYTES} bytes")
+    data = read_trusted(path, _MAX_BYTES)
     try:
         return data.decode()
     except UnicodeDecodeError as error:

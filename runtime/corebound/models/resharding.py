@@ -16,7 +16,7 @@ from corebound.kernels.panel_format import PanelFormat
 from corebound.kernels.panels import PanelMatrix
 from corebound.models.description import ModelDescription
 from corebound.models.native_weights import panel_matrices, place_matrices
-from corebound.models.shard_reading import rank_tensors
+from corebound.models.shard_reading import rank_file, rank_tensors
 from corebound.models.shards import counted_ranks
 from corebound.sharding import ShardPlan, shard_plan
 from corebound.sharding.arena import allocate
@@ -55,7 +55,7 @@ class WrittenSource:
         assert shards is not None
         self._path, self._plan, self._rank = shards.path, plan, rank
         self._before = shard_plan(description, shards.num_ranks)
-        self._ranks = [_RankParts(*rank_tensors(description, self._before, index)) for index in range(shards.num_ranks)]
+        self._ranks = [_rank_parts(description, self._before, index) for index in range(shards.num_ranks)]
         self._places = [_parameter_rows(self._before, index) for index in range(shards.num_ranks)]
         # A packed checkpoint keeps its zeros only where one is not the middle of the codes, rank by rank.
         is_packed = description.packed is not None
@@ -231,6 +231,11 @@ class WrittenSource:
             None if scales is None else scales[:, groups],
             None if zeros is None else zeros[:, groups],
         )
+
+
+def _rank_parts(description: ModelDescription, plan: ShardPlan, rank: int) -> _RankParts:
+    with opened(rank_file(description, plan, rank)[0]) as descriptor:
+        return _RankParts(*rank_tensors(description, plan, rank, descriptor))
 
 
 def _parameter_rows(plan: ShardPlan, rank: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -19,7 +20,7 @@ from corebound.models.shards import StoredMatrix
 from corebound.models.storage import matrix_schemes
 from corebound.sharding import ShardPlan
 from corebound.sharding.arena import allocate
-from corebound.sharding.checkpoint import TensorEntry, read_header
+from corebound.sharding.checkpoint import TensorEntry, read_open_header
 from corebound.sharding.mapped import huge_bytes, map_file
 from corebound.sharding.reading import Meter, Progress, Scratch, opened, read_span
 from corebound.sharding.workers import Part, run_parts
@@ -47,20 +48,22 @@ def read_rank(
 
     Raises: ModelLoadError for a file that is damaged or does not fit config.json.
     """
-    matrices, entries = rank_tensors(description, plan, rank)
+    path, num_bytes = rank_file(description, plan, rank)
     shapes = plan.field_shapes(rank)
-    path = next(iter(entries.values())).path
-    aligned = all(entries[field].start % _ALIGN_BYTES == 0 for field in matrices)
-    if aligned and (mapped or (mapped is None and _may_be_mapped())):
-        content = map_file(path, progress, num_threads)
-        if mapped or _in_huge_pages(content):
-            return matrices, _place_mapped(content, matrices, entries, shapes)
-        _log.debug("%s: the page cache has it in small pages: read into huge ones", path)
-        del content
-    tensors = place_matrices(matrices)
-    fields = allocate({field: shape for field, shape in shapes.items() if field not in matrices}, torch.bfloat16)
-    meter = Meter(sum(entry.num_bytes for entry in entries.values()), progress)
-    _fill(entries, {**tensors, **fields}, meter, num_threads)
+    # One descriptor, so that header and weights are of one file even where another takes its name meanwhile.
+    with opened(path) as descriptor:
+        matrices, entries = rank_tensors(description, plan, rank, descriptor)
+        aligned = all(entries[field].start % _ALIGN_BYTES == 0 for field in matrices)
+        if aligned and (mapped or (mapped is None and _may_be_mapped())):
+            content = map_file(path, descriptor, num_bytes, progress, num_threads)
+            if mapped or _in_huge_pages(content):
+                return matrices, _place_mapped(content, matrices, entries, shapes)
+            _log.debug("%s: the page cache has it in small pages: read into huge ones", path)
+            del content
+        tensors = place_matrices(matrices)
+        fields = allocate({field: shape for field, shape in shapes.items() if field not in matrices}, torch.bfloat16)
+        meter = Meter(sum(entry.num_bytes for entry in entries.values()), progress)
+        _fill(descriptor, entries, {**tensors, **fields}, meter, num_threads)
     return matrices, fields
 
 
@@ -86,24 +89,37 @@ def _place_mapped(
 
 
 def rank_tensors(
-    description: ModelDescription, plan: ShardPlan, rank: int
+    description: ModelDescription, plan: ShardPlan, rank: int, descriptor: int
 ) -> tuple[dict[str, PanelMatrix], dict[str, TensorEntry]]:
-    """Return the matrices in the file of a rank, without memory, and where all its tensors lie, by field.
+    """Return the matrices in the open file of a rank, without memory, and where all its tensors lie, by field.
 
-    Raises: ModelLoadError for a file that is damaged or does not fit config.json.
+    Raises: ModelLoadError for a file that is damaged or does not fit config.json or the manifest.
     """
-    shards = description.shards
-    assert shards is not None and shards.num_ranks == plan.num_ranks
-    file = shards.ranks[rank]
-    path = shards.path / file.name
-    entries, _ = read_header(path)
+    path, num_bytes = rank_file(description, plan, rank)
+    entries, found_bytes = read_open_header(path, descriptor)
+    if found_bytes != num_bytes:
+        raise ModelLoadError(
+            f"{path}: expected {num_bytes} bytes, as the manifest says, found {found_bytes}", hint=_ANEW
+        )
+    assert description.shards is not None
+    file = description.shards.ranks[rank]
     shapes = plan.field_shapes(rank)
     if set(file.matrices) != set(matrix_schemes(description, plan, rank, None)) or set(entries) != set(shapes):
         raise ModelLoadError(f"{path}: expected the tensors that config.json says, found others", hint=_ANEW)
+    for field, stored in file.matrices.items():
+        _check_form(path, field, stored, gated=description.gated and field.endswith("mlp_in_weight"))
     matrices = {field: _matrix(stored) for field, stored in file.matrices.items()}
     for field, entry in entries.items():
         _check(entry, shapes[field], matrices.get(field))
     return matrices, entries
+
+
+def rank_file(description: ModelDescription, plan: ShardPlan, rank: int) -> tuple[Path, int]:
+    """Return the file of a rank, and its size as the manifest has it."""
+    shards = description.shards
+    assert shards is not None and shards.num_ranks == plan.num_ranks
+    name = shards.ranks[rank].name
+    return shards.path / name, shards.files[name][1]
 
 
 def _may_be_mapped() -> bool:
@@ -139,6 +155,17 @@ def _matrix(stored: StoredMatrix) -> PanelMatrix:
     return PanelMatrix(stored.outputs, stored.inputs, form, gated=stored.gated)
 
 
+def _check_form(path: Path, field: str, stored: StoredMatrix, *, gated: bool) -> None:
+    """Check what the size of a matrix does not tell, and what decides how native code reads it."""
+    if stored.gated != gated:
+        raise ModelLoadError(
+            f"{path}: matrix {field!r}: gated: expected {gated} from config.json, found {stored.gated}", hint=_ANEW
+        )
+    # A tied head: rows are looked up in its panels.
+    if field == "embedding_weight" and stored.kind != "bfloat16":
+        raise ModelLoadError(f"{path}: matrix {field!r}: kind: expected bfloat16, found {stored.kind}", hint=_ANEW)
+
+
 def _check(entry: TensorEntry, shape: tuple[int, ...], matrix: PanelMatrix | None) -> None:
     if matrix is None:
         expected: tuple[str, tuple[int, ...]] = ("BF16", shape)
@@ -158,10 +185,16 @@ def _check(entry: TensorEntry, shape: tuple[int, ...], matrix: PanelMatrix | Non
         )
 
 
-def _fill(entries: Mapping[str, TensorEntry], tensors: Mapping[str, Tensor], meter: Meter, num_threads: int) -> None:
+def _fill(
+    descriptor: int,
+    entries: Mapping[str, TensorEntry],
+    tensors: Mapping[str, Tensor],
+    meter: Meter,
+    num_threads: int,
+) -> None:
     in_file = sorted(entries.items(), key=lambda item: item[1].start)
 
-    def parts(descriptor: int) -> Iterator[Part]:
+    def parts() -> Iterator[Part]:
         for field, entry in in_file:
             content = tensors[field].reshape(-1).view(torch.uint8)
             start = 0
@@ -172,8 +205,7 @@ def _fill(entries: Mapping[str, TensorEntry], tensors: Mapping[str, Tensor], met
                 yield functools.partial(_read, descriptor, entry, content, range(start, stop), meter)
                 start = stop
 
-    with opened(in_file[0][1].path) as descriptor:
-        run_parts(parts(descriptor), num_threads)
+    run_parts(parts(), num_threads)
 
 
 def _read(descriptor: int, entry: TensorEntry, content: Tensor, part: range, meter: Meter, _: Scratch) -> None:

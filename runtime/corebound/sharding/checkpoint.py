@@ -102,6 +102,18 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], int]:
     """
     try:
         with path.open("rb") as file:
+            return read_open_header(path, file.fileno())
+    except OSError as error:
+        raise ModelLoadError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_open_header(path: Path, descriptor: int) -> tuple[dict[str, TensorEntry], int]:
+    """Return the same of a file that is open; `path` is what errors and tensors name.
+
+    Raises: ModelLoadError naming the file and what is wrong with it.
+    """
+    try:
+        with open(descriptor, "rb", closefd=False) as file:
             file_bytes = file.seek(0, 2)
             file.seek(0)
             prefix = file.read(8)

@@ -13,30 +13,31 @@ from pathlib import Path
 import torch
 
 from corebound.errors import ModelLoadError
-from corebound.sharding.reading import Meter, Progress, Scratch, opened
+from corebound.sharding.reading import Meter, Progress, Scratch
 from corebound.sharding.workers import Part, run_parts
 
 _POPULATE_READ = 22  # MADV_POPULATE_READ, since Linux 5.14
 _CHUNK_BYTES = 32 << 20
 
 
-def map_file(path: Path, progress: Progress | None, num_threads: int) -> torch.Tensor:
-    """Return the bytes of a file, uint8, all of them mapped and read; `num_threads` threads wait for the disk.
+def map_file(path: Path, descriptor: int, num_bytes: int, progress: Progress | None, num_threads: int) -> torch.Tensor:
+    """Return the `num_bytes` of an open file, uint8, mapped and read; `num_threads` threads wait for the disk.
 
     It shares the memory of the page cache, so that several processes and later launches hold a file once. What is
     written to the tensor stays its own. The file may be removed or replaced by another, but whoever changes or shortens
     it changes the tensor, or ends the process.
 
-    Raises: ModelLoadError for a file that is empty or cannot be read.
+    `path` is what errors name.
+
+    Raises: ModelLoadError for a file that has another size or cannot be read.
     """
-    with opened(path) as descriptor:
-        num_bytes = os.fstat(descriptor).st_size
-        if num_bytes == 0:
-            raise ModelLoadError(f"{path}: empty")
-        try:
-            mapping = mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_PRIVATE)
-        except OSError as error:
-            raise ModelLoadError(f"{path}: cannot be mapped: {error.strerror or error}") from error
+    found = os.fstat(descriptor).st_size
+    if found != num_bytes:
+        raise ModelLoadError(f"{path}: changed while it was read: expected {num_bytes} bytes, found {found}")
+    try:
+        mapping = mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_PRIVATE)
+    except OSError as error:
+        raise ModelLoadError(f"{path}: cannot be mapped: {error.strerror or error}") from error
     meter = Meter(num_bytes, progress)
     content = torch.frombuffer(mapping, dtype=torch.uint8)
     # Where file systems have huge pages, what is not in the cache yet is read into such.

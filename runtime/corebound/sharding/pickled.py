@@ -6,7 +6,8 @@ where each tensor lies in the file; the weights themselves are read as those of 
 
 from __future__ import annotations
 
-import os
+import mmap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,14 +83,14 @@ class _Mappings:
     """Where this process has mapped a file, from /proc/self/maps."""
 
     def __init__(self, path: Path) -> None:
-        found = path.stat()
-        device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
-        self._parts: list[tuple[range, int]] = []
-        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
-            addresses, _, offset, on, inode = line.split(maxsplit=5)[:5]
-            if (on, inode) == (device, str(found.st_ino)):
-                start, end = (int(address, 16) for address in addresses.split("-"))
-                self._parts.append((range(start, end), int(offset, 16)))
+        import torch
+
+        # Device and inode as the kernel lists them, by a page of our own: stat has others on btrfs and overlayfs.
+        with path.open("rb") as file:
+            page = torch.frombuffer(mmap.mmap(file.fileno(), 1, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+        mapped = list(_mapped_files())
+        this = next((identity for addresses, _, identity in mapped if page.data_ptr() in addresses), None)
+        self._parts = [(addresses, offset) for addresses, offset, identity in mapped if identity == this]
 
     def file_offset(self, tensor: torch.Tensor) -> int | None:
         """Return the byte of the file at which a tensor starts; None for one that is elsewhere."""
@@ -100,3 +101,11 @@ class _Mappings:
             if address in addresses:
                 return offset + address - addresses.start
         return None
+
+
+def _mapped_files() -> Iterator[tuple[range, int, tuple[str, str]]]:
+    """Yield the addresses, the offset in the file, and device and inode of what this process has mapped."""
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        addresses, _, offset, device, inode = line.split(maxsplit=5)[:5]
+        start, end = (int(address, 16) for address in addresses.split("-"))
+        yield range(start, end), int(offset, 16), (device, inode)

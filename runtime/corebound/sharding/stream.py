@@ -22,7 +22,7 @@ from corebound.sharding.plan import Parameter, ShardPlan
 from corebound.sharding.reading import CHUNK_BYTES, Meter, Scratch, damaged, opened, read_rectangle
 from corebound.sharding.workers import Part, run_parts
 
-_TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PAGE_BYTES = 4096
 _SINK_ROWS = 64  # of a panel: whole ones are put together in the cache
 
@@ -173,7 +173,7 @@ class PartReader:
         self._descriptor, self._entry, self._meter = descriptor, entry, meter
         self._scratch, self._values = scratch or Scratch(), handling
         self._width = entry.shape[1] if len(entry.shape) > 1 else 1
-        self._source = _TORCH_DTYPES[entry.dtype]
+        self._source = TORCH_DTYPES[entry.dtype]
 
     def fill(self, target: torch.Tensor, held: Sequence[range], cut_dim: int) -> None:
         """Fill `target` with the parts of the dimension `cut_dim`, one after the other.

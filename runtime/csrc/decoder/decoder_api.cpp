@@ -34,9 +34,10 @@ COREBOUND_API void corebound_panel_unpack_row(const PanelMatrix *matrix, int64_t
   corebound::kernels::unpack_row(*matrix, row, out);
 }
 
-// The whole product on the calling thread, by the active variant: for tests, and for layers outside a decoder.
+// The whole product on the calling thread, by the active variant: for tests, and for layers outside a decoder. `paced`
+// is as in kernels/pace.h.
 COREBOUND_API void corebound_panel_multiply(const PanelMatrix *matrix, const uint16_t *x, int64_t rows, int64_t stride,
-                                            const PanelOutput *out) {
+                                            const PanelOutput *out, int paced) {
   const auto &kernels = corebound::kernels::active_kernels();
   Buffer<uint16_t> tiles;
   Buffer<int8_t> high, low;
@@ -45,6 +46,7 @@ COREBOUND_API void corebound_panel_multiply(const PanelMatrix *matrix, const uin
   in.x = x;
   in.rows = rows;
   in.stride = stride;
+  in.paced = paced != 0;
   if (kernels.takes_tiles() && rows >= corebound::kernels::min_tile_rows) {
     uint16_t *made = tiles.get(corebound::kernels::tile_elements(rows, matrix->padded_inputs));
     kernels.make_tiles(in, matrix->padded_inputs, made, 0, (rows + 15) / 16);

@@ -71,6 +71,13 @@ void Walker::make_room(const Step &step) {
   // Here, where running out of memory is an error and nobody waits at a barrier.
   kernels::AttentionArgs attention{};
   attention.head_dim = model_.head_dim;
+  attention.sequences = step.sequences;
+  attention.query_starts = step.query_starts;
+  attention.context_lengths = step.context_lengths;
+  parts_ = kernels::attention_max_parts(attention); // of layers without a window
+  if (parts_ > 1) {
+    partials_.get(step.sequences * parts_ * model_.heads * kernels::attention_partial_floats(model_.head_dim));
+  }
   const int64_t few = std::min<int64_t>(step.tokens, 2); // rows that every member rounds for itself
   for (Member &member : members_) {
     member.panel.get(kernels::panel_scratch_floats(step.tokens));

@@ -70,6 +70,8 @@ private:
   Team team_;
   std::vector<Member> members_;
   Shares shares_[3], items_;
+  Buffer<float> partials_;
+  int64_t parts_ = 1; // the most in which this step takes the keys of a sequence
   const Step *step_ = nullptr;
   Rows x_{}, stream_{}, normed_{}, qkv_{}, attended_{}, inner_{}, branch_{};
   uint16_t *q_ = nullptr;

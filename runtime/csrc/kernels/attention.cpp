@@ -8,21 +8,45 @@
 
 COREBOUND_BEGIN_VARIANT
 
+// The only query of sequence `b`: some of its groups of heads, each in parts.
+template <class T>
+void attend_sequence(const AttentionArgs &args, int64_t b, int64_t parts, int64_t begin, int64_t end, Work &work) {
+  const int64_t position = args.context_lengths[b] - 1, seen = first_seen(args, position);
+  const int64_t row = args.heads * attention_partial_floats(args.head_dim);
+  for (int64_t index = begin; index < end; ++index) {
+    const Item item = {args.groups[index / parts], args.block_tables + b * args.max_blocks, args.query_starts[b], 1,
+                       position};
+    const int64_t part = index % parts, from = seen + part * attention_part_keys, to = from + attention_part_keys;
+    const KeyRange range = {from, parts == 1 || to > position ? position + 1 : to,
+                            parts == 1 ? nullptr : args.partials + (b * args.max_parts + part) * row};
+    attend_one_query<T>(args, item, range, work);
+  }
+}
+
 template <class T> void attention_range(const AttentionArgs &args, void *scratch, int64_t begin, int64_t end) {
   Work work(args, scratch);
   int64_t index = 0;
-  for (int64_t b = 0; b < args.sequences; ++b) {
+  for (int64_t b = 0; b < args.sequences && index < end; ++b) {
     const int64_t start = args.query_starts[b], queries = args.query_starts[b + 1] - start;
+    if (queries == 1) {
+      const int64_t parts = args.partials ? attention_parts(args, b) : 1, items = args.num_groups * parts;
+      const int64_t first = begin > index ? begin - index : 0, last = end - index < items ? end - index : items;
+      attend_sequence<T>(args, b, parts, first, last, work);
+      index += items;
+      continue;
+    }
+    const int32_t *blocks = args.block_tables + b * args.max_blocks;
     for (int64_t g = 0; g < args.num_groups; ++g) {
       const int64_t tile = queries_per_item(args.groups[g].count);
       for (int64_t first = 0; first < queries; first += tile, ++index) {
         if (index < begin || index >= end) {
           continue;
         }
-        const Item item = {args.groups[g], args.block_tables + b * args.max_blocks, start + first,
-                           queries - first < tile ? queries - first : tile, args.context_lengths[b] - queries + first};
+        const Item item = {args.groups[g], blocks, start + first, queries - first < tile ? queries - first : tile,
+                           args.context_lengths[b] - queries + first};
         if (item.num_queries == 1) {
-          attend_one_query<T>(args, item, work);
+          const KeyRange all = {first_seen(args, item.first_position), item.first_position + 1, nullptr};
+          attend_one_query<T>(args, item, all, work);
         } else if constexpr (std::is_same_v<T, bf16>) {
           attend_bf16_queries(args, item, scratch);
         } else {
@@ -39,6 +63,15 @@ namespace corebound::kernels::COREBOUND_VARIANT {
 
 void attention(const AttentionArgs &args, void *scratch, int64_t begin, int64_t end) {
   with_dtype(args.dtype, [&]<class T>(T *) { attention_range<T>(args, scratch, begin, end); });
+}
+
+void attention_merge(const AttentionArgs &args, int64_t begin, int64_t end) {
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t b = index / args.heads, head = index % args.heads;
+    if (attention_parts(args, b) > 1) {
+      with_dtype(args.dtype, [&]<class T>(T *) { merge_parts<T>(args, b, head); });
+    }
+  }
 }
 
 } // namespace corebound::kernels::COREBOUND_VARIANT

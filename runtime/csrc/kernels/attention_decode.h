@@ -72,8 +72,16 @@ void score_keys(const T *q, const T *const *keys, int64_t count, int64_t head_di
   }
 }
 
+// Keys [begin, end) of one query; `partials` is where their part is left, [heads, attention_partial_floats], or null
+// where they are all.
+struct KeyRange {
+  int64_t begin, end;
+  float *partials;
+};
+
 // One query: M consecutive heads from `head` on.
-template <class T, int M> void attend_query(const AttentionArgs &args, const Item &item, int64_t head, Work &work) {
+template <class T, int M>
+void attend_query(const AttentionArgs &args, const Item &item, const KeyRange &range, int64_t head, Work &work) {
   const int64_t offset = (item.first_token * args.heads + head) * args.head_dim;
   const T *q = static_cast<const T *>(args.q) + offset;
   T *out = static_cast<T *>(args.out) + offset;
@@ -81,8 +89,8 @@ template <class T, int M> void attend_query(const AttentionArgs &args, const Ite
   fill(work.results, M * work.dim, 0.0F);
   fill(work.largest, M, -__builtin_inff());
   fill(work.sums, M, 0.0F);
-  for (int64_t begin = first_seen(args, position); begin <= position; begin += key_tile) {
-    const int64_t count = position + 1 - begin < key_tile ? position + 1 - begin : key_tile;
+  for (int64_t begin = range.begin; begin < range.end; begin += key_tile) {
+    const int64_t count = range.end - begin < key_tile ? range.end - begin : key_tile;
     const T *keys[pointer_count], *values[pointer_count];
     locate(args, item, begin, count, keys, values);
     score_keys<T, M>(q, keys, count, args.head_dim, work.scores);
@@ -94,28 +102,64 @@ template <class T, int M> void attend_query(const AttentionArgs &args, const Ite
     add_weighted<T, M>(work.scores, values, count, args.head_dim, work.dim, work.results);
   }
   for (int m = 0; m < M; ++m) {
+    if (range.partials) {
+      float *to = range.partials + (head + m) * attention_partial_floats(args.head_dim);
+      for (int64_t d = 0; d < work.dim; d += Vec::width) {
+        Vec::load(work.results + m * work.dim + d).store(to + d);
+      }
+      to[work.dim] = work.largest[m];
+      to[work.dim + 1] = work.sums[m];
+      continue;
+    }
     write_row(work.results + m * work.dim, work.sums[m], args.head_dim, out + m * args.head_dim);
   }
 }
 
-template <class T> void attend_one_query(const AttentionArgs &args, const Item &item, Work &work) {
+template <class T>
+void attend_one_query(const AttentionArgs &args, const Item &item, const KeyRange &range, Work &work) {
   const int64_t end = item.group.first + item.group.count;
   for (int64_t head = item.group.first; head < end;) {
     const int64_t left = end - head;
     if (left >= 8) {
-      attend_query<T, 8>(args, item, head, work);
+      attend_query<T, 8>(args, item, range, head, work);
       head += 8;
     } else if (left >= 4) {
-      attend_query<T, 4>(args, item, head, work);
+      attend_query<T, 4>(args, item, range, head, work);
       head += 4;
     } else if (left >= 2) {
-      attend_query<T, 2>(args, item, head, work);
+      attend_query<T, 2>(args, item, range, head, work);
       head += 2;
     } else {
-      attend_query<T, 1>(args, item, head, work);
+      attend_query<T, 1>(args, item, range, head, work);
       head += 1;
     }
   }
+}
+
+// Puts the parts of sequence `b` together for one head.
+template <class T> void merge_parts(const AttentionArgs &args, int64_t b, int64_t head) {
+  const int64_t dim = (args.head_dim + 15) / 16 * 16, row = attention_partial_floats(args.head_dim);
+  const int64_t parts = attention_parts(args, b);
+  const float *first = args.partials + (b * args.max_parts * args.heads + head) * row;
+  const auto part = [&](int64_t p) { return first + p * args.heads * row; };
+  float largest = part(0)[dim];
+  for (int64_t p = 1; p < parts; ++p) {
+    largest = part(p)[dim] > largest ? part(p)[dim] : largest;
+  }
+  alignas(64) float results[max_head_dim];
+  fill(results, dim, 0.0F);
+  float sum = 0;
+  for (int64_t p = 0; p < parts; ++p) {
+    const Vec weight = exp(Vec::set(part(p)[dim] - largest));
+    float weights[Vec::width];
+    weight.store(weights);
+    sum += weights[0] * part(p)[dim + 1];
+    for (int64_t d = 0; d < dim; d += Vec::width) {
+      fma(weight, Vec::load(part(p) + d), Vec::load(results + d)).store(results + d);
+    }
+  }
+  T *out = static_cast<T *>(args.out) + (args.query_starts[b] * args.heads + head) * args.head_dim;
+  write_row(results, sum, args.head_dim, out);
 }
 
 COREBOUND_END_VARIANT

@@ -64,10 +64,30 @@ std::string table_json() {
 
 const KernelSet &active_kernels() { return kernels_of(isa::active()); }
 
+int64_t attention_parts(const AttentionArgs &args, int64_t b) {
+  if (args.query_starts[b + 1] - args.query_starts[b] != 1) {
+    return 1;
+  }
+  const int64_t all = args.context_lengths[b], seen = args.window > 0 ? std::min(all, args.window) : all;
+  return std::max<int64_t>(1, (seen + attention_part_keys - 1) / attention_part_keys);
+}
+
+int64_t attention_max_parts(const AttentionArgs &args) {
+  int64_t most = 1;
+  for (int64_t b = 0; b < args.sequences; ++b) {
+    most = std::max(most, attention_parts(args, b));
+  }
+  return most;
+}
+
 int64_t attention_items(const AttentionArgs &args) {
   int64_t items = 0;
   for (int64_t b = 0; b < args.sequences; ++b) {
     const int64_t queries = args.query_starts[b + 1] - args.query_starts[b];
+    if (queries == 1) {
+      items += args.num_groups * (args.partials ? attention_parts(args, b) : 1);
+      continue;
+    }
     for (int64_t g = 0; g < args.num_groups; ++g) {
       const int64_t tile = queries_per_item(args.groups[g].count);
       items += (queries + tile - 1) / tile;

@@ -76,6 +76,8 @@ inline constexpr int max_group_heads = 8;
 inline constexpr int attention_query_tile = 64; // rows (queries x heads of a group) that share one pass over the keys
 inline constexpr int attention_key_tile = 64;
 inline constexpr int64_t max_head_dim = 512;
+// The same whatever the number of threads, on which results must not depend.
+inline constexpr int64_t attention_part_keys = 512;
 
 // Causal attention over the blocked cache; a range is of work items, in the order of `attention_items`. With a `window`
 // a query sees so many keys, its own included.
@@ -94,6 +96,11 @@ struct AttentionArgs {
   float scale;
   DType dtype;
   int64_t window = 0; // 0 for all keys
+  // Where a single query sees more than attention_part_keys, its parts are items of their own, and leave in here what
+  // `attention_merge` puts together: [sequences, max_parts, heads, attention_partial_floats(head_dim)]. Null takes them
+  // whole.
+  float *partials = nullptr;
+  int64_t max_parts = 1; // attention_max_parts(*this)
 };
 
 struct UnaryArgs {
@@ -132,6 +139,7 @@ struct KernelSet {
   void (*rotary)(const RotaryArgs &, int64_t begin, int64_t end);
   void (*store_kv)(const StoreKvArgs &, int64_t begin, int64_t end);
   void (*attention)(const AttentionArgs &, void *scratch, int64_t begin, int64_t end);
+  void (*attention_merge)(const AttentionArgs &, int64_t begin, int64_t end); // a range is of sequences * heads
   void (*gelu)(const UnaryArgs &, int64_t begin, int64_t end);
   void (*silu_mul)(const SiluMulArgs &, int64_t begin, int64_t end);
   void (*linear)(const LinearArgs &, int64_t begin, int64_t end);
@@ -153,5 +161,11 @@ constexpr int64_t queries_per_item(int64_t count) { return attention_query_tile 
 // Work items of an attention call, and the scratch that one thread needs.
 COREBOUND_EXPORT int64_t attention_items(const AttentionArgs &args);
 COREBOUND_EXPORT int64_t attention_scratch_bytes(const AttentionArgs &args);
+
+// In how many parts the keys of sequence `b` are taken, and the most of any; one where it has several queries.
+COREBOUND_EXPORT int64_t attention_parts(const AttentionArgs &args, int64_t b);
+COREBOUND_EXPORT int64_t attention_max_parts(const AttentionArgs &args);
+// A head's results of a part, padded to whole vectors, then its largest score and the sum of its weights.
+constexpr int64_t attention_partial_floats(int64_t head_dim) { return (head_dim + 15) / 16 * 16 + 16; }
 
 } // namespace corebound::kernels

@@ -12,6 +12,7 @@ void split_qkv(const SplitQkvArgs &args, int64_t begin, int64_t end);
 void rotary(const RotaryArgs &args, int64_t begin, int64_t end);
 void store_kv(const StoreKvArgs &args, int64_t begin, int64_t end);
 void attention(const AttentionArgs &args, void *scratch, int64_t begin, int64_t end);
+void attention_merge(const AttentionArgs &args, int64_t begin, int64_t end);
 void gelu(const UnaryArgs &args, int64_t begin, int64_t end);
 void silu_mul(const SiluMulArgs &args, int64_t begin, int64_t end);
 void linear(const LinearArgs &args, int64_t begin, int64_t end);

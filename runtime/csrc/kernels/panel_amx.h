@@ -83,13 +83,15 @@ inline void add_square(const uint16_t *tiles, int64_t tile_stride, const char *p
   _tile_stored(3, below + 16, sum_row_bytes);
 }
 
-// Touches the lines a little ahead of a step, at the pace of memory: AMX's own loads are too far
-// apart for the hardware to see a stream in them.
-template <bool paced> inline void touch_step(Pace<paced> &pace, const char *pairs) {
+// Touches the lines a little ahead of a step, up to `end`, at the pace of memory: AMX's own loads are too far apart for
+// the hardware to see a stream in them.
+template <bool paced> inline void touch_step(Pace<paced> &pace, const char *pairs, const char *end) {
   if constexpr (paced) {
+    const char *at = pairs + touch_ahead_bytes;
+    const int64_t bytes = smaller(step_bytes, end - at);
 #pragma GCC unroll 8
-    for (int64_t line = 0; line < step_bytes; line += 64) {
-      pace.follow(pairs + touch_ahead_bytes + line);
+    for (int64_t line = 0; line < bytes; line += 64) {
+      pace.follow(at + line);
     }
   }
 }
@@ -97,12 +99,13 @@ template <bool paced> inline void touch_step(Pace<paced> &pace, const char *pair
 // One row tile against all four output tiles.
 template <bool paced> inline void add_line(const uint16_t *tiles, const char *pairs, int64_t steps, float *sums) {
   Pace<paced> pace;
+  const char *end = pairs + steps * step_bytes;
   _tile_loadd(0, sums, sum_row_bytes);
   _tile_loadd(1, sums + 16, sum_row_bytes);
   _tile_loadd(2, sums + 32, sum_row_bytes);
   _tile_loadd(3, sums + 48, sum_row_bytes);
   for (int64_t step = 0; step < steps; ++step, tiles += tile_size, pairs += step_bytes) {
-    touch_step(pace, pairs);
+    touch_step(pace, pairs, end);
     _tile_loadd(4, tiles, 64);
     _tile_loadd(5, pairs, pair_row_bytes);
     _tile_dpbf16ps(0, 4, 5);
@@ -147,7 +150,7 @@ inline void add_few(const uint16_t *tiles, int64_t tile_stride, int64_t num_tile
                    pair_row_bytes, 64, step_bytes, count, sums + tile * 16 * panel_outputs + half * 32,
                    [&](const char *pairs) {
                      if (tile == 0 && half == 0) {
-                       touch_step(pace, pairs);
+                       touch_step(pace, pairs, panel + steps * step_bytes);
                      }
                    });
       }

@@ -133,10 +133,21 @@ Tensor attention(const Tensor &q, const Tensor &key_cache, const Tensor &value_c
   args.groups = groups.data();
   args.num_groups = static_cast<int64_t>(groups.size());
 
+  args.max_parts = kernels::attention_max_parts(args);
+  std::unique_ptr<float[]> partials;
+  if (args.max_parts > 1) {
+    const int64_t rows = args.sequences * args.max_parts * args.heads;
+    partials.reset(new float[static_cast<size_t>(rows * kernels::attention_partial_floats(args.head_dim))]);
+    args.partials = partials.get();
+  }
   const auto kernel = kernels::active_kernels().attention;
+  const auto merge = kernels::active_kernels().attention_merge;
   const int64_t bytes = kernels::attention_scratch_bytes(args);
   parallel(kernels::attention_items(args), 1,
            [&](int64_t begin, int64_t end) { kernel(args, scratch(bytes), begin, end); });
+  if (args.partials) {
+    parallel(args.sequences * args.heads, 1, [&](int64_t begin, int64_t end) { merge(args, begin, end); });
+  }
   return out;
 }
 

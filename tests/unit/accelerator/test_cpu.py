@@ -257,6 +257,41 @@ def test_visible_devices_that_are_none_or_not_there_are_refused(devices: list[in
         cpu_visibility.write_places({}, devices, read_topology(shared_machine("xeon-2s-ht")))
 
 
+@pytest.fixture
+def rank_3_of_4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+
+
+@pytest.mark.usefixtures("rank_3_of_4")
+def test_under_a_launch_the_current_device_is_the_cpus_of_this_rank(accelerator: CpuAccelerator) -> None:
+    environ: dict[str, str] = {}
+    assert accelerator.device_count() == 4
+    accelerator.set_visible_devices_envs(environ, [accelerator.current_device()])
+    assert environ["OMP_PLACES"] == "{" + ",".join(map(str, sorted(os.sched_getaffinity(0)))) + "}"
+    assert environ["OMP_NUM_THREADS"] == str(len(read_topology().physical_cores()))
+
+
+@pytest.mark.usefixtures("rank_3_of_4")
+@pytest.mark.parametrize(
+    ("devices", "problem"),
+    [
+        ([], r"expected some of \[0, 1, 2, 3\], found \[\]"),
+        ([4], r"expected some of \[0, 1, 2, 3\], found \[4\]"),
+        ([-1], r"expected some of"),
+        ([0], r"expected \[3\], the local rank of this process, found \[0\]"),
+        ([3, 1], r"which CPUs local rank 1 may use is not known here"),
+    ],
+)
+def test_under_a_launch_devices_of_other_ranks_are_refused(
+    accelerator: CpuAccelerator, devices: list[int], problem: str
+) -> None:
+    environ: dict[str, str] = {}
+    with pytest.raises(ConfigError, match=problem):
+        accelerator.set_visible_devices_envs(environ, devices)
+    assert environ == {}
+
+
 def test_the_threads_of_a_process_stay_on_its_visible_devices(accelerator: CpuAccelerator) -> None:
     own = sorted(os.sched_getaffinity(0))
     environ = dict(os.environ)

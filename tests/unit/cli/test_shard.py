@@ -93,7 +93,9 @@ def test_pickled_weights_need_the_flag(tmp_path, capsys, native):
 @pytest.mark.parametrize("word", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_nothing_behind(tmp_path, word):
     script = (
-        "import sys, time; from corebound.models import shard_writing as w; from corebound.cli.main import main; "
+        # A shell that starts tests in the background has them ignore SIGINT, and so whatever they start.
+        "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from corebound.models import shard_writing as w; from corebound.cli.main import main; "
         "w._put_in_place = lambda *_: time.sleep(60); "
         f"sys.exit(main(['shard', '--model', 'demo', '--output', {str(tmp_path / 'out')!r}]))"
     )

@@ -29,8 +29,8 @@ def test_values_are_taken_as_they_are() -> None:
     ("line", "problem"),
     [
         ("NOTHING", "expected NAME=VALUE, found no ="),
-        ("1A=x", "found the name '1A'"),
-        ("=x", "found the name ''"),
+        ("1A=x", "found no name in front of the ="),
+        ("=x", "found no name in front of the ="),
         ('A="open', 'the quote " is not closed'),
         ("A='x' y", "the quote ' is not closed, or text follows it"),
         ("A=\0", "NUL"),
@@ -44,9 +44,13 @@ def test_a_line_that_does_not_fit_is_named_with_its_number(line: str, problem: s
     assert problem in str(caught.value)
 
 
-def test_an_error_never_shows_a_value() -> None:
+@pytest.mark.parametrize(
+    "line",
+    ['HF_TOKEN="hf_secret', "AWS_SESSION_TOKEN hf_secret==", "hf_secret/x==", "HF_TOKEN hf_secret", "hf_secret\0="],
+)
+def test_an_error_never_shows_a_value(line: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_env('HF_TOKEN="hf_secret', "f")
+        parse_env(line, "f")
     assert "hf_secret" not in caught.value.render()
 
 
@@ -71,6 +75,22 @@ def test_deepspeeds_variable_names_another_file(tmp_path: Path) -> None:
     (tmp_path / ".deepspeed_env").write_text("A=2\n")
     assert env_files({"DS_ENV_FILE": "mine"}, tmp_path) == [tmp_path / "mine"]
     assert env_files({"DS_ENV_FILE": str(tmp_path / "mine")}, tmp_path / "x") == [tmp_path / "mine"]
+
+
+def test_a_named_file_that_is_nowhere_is_an_error_with_the_places(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path / "home"), "DS_ENV_FILE": "mine"}
+    (tmp_path / ".corebound_env").write_text("A=1\n")
+    with pytest.raises(ConfigError, match="DS_ENV_FILE=mine") as caught:
+        env_files(environ, tmp_path)
+    assert f"looked for {tmp_path / 'home/mine'}, {tmp_path / 'mine'}" in str(caught.value)
+    with pytest.raises(ConfigError, match=f"looked for {tmp_path / 'x'}\n"):
+        env_files({**environ, "DS_ENV_FILE": str(tmp_path / "x")}, tmp_path)
+
+
+def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / ".corebound_env").symlink_to("gone")
+    with pytest.raises(ConfigError, match="No such file"):
+        read_env_files(env_files({}, tmp_path))
 
 
 def test_a_file_that_others_can_write_is_refused(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from corebound import kernels
 from corebound.comm import Collectives
 from corebound.errors import ConfigError, CoreboundError, HostError, KernelError, ModelLoadError, ShardingError
+from corebound.kernels.panel_format import PanelFormat
 from corebound.models import describe, load_model, shard_reading, shard_writing, verify_manifest
 from corebound.models.manifest import SHARDS_FILE
 from corebound.models.shard_reading import read_rank
@@ -148,6 +150,57 @@ def test_mapped_or_read_it_is_the_same(bloom: Path) -> None:
         assert all(torch.equal(mapped[field].memory, read[field].memory) for field in read)
         assert mapped_fields.keys() == fields.keys()
         assert all(torch.equal(mapped_fields[field], fields[field]) for field in fields)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_file_that_another_replaces_meanwhile_is_read_to_its_end(
+    bloom: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool
+) -> None:
+    """Its header told where the tensors of the other file lie."""
+    description = describe(bloom, tokenizer=False)
+    plan = shard_plan(description, 2)
+    expected, expected_fields = read_rank(description, plan, 0, mapped=False)
+    find = shard_reading.rank_tensors
+
+    def find_and_replace(*args: Any) -> Any:
+        found = find(*args)
+        path = bloom / "rank-00000-of-00002.safetensors"
+        path.with_name("other").write_bytes(bytes(path.stat().st_size))
+        path.with_name("other").replace(path)
+        return found
+
+    monkeypatch.setattr(shard_reading, "rank_tensors", find_and_replace)
+    matrices, fields = read_rank(description, plan, 0, mapped=mapped)
+    assert all(torch.equal(matrices[field].memory, expected[field].memory) for field in expected)
+    assert all(torch.equal(fields[field], expected_fields[field]) for field in expected_fields)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_file_of_another_size_than_the_manifest_says_is_an_error(bloom: Path, mapped: bool) -> None:
+    description = describe(bloom, tokenizer=False)
+    path = bloom / "rank-00000-of-00002.safetensors"
+    num_bytes = path.stat().st_size
+    save_file(load_file(path), path, metadata={"written": "since"})
+    with pytest.raises(ModelLoadError, match=rf"rank-00000-of-00002\.safetensors: expected {num_bytes} bytes, as"):
+        read_rank(description, shard_plan(description, 2), 0, mapped=mapped)
+
+
+def test_a_file_that_grows_or_shrinks_after_its_header_was_read_is_not_mapped(
+    bloom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    description = describe(bloom, tokenizer=False)
+    path = bloom / "rank-00000-of-00002.safetensors"
+    num_bytes = path.stat().st_size
+    find = shard_reading.rank_tensors
+
+    def find_and_cut(*args: Any) -> Any:
+        found = find(*args)
+        os.truncate(path, 5000)
+        return found
+
+    monkeypatch.setattr(shard_reading, "rank_tensors", find_and_cut)
+    with pytest.raises(ModelLoadError, match=rf"changed while it was read: expected {num_bytes} bytes, found 5000"):
+        read_rank(description, shard_plan(description, 2), 0, mapped=True)
 
 
 def test_with_several_memory_nodes_it_is_read(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,6 +370,24 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def plain_int8_embedding(path: Path) -> None:
+    """Call the tied head of rank 0 int8, in manifest and file alike, of a size that fits."""
+    rank = path / "rank-00000-of-00002.safetensors"
+    tensors = load_file(rank)
+    edit(path, lambda v: v["ranks"][0]["matrices"]["embedding_weight"].update(kind="int8"))
+    stored = read_shards(path).ranks[0].matrices["embedding_weight"]
+    size = PanelFormat(kind="int8").matrix_bytes(stored.outputs, stored.inputs)
+    save_file(tensors | {"embedding_weight": torch.zeros(size, dtype=torch.uint8)}, rank)
+    edit(path, lambda v: v["files"][rank.name].update(bytes=rank.stat().st_size))
+
+
+def test_gates_that_the_manifest_denies_are_named(models: Callable[[str], Path], tmp_path: Path) -> None:
+    path = write(models("llama-biases"), tmp_path / "out", 1).path
+    edit(path, lambda v: v["ranks"][0]["matrices"]["layers.0.mlp_in_weight"].update(gated=False))
+    with pytest.raises(ModelLoadError, match=r"mlp_in_weight': gated: expected True from config\.json, found False"):
+        run_ranks(1, lambda collectives: load_model(path, "bfloat16", collectives))
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
@@ -341,6 +412,12 @@ def flip(path: Path) -> None:
             lambda p: edit(p, lambda v: v["ranks"][0]["matrices"]["layers.0.qkv_weight"].update(kind="int8")),
             r"tensor 'layers\.0\.qkv_weight': expected U8 \[\d+\], found U8 \[\d+\]",
         ),
+        (
+            lambda p: edit(p, lambda v: v["ranks"][0]["matrices"]["layers.1.mlp_in_weight"].update(gated=True)),
+            r"rank-00000-of-00002\.safetensors: matrix 'layers\.1\.mlp_in_weight': gated: expected False from "
+            r"config\.json, found True",
+        ),
+        (plain_int8_embedding, r"matrix 'embedding_weight': kind: expected bfloat16, found int8"),
         (lambda p: (p / SHARDS_FILE).write_text("{"), r"shards\.json, line 1"),
         (lambda p: (p / "rank-00001-of-00002.safetensors").unlink(), r"rank-00001-of-00002\.safetensors: missing"),
         (

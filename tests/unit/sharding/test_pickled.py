@@ -62,6 +62,23 @@ def test_tensors_that_share_a_storage_are_found(tmp_path: Path) -> None:
     assert content(tmp_path, "rows") == raw(whole[5:9])
 
 
+def test_each_tensor_is_found_where_stat_and_the_kernels_list_of_mappings_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On btrfs and some overlayfs they have another device, or another inode too."""
+    torch.save(TENSORS, tmp_path / SINGLE_PICKLED_FILE)
+    stat = Path.stat
+
+    def another_device(path: Path, **options: bool) -> os.stat_result:
+        found = list(stat(path, **options))[:10]
+        found[1:3] = found[1] + 1, found[2] + 1  # inode, device
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "stat", another_device)
+    for name, tensor in TENSORS.items():
+        assert content(tmp_path, name) == raw(tensor), name
+
+
 def test_several_files_with_an_index(tmp_path: Path) -> None:
     names = [f"pytorch_model-0000{part}-of-00002.bin" for part in (1, 2)]
     torch.save({"a": torch.ones(3)}, tmp_path / names[0])

@@ -46,11 +46,18 @@ def check_together(decisions: Sequence[Decision]) -> None:
     for decision in decisions:
         if decision.splits_heads:
             split.setdefault(decision.unit.parent, decision)
-        elif decision.unit.linear and decision.spec.partition == "column" and decision.spec.layout is None:
+        elif _feeds_rows_as_is(decision):
             _check_plain_columns(decision, decisions)
     for parent, decision in split.items():
         if decision.unit.linear:
             _check_attention(decision, [other for other in decisions if other.unit.parent == parent])
+
+
+def _feeds_rows_as_is(decision: Decision) -> bool:
+    """Return whether outputs of no stated layout stay on their rank; gathered ones are in the model's own order."""
+    spec = decision.spec
+    stays = spec.partition == "column" and not spec.whole_activation
+    return decision.unit.linear and stays and spec.layout is None
 
 
 def _check_attention(decision: Decision, inside: Sequence[Decision]) -> None:

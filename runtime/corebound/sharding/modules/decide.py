@@ -118,6 +118,8 @@ class Decider:
         yield "tp_plan", self.plan.specs
 
     def _layout(self, unit: Unit, spec: LinearSpec) -> Layout:
+        if spec.whole_activation and spec.partition != "skip":
+            return _whole_layout(unit, spec)
         if len(unit.shape) > 2:  # experts, which torch multiplies in groups
             return tuple("aligned" if name == "even" else name for name in layout_names(spec.layout or "even"))
         if spec.layout is not None or spec.partition == "skip" or not self._in_attention(unit):
@@ -142,6 +144,23 @@ class Decider:
             return named(unit.parent, self._table.attention)
         # Without a table: attention modules of transformers know the size of their heads.
         return isinstance(getattr(self._model.get_submodule(unit.parent), "head_dim", None), int)
+
+
+def _whole_layout(unit: Unit, spec: LinearSpec) -> Layout:
+    """Return the layout of a layer whose outputs are gathered, or whose input is whole.
+
+    Raises: ShardingError for one that is not cut in equal columns, which is what ranks put together again.
+    """
+    if not unit.linear:
+        raise ShardingError(
+            f"{unit.name}: whole_activation is of linear layers only; this is a parameter of {unit.kind}"
+        )
+    if layout_names(spec.layout or "even") != ("even",):
+        raise ShardingError(
+            f"{unit.name}: whole_activation: expected the layout 'even', found {spec.layout!r}",
+            hint="leave the layout out, or whole_activation",
+        )
+    return "even"
 
 
 def _check_plain(name: str, linear: nn.Linear) -> None:

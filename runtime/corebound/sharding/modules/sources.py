@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from corebound.errors import ModelLoadError, ShardingError
 from corebound.sharding.checkpoint import Checkpoint, TensorEntry
 from corebound.sharding.modules.layouts import shifted
-from corebound.sharding.reading import Meter, Scratch, opened
-from corebound.sharding.stream import PartReader
+from corebound.sharding.reading import Meter, Scratch, opened, read_span
+from corebound.sharding.stream import TORCH_DTYPES, PartReader
 
 # Experts are one tensor in a model of transformers and many in most checkpoints: gate, up and down of each.
 _EXPERT_NAMES = (
@@ -23,6 +23,15 @@ _EXPERT_NAMES = (
     tuple(f"block_sparse_moe.experts.{{}}.{name}.weight" for name in ("w1", "w3", "w2")),
 )
 _EXPERTS = re.compile(r"(?P<layer>.*)mlp\.experts\.(?P<kind>gate_up|down)_proj")
+# What is stored under these names is read as it is, for buffers of positions, counts and masks.
+_WHOLE_DTYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
 _RENAMED = ((".mlp.gate.", ".block_sparse_moe.gate."), ("lm_head.", "embed_out."))
 
 
@@ -72,8 +81,9 @@ class ModelSource:
 class CheckpointSource:
     """The safetensors files of a checkpoint: only the bytes that are asked for are read, with pread.
 
-    Tensors come in the dtype of the model's parameters. Names are the model's, with or without the prefix of its body,
-    and experts may be one tensor each.
+    Tensors come in the dtype of the model's parameters. Those that are no weights, of whole numbers or without
+    dimensions, are read whole. Names are the model's, with or without the prefix of its body, and experts may be one
+    tensor each.
     """
 
     def __init__(self, model: nn.Module, checkpoint: Checkpoint, meter: Meter | None = None) -> None:
@@ -87,9 +97,12 @@ class CheckpointSource:
     def part(self, name: str, dim: int, ranges: Sequence[range]) -> Tensor:
         """Return the ranges of one dimension of a tensor, one after the other.
 
-        Raises: ModelLoadError naming the tensor that is missing or has another shape.
+        Raises: ModelLoadError naming the tensor that is missing or has another shape or type.
         """
         template = self._templates[name]
+        if not template.is_floating_point():
+            whole = self._read_whole(name, template)
+            return torch.cat([whole.narrow(dim, part.start, len(part)) for part in ranges], dim)
         shape = list(template.shape)
         shape[dim] = sum(len(part) for part in ranges)
         result = torch.empty(shape, dtype=template.dtype)
@@ -97,16 +110,28 @@ class CheckpointSource:
             for index in range(shape[0]):
                 self._read_expert(experts, index, template, result[index], dim - 1, ranges)
             return result
-        self._read(self._entry(name, tuple(template.shape)), result, dim, ranges)
+        self._read(self._entry(name, tuple(template.shape), template.dtype), result, dim, ranges)
         return result
 
     def whole(self, name: str) -> Tensor:
         """Return a whole tensor.
 
-        Raises: ModelLoadError naming the tensor that is missing or has another shape.
+        Raises: ModelLoadError naming the tensor that is missing or has another shape or type.
         """
-        shape = self._templates[name].shape
+        template = self._templates[name]
+        shape = template.shape
+        if not shape or not template.is_floating_point():
+            return self._read_whole(name, template)
         return self.part(name, len(shape) - 1, [range(shape[-1])])
+
+    def _read_whole(self, name: str, template: Tensor) -> Tensor:
+        entry = self._entry(name, tuple(template.shape), template.dtype)
+        stored = template.dtype if entry.dtype in _WHOLE_DTYPES.values() else TORCH_DTYPES[entry.dtype]
+        result = torch.empty(entry.shape, dtype=stored)
+        with opened(entry.path) as descriptor:
+            read_span(descriptor, entry, result.view(-1).view(torch.uint8).numpy().data, entry.start)
+        self._meter.add(entry.num_bytes)
+        return result.to(template.dtype)
 
     def _read(self, entry: TensorEntry, target: Tensor, dim: int, ranges: Sequence[range]) -> None:
         """Fill the target; leading dimensions before the cut one, such as experts, are rows of one matrix."""
@@ -141,12 +166,12 @@ class CheckpointSource:
         """
         gate, up, down = self._expert_names(experts["layer"], index)
         if experts["kind"] == "down":
-            self._read(self._entry(down, tuple(template.shape[1:])), target, dim, ranges)
+            self._read(self._entry(down, tuple(template.shape[1:]), template.dtype), target, dim, ranges)
             return
         half = template.shape[1] // 2
         start = 0
         for name, low in ((gate, 0), (up, half)):
-            entry = self._entry(name, (half, template.shape[2]))
+            entry = self._entry(name, (half, template.shape[2]), template.dtype)
             if dim == 1:
                 self._read(entry, target[low : low + half], dim, ranges)
                 continue
@@ -166,13 +191,20 @@ class CheckpointSource:
                 return full
         raise ModelLoadError(f"{layer}mlp.experts: the checkpoint has no weights of expert {index}")
 
-    def _entry(self, name: str, shape: tuple[int, ...]) -> TensorEntry:
+    def _entry(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> TensorEntry:
         entry = self._find(name)
         if entry is None:
             raise ModelLoadError(f"{name}: the checkpoint has no such tensor")
         if entry.shape != shape:
             raise ModelLoadError(
                 f"{entry.path}: tensor {entry.name!r}: expected shape {list(shape)}, found {list(entry.shape)}"
+            )
+        known = tuple(TORCH_DTYPES) if dtype.is_floating_point else (_WHOLE_DTYPES.get(dtype, "none"),)
+        if entry.dtype not in known:
+            raise ModelLoadError(
+                f"{entry.path}: tensor {entry.name!r}: expected type {' or '.join(known)} for the model's "
+                f"{str(dtype).removeprefix('torch.')}, found {entry.dtype}",
+                hint="store it in the type of the model: `model.to(dtype).save_pretrained(DIR)`",
             )
         return entry
 

@@ -27,7 +27,8 @@ class LinearSpec:
     whole on every rank. `layout` says how the split dimension is laid out (corebound.sharding.modules.layouts); None
     takes heads for a projection of an attention that has exactly their width, and equal columns outside of attention.
     With `summed_later` a row-parallel product stays partial, because a module around it sums. With `whole_activation`
-    the outputs of a column-parallel layer are gathered, and a row-parallel layer takes its part of a whole input.
+    the outputs of a column-parallel layer are gathered, and a row-parallel layer takes its part of a whole input; its
+    layout is `even`, stated or not.
 
     Raises: ConfigError for another partition, an unknown layout, or a pattern that is no regular expression.
     """

@@ -90,6 +90,31 @@ def test_gathered_outputs_and_cut_inputs_leave_the_attention_whole():
     _same(FAMILIES["llama"], specs, 3)
 
 
+def test_gathered_outputs_and_cut_inputs_of_no_stated_layout_are_even():
+    """Taken for heads, which 3 ranks get 3, 3 and 2 of, they were put together at the cuts of equal columns."""
+    specs = [
+        LinearSpec("[qkv]_proj", "column", whole_activation=True),
+        LinearSpec("o_proj", "row", whole_activation=True),
+    ]
+    for changes in ({"num_key_value_heads": 8, "num_attention_heads": 8, "head_dim": 24}, {}):
+        family = llama_like("llama", "Llama", **changes)
+        _same(family, specs, 3)
+        layouts = {split.layout for split in _report(family.build(), specs, 3).splits if "self_attn" in split.name}
+        assert layouts == {"even"}
+
+
+@pytest.mark.parametrize("layout", ["heads", "aligned", ("even", "even")])
+@pytest.mark.parametrize(("name", "partition"), [("q_proj", "column"), ("o_proj", "row")])
+def test_a_whole_activation_of_another_layout_is_an_error_that_names_the_layer(name, partition, layout):
+    with pytest.raises(ShardingError, match=rf"self_attn\.{name}: whole_activation: expected the layout 'even', found"):
+        _report(FAMILIES["llama"].build(), LinearSpec(name, partition, layout, whole_activation=True), num_ranks=1)
+
+
+def test_a_whole_activation_of_what_is_no_linear_layer_is_an_error_that_names_it():
+    with pytest.raises(ShardingError, match=r"mlp\.experts\.down_proj: whole_activation is of linear layers only"):
+        _report(FAMILIES["mixtral"].build(), LinearSpec("down_proj", "column", whole_activation=True), num_ranks=1)
+
+
 @pytest.mark.parametrize("name", ["qwen3_moe", "glm4", "olmo3", "cohere2"])
 def test_a_model_without_a_table_is_split_by_its_own_plan(name):
     """qwen3_moe has experts and a router, glm4 a fused MLP, olmo3 norms over all heads, cohere2 a parallel residual."""

@@ -75,6 +75,58 @@ def test_parts_of_a_checkpoint_are_those_of_the_model(stored, tmp_path):
                     )
 
 
+def test_what_is_no_weight_is_read_whole(tmp_path):
+    """Buffers of positions and masks were a KeyError of their type, those without dimensions an IndexError."""
+    stored = {
+        "positions": torch.arange(12).view(3, 4),
+        "mask": torch.tensor([True, False, True]),
+        "count": torch.tensor(7),
+        "scale": torch.tensor(0.5, dtype=torch.bfloat16),
+        "codes": torch.arange(-3, 3, dtype=torch.int8),
+        "nothing": torch.empty(0, dtype=torch.int32),
+    }
+    save_file(stored, tmp_path / "model.safetensors")
+    model = torch.nn.Module()
+    for name, tensor in stored.items():
+        model.register_buffer(name, tensor.float() if name == "scale" else tensor)
+    bytes_read = []
+    meter = Meter(0, lambda done, total: bytes_read.append(done))
+    source = CheckpointSource(model, read_checkpoint(tmp_path), meter)
+    for name, buffer in model.named_buffers():
+        got = source.whole(name)
+        assert got.dtype == buffer.dtype
+        assert got.shape == buffer.shape
+        assert torch.equal(got, buffer)
+    assert bytes_read[-1] == sum(tensor.nbytes for tensor in stored.values())
+    ranges = [range(2, 4), range(1)]
+    assert torch.equal(source.part("positions", 1, ranges), ModelSource(model).part("positions", 1, ranges))
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "message"),
+    [
+        (torch.float64, torch.float32, "expected type F32 or F16 or BF16 for the model's float32, found F64"),
+        (torch.float8_e4m3fn, torch.bfloat16, "for the model's bfloat16, found F8_E4M3"),
+        (torch.int32, torch.bfloat16, "for the model's bfloat16, found I32"),
+        (torch.float32, torch.int64, "expected type I64 for the model's int64, found F32"),
+        (torch.int32, torch.int64, "expected type I64 for the model's int64, found I32"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(4, 6), (5,), ()])
+def test_a_tensor_of_a_type_that_is_no_weight_is_an_error_that_names_file_and_tensor(
+    tmp_path, stored, wanted, message, shape
+):
+    save_file({"table": torch.zeros(shape).to(stored)}, tmp_path / "model.safetensors")
+    model = torch.nn.Module()
+    model.register_buffer("table", torch.zeros(shape, dtype=wanted))
+    source = CheckpointSource(model, read_checkpoint(tmp_path))
+    with pytest.raises(ModelLoadError, match=rf"model\.safetensors: tensor 'table': .*{message}"):
+        source.whole("table")
+    if shape:
+        with pytest.raises(ModelLoadError, match=message):
+            source.part("table", 0, [range(2)])
+
+
 def test_weights_are_read_in_the_type_of_the_model(tmp_path):
     FAMILIES["llama"].build().save_pretrained(tmp_path)
     model = _on_meta("llama").to(torch.bfloat16)
