@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
 import corebound
 from multiproc.launches import Launch
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.timeout(300)]
 

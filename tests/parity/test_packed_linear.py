@@ -195,7 +195,8 @@ def test_tiny_matrices_that_would_be_padding_stay_plain_unless_asked() -> None:
 
 
 def family_config(name: str) -> Any:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = getattr(transformers, f"{name.removesuffix('MLP')}Config")
     return config(
         hidden_size=64, intermediate_size=100, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
@@ -205,7 +206,8 @@ def family_config(name: str) -> Any:
 
 @pytest.mark.parametrize("name", sorted(GATED_MLPS))
 def test_every_family_of_the_table_says_the_same_and_keeps_its_names(name: str) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(family_config(name)).eval()
     plain = copy.deepcopy(model).to(BF16)
@@ -225,7 +227,8 @@ def test_every_family_of_the_table_says_the_same_and_keeps_its_names(name: str) 
 
 
 def test_an_optimized_model_can_be_saved_and_loaded_again(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(family_config("LlamaMLP")).eval()
     model = corebound.optimize(model, dtype="int8")

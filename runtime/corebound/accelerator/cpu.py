@@ -125,7 +125,7 @@ class CpuAccelerator(AbstractAccelerator):
         return CpuStream
 
     @property
-    def Event(self) -> type[CpuEvent]:  # noqa: N802
+    def Event(self) -> type[CpuEvent]:  # noqa: N802 - the name that torch has
         """The class of events, which read the host's clock."""
         return CpuEvent
 

@@ -8,14 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from corebound.accelerator import AbstractAccelerator, cpu, cpu_streams, cpu_visibility  # noqa: E402
-from corebound.accelerator.cpu import CpuAccelerator  # noqa: E402
-from corebound.errors import ConfigError  # noqa: E402
-from corebound.topology import read_topology  # noqa: E402
-from fixtures.topology_trees import shared_machine  # noqa: E402
+from corebound.accelerator import AbstractAccelerator, cpu, cpu_streams, cpu_visibility
+from corebound.accelerator.cpu import CpuAccelerator
+from corebound.errors import ConfigError
+from corebound.topology import read_topology
+from fixtures.topology_trees import shared_machine
 
 # The methods of the interface in use today, by name; scripts written for it call these.
 IN_USE = [

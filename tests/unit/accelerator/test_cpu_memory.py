@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-
 from corebound.accelerator import cpu_memory
 from corebound.accelerator.cpu import CpuAccelerator
 from corebound.topology import ProcessPlace, read_topology

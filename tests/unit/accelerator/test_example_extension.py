@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from corebound.accelerator import AbstractAccelerator, get_accelerator  # noqa: E402
-from fixtures.accelerator_packages import EXAMPLE, install_example  # noqa: E402
+from corebound.accelerator import AbstractAccelerator, get_accelerator
+from fixtures.accelerator_packages import EXAMPLE, install_example
 
 pytestmark = pytest.mark.slow
 GUIDE = Path(__file__).parents[3] / "docs/accelerators.md"

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from corebound import native, native_ccl  # noqa: E402
-from corebound.accelerator import OpBuilder, get_accelerator  # noqa: E402
-from corebound.accelerator.cpu import CpuAccelerator  # noqa: E402
-from corebound.accelerator.op_builder import compiling, prebuilt, simd  # noqa: E402
-from corebound.errors import ConfigError, KernelError  # noqa: E402
-from corebound.topology.isa import REQUIRED_FEATURES, assess_isa  # noqa: E402
+from corebound import native, native_ccl
+from corebound.accelerator import OpBuilder, get_accelerator
+from corebound.accelerator.cpu import CpuAccelerator
+from corebound.accelerator.op_builder import compiling, prebuilt, simd
+from corebound.errors import ConfigError, KernelError
+from corebound.topology.isa import REQUIRED_FEATURES, assess_isa
 
 
 class Small(OpBuilder):

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from corebound.accelerator.cpu import CpuAccelerator  # noqa: E402
+from corebound.accelerator.cpu import CpuAccelerator
 
 GUIDE = Path(__file__).parents[3] / "docs/accelerators.md"
 ROW = re.compile(r"^\| `(.+)` \| `(.+)` \| `(.+)` \|$")

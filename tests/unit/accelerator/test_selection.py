@@ -10,13 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from corebound.accelerator import get_accelerator, selection, set_accelerator  # noqa: E402
-from corebound.accelerator.cpu import CpuAccelerator  # noqa: E402
-from corebound.errors import ConfigError, HostError  # noqa: E402
-from fixtures.accelerator_packages import write_extension  # noqa: E402
+from corebound.accelerator import get_accelerator, selection, set_accelerator
+from corebound.accelerator.cpu import CpuAccelerator
+from corebound.errors import ConfigError, HostError
+from fixtures.accelerator_packages import write_extension
 
 
 @pytest.fixture

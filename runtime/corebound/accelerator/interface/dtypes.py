@@ -49,31 +49,31 @@ class DtypeInterface(abc.ABC):
         return self._constructor("bfloat16")
 
     @property
-    def ByteTensor(self) -> Callable[..., torch.Tensor]:  # noqa: N802
+    def ByteTensor(self) -> Callable[..., torch.Tensor]:  # noqa: N802 - the name that torch has
         """A constructor of uint8 tensors."""
         return self._constructor("uint8")
 
     @property
-    def DoubleTensor(self) -> Callable[..., torch.Tensor]:  # noqa: N802
+    def DoubleTensor(self) -> Callable[..., torch.Tensor]:  # noqa: N802 - the name that torch has
         """A constructor of float64 tensors."""
         return self._constructor("float64")
 
     @property
-    def FloatTensor(self) -> Callable[..., torch.Tensor]:  # noqa: N802
+    def FloatTensor(self) -> Callable[..., torch.Tensor]:  # noqa: N802 - the name that torch has
         """A constructor of float32 tensors."""
         return self._constructor("float32")
 
     @property
-    def HalfTensor(self) -> Callable[..., torch.Tensor]:  # noqa: N802
+    def HalfTensor(self) -> Callable[..., torch.Tensor]:  # noqa: N802 - the name that torch has
         """A constructor of float16 tensors."""
         return self._constructor("float16")
 
     @property
-    def IntTensor(self) -> Callable[..., torch.Tensor]:  # noqa: N802
+    def IntTensor(self) -> Callable[..., torch.Tensor]:  # noqa: N802 - the name that torch has
         """A constructor of int32 tensors."""
         return self._constructor("int32")
 
     @property
-    def LongTensor(self) -> Callable[..., torch.Tensor]:  # noqa: N802
+    def LongTensor(self) -> Callable[..., torch.Tensor]:  # noqa: N802 - the name that torch has
         """A constructor of int64 tensors."""
         return self._constructor("int64")
