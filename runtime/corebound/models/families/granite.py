@@ -5,9 +5,13 @@ Source: Granite Team, Granite 3.0 Language Models (2024).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
-from corebound.models.families.common import features, heads, rope, untied
+from corebound.models.families.llama_like import llama_like
+
+_POSITIONS = 2048
 
 
 def architecture(config: ConfigReader, name: str) -> Architecture:
@@ -15,26 +19,13 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
 
     Raises: ModelLoadError naming the field that is missing, wrong, or asks for what is not computed here.
     """
-    sizes = heads(config)
-    config.choice("hidden_act", valid=("silu",), default="silu")
-    max_positions = config.integer("max_position_embeddings", default=2048)
-    return Architecture(
-        name=name,
-        family="granite",
-        num_layers=config.integer("num_hidden_layers"),
-        **sizes.sizes(),
-        intermediate_size=config.integer("intermediate_size"),
-        vocab_size=config.integer("vocab_size"),
-        features=features(
-            attention_bias=config.flag("attention_bias", default=False),
-            mlp_bias=config.flag("mlp_bias", default=False),
-            untied_head=untied(config, tied_by_default=False),
-        ),
-        norm="rms",
-        norm_eps=config.number("rms_norm_eps", default=1e-6),
-        activation="silu_gated",
-        rope=rope(config, sizes.head_dim, max_positions),
-        max_positions=max_positions,
+    plain = llama_like(
+        config, name, family="granite", default_positions=_POSITIONS, biases=("attention_bias", "mlp_bias")
+    )
+    return replace(
+        plain,
+        # As the field says, also where YaRN would stretch it.
+        max_positions=config.integer("max_position_embeddings", default=_POSITIONS),
         embedding_multiplier=config.number("embedding_multiplier", default=1.0),
         attention_scale=config.number("attention_multiplier", default=1.0),
         residual_multiplier=config.number("residual_multiplier", default=1.0),
