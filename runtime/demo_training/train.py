@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from corpus import texts
@@ -212,10 +213,10 @@ def held_out_figures(
     return figures
 
 
-def save(model: BloomForCausalLM, tokenizer: Tokenizer, output: Path, figures: dict[str, object]) -> None:
+def save(model: BloomForCausalLM, tokenizer: Tokenizer, output: Path, figures: dict[str, Any]) -> None:
     """Writes the model directory: bfloat16 weights, tokenizer, configurations, the run's figures and the manifest."""
     output.mkdir(parents=True, exist_ok=True)
-    rounded = new_model(Settings(**figures["settings"]))  # type: ignore[arg-type]
+    rounded = new_model(Settings(**figures["settings"]))
     rounded.load_state_dict(model.state_dict())
     rounded.to(torch.bfloat16)
     rounded.generation_config = GenerationConfig(bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID)

@@ -278,7 +278,7 @@ def limit_file_size(num_bytes: int | None) -> None:
 def pretend_many_cpus(rank: int) -> None:
     """Make one rank believe that it may use every other of many CPUs, which no range shortens."""
     if dist.get_rank() == rank:
-        shm_handshake.os.sched_getaffinity = lambda _: set(range(0, 8192, 2))  # type: ignore[attr-defined]
+        os.sched_getaffinity = lambda _: set(range(0, 8192, 2))
 
 
 def pretend_boot_id(rank: int, boot_id: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ CASES = {
 }
 
 
-def build(case: Case, dtype: torch.dtype) -> dict[str, object]:
+def build(case: Case, dtype: torch.dtype) -> dict[str, Any]:
     """Return the arguments of attention: blocks out of order, NaN wherever no key of the sequence is."""
     generator = torch.Generator().manual_seed(1)
     num_blocks = sum(-(-length // case.block_size) for length in case.contexts) + 3
@@ -88,11 +89,11 @@ def build(case: Case, dtype: torch.dtype) -> dict[str, object]:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_attention_is_that_of_float64(variant: str, case: Case, dtype: torch.dtype) -> None:
     arguments = build(case, dtype)
-    precise = {
+    precise: dict[str, Any] = {
         name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in arguments.items()
     }
-    expected = reference.attention(**precise)  # type: ignore[arg-type]
+    expected = reference.attention(**precise)
     found = native.attention(*arguments.values())
     # A weighted mean of values of size 1: an error of a score is a relative error of its weight.
     assert_within_rounding(found, expected, magnitude=4.0, length=case.dim)
@@ -108,7 +109,7 @@ def test_scores_beyond_the_range_of_exp_do_not_overflow(variant: str) -> None:
     q = arguments["q"]
     assert isinstance(q, Tensor)
     found = native.attention(*(arguments | {"q": q * 1e4}).values())
-    expected = reference.attention(**(arguments | {"q": q * 1e4}))  # type: ignore[arg-type]
+    expected = reference.attention(**(arguments | {"q": q * 1e4}))
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
@@ -125,7 +126,7 @@ def test_nan_in_a_query_a_key_or_a_value_reaches_every_output_that_it_should(
         poisoned[0, 1, 3] = torch.nan
     else:  # the first position, which every query of the first sequence sees
         poisoned[int(tables[0, 0]), 0, 0, 3] = torch.nan
-    expected = reference.attention(**arguments)  # type: ignore[arg-type]
+    expected = reference.attention(**arguments)
     found = native.attention(*arguments.values())
     assert expected.isnan().any() and not expected.isnan().all()
     assert torch.equal(found.isnan(), expected.isnan())

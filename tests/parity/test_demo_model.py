@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +24,7 @@ MAX_NEW_TOKENS = 110
 
 
 @pytest.fixture(scope="module")
-def demo():  # type: ignore[no-untyped-def]
+def demo() -> Iterator[tuple[Any, Any]]:
     # A model this small only loses by a second thread, above all on a busy machine.
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -32,7 +34,7 @@ def demo():  # type: ignore[no-untyped-def]
     torch.set_num_threads(num_threads)
 
 
-def continuation(demo, prompt: str) -> tuple[str, bool]:  # type: ignore[no-untyped-def]
+def continuation(demo: tuple[Any, Any], prompt: str) -> tuple[str, bool]:
     tokenizer, model = demo
     encoded = tokenizer(prompt, return_tensors="pt")
     with torch.inference_mode():
@@ -41,7 +43,7 @@ def continuation(demo, prompt: str) -> tuple[str, bool]:  # type: ignore[no-unty
     return tokenizer.decode(new, skip_special_tokens=True), bool(new[-1] == tokenizer.eos_token_id)
 
 
-def test_the_directory_loads_as_a_bloom_with_its_own_tokenizer(demo) -> None:  # type: ignore[no-untyped-def]
+def test_the_directory_loads_as_a_bloom_with_its_own_tokenizer(demo: tuple[Any, Any]) -> None:
     tokenizer, model = demo
     assert type(model).__name__ == "BloomForCausalLM"
     assert len(tokenizer) == model.config.vocab_size
@@ -51,13 +53,13 @@ def test_the_directory_loads_as_a_bloom_with_its_own_tokenizer(demo) -> None:  #
 
 
 @pytest.mark.parametrize("text", ['"Stop," said Anna: 3 ships!', "naïve café — 船", "  two  spaces\n\ttab"])
-def test_the_tokenizer_gives_any_text_back(demo, text: str) -> None:  # type: ignore[no-untyped-def]
+def test_the_tokenizer_gives_any_text_back(demo: tuple[Any, Any], text: str) -> None:
     tokenizer, _ = demo
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 @pytest.mark.parametrize("prompt", sorted(GOLDEN))
-def test_greedy_text_in_float32_is_the_golden_text_and_comes_to_an_end(demo, prompt: str) -> None:  # type: ignore[no-untyped-def]
+def test_greedy_text_in_float32_is_the_golden_text_and_comes_to_an_end(demo: tuple[Any, Any], prompt: str) -> None:
     text, ended = continuation(demo, prompt)
     assert text == GOLDEN[prompt]
     assert ended
@@ -73,7 +75,7 @@ def test_no_golden_text_runs_in_a_circle(prompt: str) -> None:
     assert len(set(groups)) == len(groups), "five words in a row come twice"
 
 
-def test_a_batch_padded_on_the_left_gives_the_text_of_each_prompt_alone(demo) -> None:  # type: ignore[no-untyped-def]
+def test_a_batch_padded_on_the_left_gives_the_text_of_each_prompt_alone(demo: tuple[Any, Any]) -> None:
     tokenizer, model = demo
     prompts = sorted(GOLDEN)[:4]
     encoded = tokenizer(prompts, return_tensors="pt", padding=True)

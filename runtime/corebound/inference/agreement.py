@@ -75,7 +75,7 @@ def keep_together(module: nn.Module, collectives: Collectives) -> None:
         return generate(*args, **kwargs)
 
     # On this object alone: its class serves other models too.
-    module.generate = together  # type: ignore[assignment]
+    module.generate = together  # type: ignore[assignment]  # a Module's attributes count as tensors
 
 
 def _max_time(given: Mapping[str, Any], own: Any) -> Any:

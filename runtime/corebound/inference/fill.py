@@ -94,7 +94,7 @@ def _compute_tables(module: nn.Module) -> None:
             continue
         for parameter in part.parameters(recurse=False):
             # transformers' mark of tensors that its initialization leaves alone.
-            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # theirs, not torch's
         # From two different beginnings: a table that is not computed shows by keeping them.
         computed = []
         for beginning in (0, 1):

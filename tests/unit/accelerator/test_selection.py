@@ -112,10 +112,10 @@ def test_two_extensions_of_one_name_and_one_named_as_the_cpu_are_refused(package
 
 def test_set_accelerator_takes_instances_of_the_interface_only() -> None:
     with pytest.raises(ConfigError, match="expected an AbstractAccelerator") as caught:
-        set_accelerator(CpuAccelerator)  # type: ignore[arg-type]
+        set_accelerator(CpuAccelerator)  # type: ignore[arg-type]  # the mistake that is tested
     assert "instance" in str(caught.value.hint)
     with pytest.raises(ConfigError, match="found 'cpu'"):
-        set_accelerator("cpu")  # type: ignore[arg-type]
+        set_accelerator("cpu")  # type: ignore[arg-type]  # the mistake that is tested
 
 
 def test_an_extension_that_asks_for_the_accelerator_while_it_is_loaded_is_told_so(packages: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,11 +68,12 @@ def test_hosts_that_called_different_things_are_told_both() -> None:
 
 
 def test_a_store_that_is_gone_is_a_sign_of_its_own() -> None:
+    store: Any = BrokenStore()
     own = lost(3, 1)
-    account = FaultBoard(BrokenStore(), HOST_OF).settle(own, 0.1)  # type: ignore[arg-type]
+    account = FaultBoard(store, HOST_OF).settle(own, 0.1)
     assert account.text == "lost (1,); rank 0 (host 0), which keeps the launch's store, is gone too"
     own = lost(2, 0)
-    assert FaultBoard(BrokenStore(), HOST_OF).settle(own, 0.1) is own  # type: ignore[arg-type]
+    assert FaultBoard(store, HOST_OF).settle(own, 0.1) is own
 
 
 def test_failures_of_a_host_name_it() -> None:

@@ -54,7 +54,8 @@ def bind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bind:
             rank=rank, local_rank=list(locals_of)[rank], world_size=len(masks), local_size=len(masks),
             master_addr="m", master_port=1, job_id="j",
         )  # fmt: skip
-        rank_binding.bind_this_rank(SimpleNamespace(rank=rank), place)  # type: ignore[arg-type]
+        group: Any = SimpleNamespace(rank=rank)
+        rank_binding.bind_this_rank(group, place)
         return found[0] if found else None
 
     return bound

@@ -95,10 +95,12 @@ def test_one_rank_goes_on_after_an_interrupted_call(monkeypatch: pytest.MonkeyPa
 def test_several_ranks_say_after_an_interrupted_call_that_the_engine_is_lost_and_keep_the_group() -> None:
     def use(engine: InferenceEngine) -> Any:
         answer(engine)
-        group, closed = engine.collectives, []
-        group.close = lambda: closed.append(True)  # type: ignore[method-assign]
+        closed: list[bool] = []
+        group: Any = engine.collectives
+        group.close = lambda: closed.append(True)
         failure = KeyboardInterrupt if group.rank == 0 else CommError
-        running(engine).decoder.forward = interrupted if group.rank == 0 else lost  # type: ignore[method-assign]
+        decoder: Any = running(engine).decoder
+        decoder.forward = interrupted if group.rank == 0 else lost
         with pytest.raises(failure):
             answer(engine)
         said = []

@@ -48,7 +48,7 @@ def test_an_overheard_conversation_is_of_no_use_a_second_time() -> None:
     tap: list[bytes] = []
 
     class Tapped(socket.socket):
-        def sendall(self, data: bytes, *args: int) -> None:  # type: ignore[override]
+        def sendall(self, data: bytes, *args: int) -> None:  # type: ignore[override]  # flags are not looked at
             tap.append(bytes(data))
             super().sendall(data, *args)
 

@@ -49,16 +49,17 @@ def reporting(rank: int, report: dict[str, Any], pid: int) -> Any:
 
 def hear(*reports: dict[str, Any], several_memory_nodes: bool = True) -> Heard:
     heard = Heard()
+    events: Any = heard
     with SignalPipe(()) as signals:
-        supervisor = Supervisor(
+        supervisor: Any = Supervisor(
             host="h",
             grace_s=1.0,
-            events=heard,
+            events=events,
             signals=signals,
-            several_memory_nodes=several_memory_nodes,  # type: ignore[arg-type]
+            several_memory_nodes=several_memory_nodes,
         )
-        supervisor._selector = SimpleNamespace(unregister=lambda fd: None)  # type: ignore[assignment]
-        supervisor.stop = lambda number, way="own": None  # type: ignore[method-assign]
+        supervisor._selector = SimpleNamespace(unregister=lambda fd: None)
+        supervisor.stop = lambda number, way="own": None
         for rank, report in enumerate(reports):
             supervisor._on_status(reporting(rank, report, pid=10_000 + rank))
     return heard
@@ -86,8 +87,8 @@ def test_an_agent_that_did_not_get_to_run_does_not_take_the_launcher_for_lost(
     heard: Any = Heard()
     try:
         with SignalPipe(()) as signals:
-            supervisor = Supervisor(host="h", grace_s=1.0, events=heard, signals=signals, lost_s=0.0)
-            supervisor.stop = lambda number, way="own": None  # type: ignore[method-assign]
+            supervisor: Any = Supervisor(host="h", grace_s=1.0, events=heard, signals=signals, lost_s=0.0)
+            supervisor.stop = lambda number, way="own": None
             os.write(write_fd, words)
             supervisor._check_launcher()
     finally:
@@ -116,13 +117,13 @@ def test_a_rank_whose_end_was_missed_is_no_success(monkeypatch: pytest.MonkeyPat
         raise ChildProcessError
 
     monkeypatch.setattr("corebound.launcher.supervise.os.waitpid", no_child)
-    heard = Heard()
+    heard: Any = Heard()
     rank = reporting(3, {}, pid=10_003)
     rank.exit_code = None
     rank.drain = lambda timeout_s: None
     rank.stderr = SimpleNamespace(tail=lambda: ["last words"])
     with SignalPipe(()) as signals:
-        supervisor = Supervisor(host="h", grace_s=1.0, events=heard, signals=signals)  # type: ignore[arg-type]
+        supervisor = Supervisor(host="h", grace_s=1.0, events=heard, signals=signals)
         supervisor._ranks = [rank]
         assert supervisor.run() == 4
     assert [failure.reason for failure in heard.failures] == ["ended without a status"]
@@ -136,11 +137,12 @@ def test_an_interrupt_that_arrived_with_the_part_is_obeyed(monkeypatch: pytest.M
         raise ChildProcessError
 
     monkeypatch.setattr("corebound.launcher.supervise.os.waitpid", no_child)
+    heard: Any = Heard()
     with SignalPipe(()) as signals:
         supervisor = Supervisor(
             host="h",
             grace_s=1.0,
-            events=Heard(),  # type: ignore[arg-type]
+            events=heard,
             signals=signals,
             control=b'{"signal": 2}\n',
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -16,8 +17,8 @@ from corebound.sharding.plan import axis_ranges, axis_size, model_parameters
 from corebound.sharding.table import Axis, Decision, Rule
 
 
-def geometry(**changes: object) -> Geometry:
-    sizes: dict[str, object] = {
+def geometry(**changes: Any) -> Geometry:
+    sizes: dict[str, Any] = {
         "name": "tiny",
         "family": "llama",
         "num_layers": 2,
@@ -29,7 +30,7 @@ def geometry(**changes: object) -> Geometry:
         "vocab_size": 101,
         "features": frozenset({"untied_head", "attention_bias", "mlp_bias"}),
     }
-    return Geometry(**sizes | changes)  # type: ignore[arg-type]
+    return Geometry(**sizes | changes)
 
 
 @st.composite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def failure(host: str, group: Group) -> Check:
 class Speaking(Node):
     """A node whose journal and logs are made up."""
 
-    def run_as_root(self, words, timeout_s=None):  # type: ignore[no-untyped-def]
+    def run_as_root(self, words: Sequence[str], timeout_s: float | None = None) -> Answer:
         """Returns a line of each source; its kernel had no memory left."""
         if "--dmesg" in words:
             return Answer(exit_code=0, stdout="eth0: link up\nOut of memory: Killed process 12 (python)\n", stderr="")
@@ -57,7 +58,7 @@ class Speaking(Node):
 class Lost(Node):
     """A node that does not answer any more."""
 
-    def run_as_root(self, words, timeout_s=None):  # type: ignore[no-untyped-def]
+    def run_as_root(self, words: Sequence[str], timeout_s: float | None = None) -> Answer:
         """Returns nothing."""
         self.lost = "cannot reach it"
         return Answer(exit_code=-1, stdout="", stderr=self.lost)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import paramiko
 import pytest
@@ -105,9 +106,9 @@ def test_a_node_that_was_lost_before_the_visit_is_a_row_that_failed(tmp_path: Pa
 
 
 def test_root_and_the_user_of_jobs_are_reached_as_the_inventory_grants() -> None:
-    node = Node(target(become=True, job_user="worker", user="admin"))
+    node: Any = Node(target(become=True, job_user="worker", user="admin"))
     asked: list[list[str]] = []
-    node.run = lambda words, timeout_s=None: asked.append(list(words))  # type: ignore[method-assign,assign,return-value,func-returns-value]
+    node.run = lambda words, timeout_s=None: asked.append(list(words))
     node.run_as_root(["id"])
     assert asked == [["sudo", "--non-interactive", "id"]]
     with pytest.raises(AttributeError):

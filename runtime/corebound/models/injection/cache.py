@@ -68,7 +68,7 @@ class RowLayer(DynamicLayer):
         """Let every sequence continue from the one that `beam_idx` names."""
         room = self._shown.room_for(self, beam_idx.shape[0], 0) if self._shown else None
         if room is None:
-            DynamicLayer.reorder_cache(self, beam_idx)  # type: ignore[arg-type]
+            DynamicLayer.reorder_cache(self, beam_idx)  # type: ignore[arg-type]  # annotated as LongTensor, which torch returns nowhere
             return
         target = room.twin() if self._spare is None else self._spare
         target.take_reordered(room, beam_idx)

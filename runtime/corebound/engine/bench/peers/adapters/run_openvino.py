@@ -95,7 +95,7 @@ def _batch(pipeline: Any, case: BenchCase) -> CaseReport:
 def _streamer(clock: StepClock) -> Any:
     import openvino_genai
 
-    class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
+    class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]  # it has no annotations
         def __init__(self) -> None:
             super().__init__()
 
