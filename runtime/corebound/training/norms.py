@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import torch
@@ -18,7 +19,7 @@ RMS_NORMS = frozenset(
 )  # fmt: skip
 
 
-class _Norm(nn.Module):
+class _Norm(nn.Module, ABC):
     weight: Tensor
     bias: Tensor | None
     eps: float
@@ -43,11 +44,13 @@ class _Norm(nn.Module):
         """Return the size and epsilon."""
         return f"{tuple(self.weight.shape)}, eps={self.eps}"
 
+    @abstractmethod
     def _plain(self, input: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return the norm by torch. Shapes: input and result [..., H]."""
 
+    @abstractmethod
     def _native(self, rows: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return the norm by Corebound's operator. Shapes: rows and result [N, H]."""
 
 
 class NativeRmsNorm(_Norm):
