@@ -84,7 +84,7 @@ class CpuAccelerator(AbstractAccelerator):
         """Return at once: everything is done."""
 
     def on_accelerator(self, tensor: torch.Tensor) -> bool:
-        """Return whether a tensor is in the machine's own memory."""
+        """Return whether a tensor of any shape is in the machine's own memory."""
         return tensor.device.type == "cpu"
 
     # Random numbers: one generator, whatever the index
@@ -94,11 +94,11 @@ class CpuAccelerator(AbstractAccelerator):
         return torch.random
 
     def set_rng_state(self, new_state: torch.Tensor, device_index: int | None = None) -> None:
-        """Put back a state that `get_rng_state` returned."""
+        """Put back a state that `get_rng_state` returned. Shapes: new_state [bytes] uint8."""
         torch.set_rng_state(new_state)
 
     def get_rng_state(self, device_index: int | None = None) -> torch.Tensor:
-        """Return the state of torch's CPU generator."""
+        """Return the state of torch's CPU generator. Shapes: result [bytes] uint8."""
         return torch.get_rng_state()
 
     def manual_seed(self, seed: int) -> None:
@@ -169,11 +169,11 @@ class CpuAccelerator(AbstractAccelerator):
     # Memory
 
     def total_memory(self, device_index: int | None = None) -> int:
-        """Return the least of what the host, the cgroup and the NUMA nodes that this process is bound to have."""
+        """Return the least of what the host, the cgroup and this process's NUMA nodes have, in bytes."""
         return cpu_memory.limits_here()[0]
 
     def available_memory(self, device_index: int | None = None) -> int:
-        """Return the least of what the host, the cgroup and the NUMA nodes that this process is bound to can give."""
+        """Return the least of what the host, the cgroup and this process's NUMA nodes can give, in bytes."""
         return cpu_memory.limits_here()[1]
 
     def memory_allocated(self, device_index: int | None = None) -> int:
@@ -193,15 +193,15 @@ class CpuAccelerator(AbstractAccelerator):
         cpu_memory.give_back()
 
     def pin_memory(self, tensor: torch.Tensor, make_copy: bool = True, match_shape: bool = True) -> torch.Tensor:
-        """Return the tensor itself: the CPU reads it where it is."""
+        """Return the tensor itself, of any shape: the CPU reads it where it is."""
         return tensor
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
-        """Return whether the CPU reads a tensor directly: True for every tensor in the machine's memory."""
+        """Return whether the CPU reads a tensor directly: True for every one in the machine's memory, of any shape."""
         return self.on_accelerator(tensor)
 
     def unpin_memory(self, tensor: torch.Tensor) -> None:
-        """Do nothing: nothing was pinned."""
+        """Do nothing with a tensor of any shape: nothing was pinned."""
 
     # Number formats
 

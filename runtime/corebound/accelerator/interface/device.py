@@ -50,7 +50,7 @@ class DeviceInterface(abc.ABC):
 
     @abc.abstractmethod
     def on_accelerator(self, tensor: Tensor) -> bool:
-        """Return whether a tensor is in memory that this accelerator computes in."""
+        """Return whether a tensor of any shape is in memory that this accelerator computes in."""
 
     def is_synchronized_device(self) -> bool:
         """Return whether an operation is done when its call returns."""

@@ -45,11 +45,11 @@ class MemoryInterface(abc.ABC):
         return self.max_memory_allocated(device_index)
 
     def memory_cached(self, device_index: int | None = None) -> int:
-        """Return the same as `memory_reserved`, by its older name."""
+        """Return the same bytes as `memory_reserved`, by its older name."""
         return self.memory_reserved(device_index)
 
     def max_memory_cached(self, device_index: int | None = None) -> int:
-        """Return the same as `max_memory_reserved`, by its older name."""
+        """Return the same bytes as `max_memory_reserved`, by its older name."""
         return self.max_memory_reserved(device_index)
 
     def reset_max_memory_allocated(self, device_index: int | None = None) -> None:
@@ -75,12 +75,14 @@ class MemoryInterface(abc.ABC):
 
         With `make_copy` False the values need not be copied; with `match_shape` False the result may be longer than the
         tensor, rounded up to whole pages.
+
+        Shapes: tensor any; result the same, or [elements] where it may be longer.
         """
 
     @abc.abstractmethod
     def is_pinned(self, tensor: Tensor) -> bool:
-        """Return whether the device reads a tensor of the host directly."""
+        """Return whether the device reads a tensor of the host, of any shape, directly."""
 
     @abc.abstractmethod
     def unpin_memory(self, tensor: Tensor) -> None:
-        """Give up the pin that `pin_memory` made."""
+        """Give up the pin that `pin_memory` made, of a tensor of any shape."""

@@ -19,11 +19,11 @@ class RandomInterface(abc.ABC):
 
     @abc.abstractmethod
     def set_rng_state(self, new_state: Tensor, device_index: int | None = None) -> None:
-        """Put back a state that `get_rng_state` returned."""
+        """Put back a state that `get_rng_state` returned. Shapes: new_state [bytes] uint8."""
 
     @abc.abstractmethod
     def get_rng_state(self, device_index: int | None = None) -> Tensor:
-        """Return the state of the generator, a tensor of bytes on the host."""
+        """Return the state of the generator, on the host. Shapes: result [bytes] uint8."""
 
     @abc.abstractmethod
     def manual_seed(self, seed: int) -> None:
