@@ -50,7 +50,7 @@ class Collectives(Protocol):
         """The members' ranks in the whole launch, in the order of the group."""
 
     def all_reduce(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
-        """Replace `tensor` by the sum over all members, in place, and return it."""
+        """Replace `tensor`, of any shape, by the sum over all members, in place, and return it."""
 
     def all_gather(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
         """Return every member's `tensor`, stacked in group order.
@@ -59,7 +59,7 @@ class Collectives(Protocol):
         """
 
     def broadcast(self, tensor: torch.Tensor, root: int = 0, timeout_s: float | None = None) -> torch.Tensor:
-        """Replace `tensor` by that of member `root`, in place, and return it."""
+        """Replace `tensor`, of any shape, by that of member `root`, in place, and return it."""
 
     def barrier(self, timeout_s: float | None = None) -> None:
         """Return when every member has called it."""
@@ -72,7 +72,7 @@ class Collectives(Protocol):
 
 
 def check_timeout(timeout_s: float) -> float:
-    """Return `timeout_s` if it is above 0 (infinity included).
+    """Return `timeout_s`, seconds, if it is above 0 (infinity included).
 
     Raises: ConfigError.
     """
@@ -82,7 +82,10 @@ def check_timeout(timeout_s: float) -> float:
 
 
 def as_timedelta(timeout_s: float) -> timedelta:
-    """Return the duration for torch.distributed, which knows no infinity."""
+    """Return the duration for torch.distributed, which knows no infinity.
+
+    Raises: ConfigError unless it is above 0.
+    """
     check_timeout(timeout_s)
     return timedelta(seconds=min(timeout_s, _FOREVER.total_seconds()))
 

@@ -81,7 +81,10 @@ class Floor:
         self._payload = aligned_zeros(num_bytes)
 
     def run(self, num_rounds: int, *, streaming: bool) -> list[float]:
-        """Return the microseconds of each round; every rank calls it."""
+        """Return the microseconds of each round; every rank calls it.
+
+        Raises: CommError for a size that is not whole cache lines, or too little memory between the ranks.
+        """
         times = (ctypes.c_double * num_rounds)()
         code = self._lib.corebound_bench_floor(
             ctypes.c_void_p(self._address),
@@ -203,7 +206,7 @@ def _reserve(path: Path, num_bytes: int) -> tuple[BinaryIO, str]:
 
 
 def aligned_zeros(num_bytes: int) -> torch.Tensor:
-    """Return zero bytes in whole cache lines, at least `num_bytes`."""
+    """Return zero bytes in whole cache lines, at least `num_bytes`. Shapes: result [bytes] uint8."""
     # torch aligns to 64 bytes; whole cache lines keep neighbours out of the payload.
     return torch.zeros(-(-num_bytes // _CACHE_LINE_BYTES) * _CACHE_LINE_BYTES, dtype=torch.uint8)
 

@@ -66,7 +66,7 @@ class CclCollectives:
         self._group = CclGroup(store, self.rank, names, timeout_s)
 
     def all_reduce(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
-        """Replace `tensor` by the sum over all members, in place, and return it.
+        """Replace `tensor`, of any shape, by the sum over all members, in place, and return it.
 
         A dtype other than float32, bfloat16, float16, int32 and int8 goes through gloo, with one logged line.
         """
@@ -82,7 +82,7 @@ class CclCollectives:
         return tensor if whole.data_ptr() == tensor.data_ptr() else tensor.copy_(whole)
 
     def all_gather(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
-        """Return every member's `tensor`, stacked in group order."""
+        """Return every member's `tensor`, stacked in group order. Shapes: [*shape] -> [size, *shape]."""
         gathered = tensor.new_empty((self.size, *tensor.shape))
         if tensor.numel() == 0:
             return gathered
@@ -91,7 +91,7 @@ class CclCollectives:
         return gathered
 
     def broadcast(self, tensor: torch.Tensor, root: int = 0, timeout_s: float | None = None) -> torch.Tensor:
-        """Replace `tensor` by that of member `root`, in place, and return it."""
+        """Replace `tensor`, of any shape, by that of member `root`, in place, and return it."""
         check_root(root, self.size)
         if tensor.numel() == 0:
             return tensor

@@ -58,17 +58,17 @@ class CclGroup:
             raise
 
     def all_reduce(self, x: torch.Tensor, timeout_s: float) -> None:
-        """Replace the contiguous `x` by its sum over the members."""
+        """Replace the contiguous `x`, of any shape, by its sum over the members."""
         args = (x.data_ptr(), x.numel(), SUM_CODES[x.dtype], timeout_s)
         self._check(self._lib.corebound_ccl_all_reduce(self._handle, *args), x)
 
     def all_gather(self, x: torch.Tensor, gathered: torch.Tensor, timeout_s: float) -> None:
-        """Fill `gathered` with every member's `x`; both are contiguous."""
+        """Fill `gathered` with every member's `x`; both are contiguous. Shapes: x [*shape]; gathered [size, *shape]."""
         args = (x.data_ptr(), gathered.data_ptr(), x.nbytes, timeout_s)
         self._check(self._lib.corebound_ccl_all_gather(self._handle, *args), (x, gathered))
 
     def broadcast(self, x: torch.Tensor, root: int, timeout_s: float) -> None:
-        """Replace the contiguous `x` by that of member `root`."""
+        """Replace the contiguous `x`, of any shape, by that of member `root`."""
         self._check(self._lib.corebound_ccl_broadcast(self._handle, x.data_ptr(), x.nbytes, root, timeout_s), x)
 
     def barrier(self, timeout_s: float) -> None:

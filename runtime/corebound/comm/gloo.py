@@ -45,7 +45,7 @@ class GlooCollectives:
         self._closed = False
 
     def all_reduce(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
-        """Replace `tensor` by the sum over all members, in place, and return it."""
+        """Replace `tensor`, of any shape, by the sum over all members, in place, and return it."""
         if tensor.numel() == 0:
             return tensor
         options = AllreduceOptions()
@@ -55,7 +55,7 @@ class GlooCollectives:
         return _into(tensor, whole)
 
     def all_gather(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
-        """Return every member's `tensor`, stacked in group order."""
+        """Return every member's `tensor`, stacked in group order. Shapes: [*shape] -> [size, *shape]."""
         gathered = tensor.new_empty((self.size, *tensor.shape))
         if tensor.numel() == 0:
             return gathered
@@ -67,7 +67,7 @@ class GlooCollectives:
         return gathered
 
     def broadcast(self, tensor: torch.Tensor, root: int = 0, timeout_s: float | None = None) -> torch.Tensor:
-        """Replace `tensor` by that of member `root`, in place, and return it."""
+        """Replace `tensor`, of any shape, by that of member `root`, in place, and return it."""
         options = BroadcastOptions()
         options.rootRank = check_root(root, self.size)
         options.timeout = self._limit(timeout_s)

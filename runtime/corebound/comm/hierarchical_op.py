@@ -24,7 +24,7 @@ def register(group: HierarchicalCollectives) -> int:
 
 @torch.library.custom_op("corebound::hierarchical_all_reduce_", mutates_args=("x",))
 def hierarchical_all_reduce_(x: torch.Tensor, group: int, timeout_s: float | None = None) -> None:
-    """Replace `x` by the sum over all members of the group with that handle."""
+    """Replace `x`, of any shape, by the sum over all members of the group with that handle."""
     _GROUPS[group].all_reduce(x, timeout_s)
 
 

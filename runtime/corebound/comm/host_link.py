@@ -41,7 +41,7 @@ class HostLink:
         self._workspace = torch.empty(0, dtype=torch.uint8)
 
     def all_reduce(self, x: torch.Tensor, timeout_s: float) -> None:
-        """Replace the contiguous vector `x` by its sum over the hosts."""
+        """Replace the contiguous vector `x` by its sum over the hosts. Shapes: x [elements]."""
         label = label_of("all_reduce", x)
         if self.adds_everywhere(x):
             self._sum_everywhere(x, label, timeout_s)
@@ -49,11 +49,11 @@ class HostLink:
             self._sum_by_owners(x, label, timeout_s)
 
     def adds_everywhere(self, x: torch.Tensor) -> bool:
-        """Return whether each host adds all of `x` itself, as opposed to a part that it sends to the others."""
+        """Return whether each host adds all of `x`, of any shape, itself, not a part that it sends to the others."""
         return self._alike and (self.num_hosts == 2 or x.nbytes < OWNERS_FROM_BYTES)
 
     def all_gather(self, x: torch.Tensor, timeout_s: float) -> torch.Tensor:
-        """Return the contiguous `x` of every host, stacked."""
+        """Return the contiguous `x` of every host, stacked. Shapes: [*shape] -> [num_hosts, *shape]."""
         gathered = x.new_empty((self.num_hosts, *x.shape))
         gathered[self.host] = x
         label = label_of("all_gather", x)
@@ -64,7 +64,7 @@ class HostLink:
         return gathered
 
     def broadcast(self, x: torch.Tensor, root: int, timeout_s: float) -> None:
-        """Replace the contiguous `x` by that of host `root`, which sends it to each host once."""
+        """Replace the contiguous `x`, of any shape, by that of host `root`, which sends it to each host once."""
         label = label_of("broadcast", x)
         data = x.view(-1)
         sends = [(other, data) for other in self._others] if self.host == root else []
@@ -136,5 +136,8 @@ class HostLink:
 
 
 def label_of(operation: str, x: torch.Tensor) -> str:
-    """Return what tells a call from others: messages of calls that differ must not be taken for one another."""
+    """Return what tells a call from others: messages of calls that differ must not be taken for one another.
+
+    Shapes: x any; the number of elements is part of the label.
+    """
     return f"{operation}/{x.numel()}/{x.dtype}"

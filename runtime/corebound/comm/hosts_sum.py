@@ -33,6 +33,8 @@ class HostsSum:
     def all_reduce(self, whole: torch.Tensor, num_slices: int, timeout_s: float) -> bool:
         """Replace the contiguous `whole` by its sum over all members; return False if that takes other steps.
 
+        Shapes: whole any.
+
         Raises: CommError of the own host's group; LinkError.
         """
         key = (whole.numel(), whole.dtype, num_slices)

@@ -67,7 +67,10 @@ class GlooTransport:
             raise from_torch_error(error, operation="connecting the hosts", rank=host) from error
 
     def start(self, sends: Messages, receives: Messages, label: str) -> list[tuple[int, Any]]:
-        """Begin all transfers; return each with the host it concerns."""
+        """Begin all transfers; return each with the host it concerns.
+
+        Raises: LinkError.
+        """
         tag = number_of(label)
         works: list[tuple[int, Any]] = []
         for call, transfers in ((self._group.recv, receives), (self._group.send, sends)):
@@ -80,7 +83,10 @@ class GlooTransport:
         return works
 
     def wait(self, started: list[tuple[int, Any]], timeout_s: float) -> None:
-        """Return when those transfers are over."""
+        """Return when those transfers are over.
+
+        Raises: LinkError.
+        """
         limit = as_timedelta(timeout_s)
         for other, work in started:
             try:
@@ -113,7 +119,10 @@ class TcpTransport:
         return _Exchange(label, sends, receives)
 
     def wait(self, started: _Exchange, timeout_s: float) -> None:
-        """Return when those transfers are over."""
+        """Return when those transfers are over.
+
+        Raises: LinkError.
+        """
         calls = [(other, tensor, 1) for other, tensor in started.sends]
         calls += [(other, tensor, 0) for other, tensor in started.receives]
         messages = (shm_ops.Message * len(calls))()
@@ -153,7 +162,10 @@ class CclTransport:
         self._queue: deque[_Exchange] = deque()
 
     def start(self, sends: Messages, receives: Messages, label: str) -> _Exchange:
-        """Begin all transfers, or as soon as those under way are over: oneCCL could mix them up."""
+        """Begin all transfers, or as soon as those under way are over: oneCCL could mix them up.
+
+        Raises: LinkError.
+        """
         exchange = _Exchange(label, sends, receives)
         self._queue.append(exchange)
         if len(self._queue) == 1:
@@ -161,7 +173,10 @@ class CclTransport:
         return exchange
 
     def wait(self, started: _Exchange, timeout_s: float) -> None:
-        """Return when those transfers are over; they are waited for in the order of their start."""
+        """Return when those transfers are over; they are waited for in the order of their start.
+
+        Raises: LinkError, also where the next transfers in the queue cannot begin.
+        """
         assert started is self._queue[0]
         assert started.pending is not None
         try:

@@ -41,7 +41,7 @@ class ShmCollectives:
         self._barrier: Callable[..., None] = torch.ops.corebound.shm_barrier.default
 
     def all_reduce(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
-        """Replace `tensor` by the sum over all members, in place, and return it.
+        """Replace `tensor`, of any shape, by the sum over all members, in place, and return it.
 
         A dtype other than float32, bfloat16, float16 and int32 goes through gloo, with one logged line.
         """
@@ -55,7 +55,7 @@ class ShmCollectives:
         return tensor
 
     def all_gather(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
-        """Return every member's `tensor`, stacked in group order."""
+        """Return every member's `tensor`, stacked in group order. Shapes: [*shape] -> [size, *shape]."""
         limit_s = _DEFAULT if timeout_s is None else check_timeout(timeout_s)
         try:
             return self._all_gather(tensor, self.handle, self.size, limit_s)
@@ -63,7 +63,7 @@ class ShmCollectives:
             _reraise(error)
 
     def broadcast(self, tensor: torch.Tensor, root: int = 0, timeout_s: float | None = None) -> torch.Tensor:
-        """Replace `tensor` by that of member `root`, in place, and return it."""
+        """Replace `tensor`, of any shape, by that of member `root`, in place, and return it."""
         limit_s = _DEFAULT if timeout_s is None else check_timeout(timeout_s)
         try:
             self._broadcast(tensor, self.handle, check_root(root, self.size), limit_s)
@@ -83,7 +83,10 @@ class ShmCollectives:
         return broadcast_object(self, obj, check_root(root, self.size), timeout_s)
 
     def set_choice(self, *, two_shot: bool, streaming: bool) -> None:
-        """Fix algorithm and store kind in place of what the probe found; every member must do the same."""
+        """Fix algorithm and store kind in place of what the probe found; every member must do the same.
+
+        Raises: CommError when the group is closed.
+        """
         if code := shm_ops.library().corebound_comm_set_choice(self.handle, two_shot, streaming):
             raise shm_ops.failure(code)
         self.details = shm_handshake.describe(self.handle)

@@ -71,7 +71,10 @@ def connect(gloo: GlooCollectives, job_id: str, timeout_s: float, options: Segme
 
 
 def describe(handle: int) -> dict[str, Any]:
-    """Return what the group measured and chose: variant, segment_bytes, chunk_bytes, probe_ms, rules."""
+    """Return what the group measured and chose: variant, segment_bytes, chunk_bytes, probe_ms, rules.
+
+    Raises: CommError when the group is closed.
+    """
     text = ctypes.create_string_buffer(_DESCRIPTION_BYTES)
     code = shm_ops.library().corebound_comm_describe(handle, text, len(text))
     if code:

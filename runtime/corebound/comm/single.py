@@ -22,15 +22,15 @@ class SingleCollectives:
         self.ranks: tuple[int, ...] = (rank,)
 
     def all_reduce(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
-        """Return `tensor`."""
+        """Return `tensor`, of any shape."""
         return tensor
 
     def all_gather(self, tensor: torch.Tensor, timeout_s: float | None = None) -> torch.Tensor:
-        """Return a copy of `tensor` with a leading dimension of 1."""
+        """Return a copy of `tensor` with a leading dimension of 1. Shapes: [*shape] -> [1, *shape]."""
         return tensor.unsqueeze(0).clone()
 
     def broadcast(self, tensor: torch.Tensor, root: int = 0, timeout_s: float | None = None) -> torch.Tensor:
-        """Return `tensor`."""
+        """Return `tensor`, of any shape."""
         check_root(root, 1)
         return tensor
 
@@ -38,7 +38,10 @@ class SingleCollectives:
         """Return at once."""
 
     def broadcast_object(self, obj: Any, root: int = 0, timeout_s: float | None = None) -> Any:
-        """Return `obj` as it would arrive on another rank."""
+        """Return `obj` as it would arrive on another rank.
+
+        Raises: CommError for a root other than 0 and for what JSON cannot carry.
+        """
         check_root(root, 1)
         try:
             return json.loads(json.dumps(obj))
