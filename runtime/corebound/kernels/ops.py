@@ -14,6 +14,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return x normalised over its last dimension, times weight, plus bias.
 
     Shapes: x [T, H]; weight and bias [H]; result [T, H].
+    Source: Ba et al., Layer Normalization (2016).
     """
     return active.layer_norm(x, weight, bias, eps)
 
@@ -30,6 +31,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return x divided by the root mean square of its last dimension, times weight.
 
     Shapes: x [T, H]; weight [H]; result [T, H].
+    Source: Zhang and Sennrich, Root Mean Square Layer Normalization (2019).
     """
     return active.rms_norm(x, weight, eps)
 
@@ -65,6 +67,7 @@ def rotary(
     dimensions from R on are returned unchanged.
 
     Shapes: q [T, Hq, D]; k [T, Hkv, D]; positions [T] int64; cos and sin [P, R/2] float32 with R <= D.
+    Source: Su et al., RoFormer (2021).
     """
     return active.rotary(q, k, positions, cos, sin, interleaved)
 
@@ -99,6 +102,8 @@ def attention(
 
     Shapes: q and result [T, Hq, D]; caches [blocks, Hkv, block_size, D]; block_tables [B, max_blocks] int32;
     query_starts [B + 1] int32; context_lengths [B] int32; alibi_slopes [Hq] float32; kv_heads [Hq] int32.
+    Source: Kwon et al., Efficient Memory Management for LLM Serving with PagedAttention (2023), for caches in blocks;
+    Press et al., Train Short, Test Long (2022), for the slopes; Ainslie et al., GQA (2023), for the groups.
     """
     return active.attention(
         q, key_cache, value_cache, block_tables, query_starts, context_lengths, scale, alibi_slopes, kv_heads, window
@@ -108,7 +113,9 @@ def attention(
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     """Return the Gaussian error linear unit of x, by the tanh formula (`tanh`) or the error function (`none`).
 
+    Shapes: x and result any.
     Raises: KernelError for another approximation.
+    Source: Hendrycks and Gimpel, Gaussian Error Linear Units (2016), for both forms.
     """
     return active.gelu(x, approximate)
 
@@ -117,6 +124,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up, where gate is the first half of each row and up the second.
 
     Shapes: gate_up [T, 2 I]; result [T, I].
+    Source: Shazeer, GLU Variants Improve Transformer (2020), where it is SwiGLU without the matrices.
     """
     return active.silu_mul(gate_up)
 

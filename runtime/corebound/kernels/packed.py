@@ -36,7 +36,10 @@ class PackedShape:
 
 
 def pack(weight: Tensor, *, gated: bool = False) -> tuple[PackedShape, Tensor]:
-    """Return a bfloat16 matrix [N, K] in panels, uint8."""
+    """Return a bfloat16 matrix [N, K] in panels, [bytes] uint8.
+
+    Raises: KernelError for an odd number of rows where `gated`.
+    """
     shape = PackedShape(weight.shape[0], weight.shape[1], PanelFormat(), gated)
     matrix = _placed(shape)
     matrix.put(0, weight.contiguous())
@@ -44,7 +47,10 @@ def pack(weight: Tensor, *, gated: bool = False) -> tuple[PackedShape, Tensor]:
 
 
 def pack_codes(matrix: QuantizedMatrix, group_size: int | None, *, gated: bool = False) -> tuple[PackedShape, Tensor]:
-    """Return a quantized matrix in panels, uint8; `group_size` None means one group for each output."""
+    """Return a quantized matrix [N, K] in panels, [bytes] uint8; `group_size` None means one group for each output.
+
+    Raises: KernelError for an odd number of rows where `gated`.
+    """
     kind: Kind = "int8" if matrix.bits == 8 else "int4"
     form = PanelFormat(kind=kind, group_size=group_size, asymmetric=not matrix.symmetric)
     shape = PackedShape(*matrix.shape, with_scales_of(form, matrix.scales), gated)

@@ -71,6 +71,8 @@ class PanelProbe:
         """Return the rate of products with weights of `kind` that take about `bytes_per_thread` on each thread.
 
         It is the better one of reading at a pace and at once (csrc/kernels/pace.h), as the decoder chooses it.
+
+        Raises: KernelError where not even one panel fits into `bytes_per_thread`.
         """
         form = FORMATS[kind]
         panel_bytes = form.matrix_bytes(PANEL_OUTPUTS, _INPUTS)

@@ -82,12 +82,12 @@ class PanelMatrix:
 
     @property
     def memory(self) -> torch.Tensor:
-        """The bytes of the panels, uint8."""
+        """The bytes of the panels, [num_bytes] uint8."""
         assert self._memory is not None, "place() comes first"
         return self._memory
 
     def place(self, memory: torch.Tensor) -> None:
-        """Use `memory`, uint8 of `num_bytes`, all zeros and aligned to 64 bytes."""
+        """Use `memory`, [num_bytes] uint8, all zeros and aligned to 64 bytes."""
         assert memory.numel() == self.num_bytes and memory.data_ptr() % 64 == 0
         self._memory = memory
         self.struct.data = memory.data_ptr()
@@ -168,13 +168,16 @@ class PanelMatrix:
         return self.num_bytes // self.num_panels
 
     def row(self, index: int) -> torch.Tensor:
-        """Return a row of a bfloat16 matrix."""
+        """Return a row of a bfloat16 matrix, [inputs]."""
         out = torch.empty(self.inputs, dtype=torch.bfloat16)
         library().corebound_panel_unpack_row(ctypes.byref(self.struct), index, out.data_ptr())
         return out
 
     def bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
-        """Return a bias in the order of the panels, padded to whole ones."""
+        """Return a bias in the order of the panels, padded to whole ones.
+
+        Shapes: [outputs] -> [num_panels * 64] bfloat16.
+        """
         if bias is None:
             return None
         padded = torch.zeros(self.num_panels * PANEL_OUTPUTS, dtype=torch.bfloat16)
@@ -238,7 +241,7 @@ class PanelMatrix:
 
 
 def scale_kind_for(scales: torch.Tensor) -> ScaleKind:
-    """Return the narrowest kind that holds every one of `scales` exactly."""
+    """Return the narrowest kind that holds every one of `scales`, of any shape, exactly."""
     for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
         if torch.equal(scales.to(dtype).to(torch.float32), scales):
             return name  # type: ignore[return-value]  # the loop's strings are two of the three
@@ -246,7 +249,7 @@ def scale_kind_for(scales: torch.Tensor) -> ScaleKind:
 
 
 def with_scales_of(form: PanelFormat, scales: torch.Tensor) -> PanelFormat:
-    """Return the format with scales stored so that none of `scales` changes."""
+    """Return the format with scales stored so that none of `scales`, of any shape, changes."""
     return replace(form, scale_kind=scale_kind_for(scales))
 
 

@@ -14,7 +14,7 @@ from corebound.errors import KernelError
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return x normalised over its last dimension, times weight, plus bias."""
+    """Return x normalised over its last dimension, times weight, plus bias. Shapes: x [..., H]; weight and bias [H]."""
     wide = _wide(x)
     centred = wide - wide.mean(-1, keepdim=True)
     scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
@@ -22,20 +22,23 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return the layer norm of x + residual, and the sum itself."""
+    """Return the layer norm of x + residual, and the sum itself. Shapes: x, residual [..., H]; weight, bias [H]."""
     total = x + residual
     return layer_norm(total, weight, bias, eps), total
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return x divided by its root mean square over the last dimension, times weight."""
+    """Return x divided by its root mean square over the last dimension, times weight.
+
+    Shapes: x [..., H]; weight [H].
+    """
     wide = _wide(x)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (wide * scale * _wide(weight)).to(x.dtype)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return the RMS norm of x + residual, and the sum itself."""
+    """Return the RMS norm of x + residual, and the sum itself. Shapes: x and residual [..., H]; weight [H]."""
     total = x + residual
     return rms_norm(total, weight, eps), total
 
@@ -43,7 +46,10 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 def split_qkv(
     qkv: Tensor, layout: str, num_heads: int, num_kv_heads: int, head_dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q, k and v as contiguous [T, heads, D] tensors."""
+    """Return q, k and v as contiguous [T, heads, D] tensors.
+
+    Raises: KernelError for another layout, heads that it cannot hold, or another number of columns.
+    """
     tokens = qkv.shape[0]
     if layout == "per_head":
         if num_heads != num_kv_heads:
@@ -68,7 +74,7 @@ def rotary(
 
 
 def store_kv(k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
-    """Write each token's keys and values to its slot of the blocked cache."""
+    """Write each token's keys and values to its slot of the blocked cache. Shapes: as `kernels.store_kv`."""
     block_size = key_cache.shape[2]
     blocks, offsets = slots // block_size, slots % block_size
     key_cache[blocks, :, offsets] = k
@@ -87,7 +93,11 @@ def attention(
     kv_heads: Tensor | None = None,
     window: int = 0,
 ) -> Tensor:
-    """Return causal attention of every sequence's queries over its cached keys and values."""
+    """Return causal attention of every sequence's queries over its cached keys and values.
+
+    Shapes: as `kernels.attention`.
+    Raises: KernelError as `even_kv_heads`, without `kv_heads`.
+    """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     heads = even_kv_heads(q.shape[1], key_cache.shape[1]) if kv_heads is None else kv_heads.long()
     starts, lengths = query_starts.tolist(), context_lengths.tolist()
@@ -101,7 +111,10 @@ def attention(
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
-    """Return the Gaussian error linear unit, by the tanh formula or the error function (`none`)."""
+    """Return the Gaussian error linear unit of x, of any shape, by the tanh formula or the error function (`none`).
+
+    Raises: KernelError for another approximation.
+    """
     wide = _wide(x)
     if approximate == "tanh":
         inner = math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide * wide * wide)
@@ -112,18 +125,21 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """Return silu(gate) * up, where gate is the first half of the last dimension."""
+    """Return silu(gate) * up, where gate is the first half of the last dimension. Shapes: [..., 2 I] -> [..., I]."""
     gate, up = _wide(gate_up).chunk(2, -1)
     return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x times weight transposed, plus bias."""
+    """Return x times weight transposed, plus bias. Shapes: x [..., K]; weight [N, K]; bias [N]; result [..., N]."""
     return torch.nn.functional.linear(x, weight, bias)
 
 
 def even_kv_heads(num_heads: int, num_kv_heads: int) -> Tensor:
-    """Return for each query head the kv head it reads, in groups of equal size."""
+    """Return for each query head the kv head it reads, in groups of equal size: [num_heads] int64.
+
+    Raises: KernelError for heads that do not divide into so many groups.
+    """
     if num_heads % num_kv_heads:
         raise KernelError(f"attention: {num_heads} query heads do not divide into {num_kv_heads} groups; pass kv_heads")
     return torch.arange(num_heads) // (num_heads // num_kv_heads)
