@@ -75,7 +75,10 @@ class DecoderProbe:
             raise KernelError(f"decoder probe: {self._library.corebound_decoder_error().decode()}")
 
     def seconds(self, num_repetitions: int, *, whole: bool) -> float:
-        """Return the time of a step: of all tokens as one prompt if `whole`, else of the last alone."""
+        """Return the time of a step: of all tokens as one prompt if `whole`, else of the last alone.
+
+        Raises: KernelError when the library ends a step with an error.
+        """
         first = 0 if whole else self._tokens - 1
         step, kept = self._make_step(first)
         times = []

@@ -40,11 +40,11 @@ class NativeLayer:
         return (self.qkv, self.attention_out, self.mlp_in, self.mlp_out)
 
     def biases(self) -> tuple[Tensor | None, ...]:
-        """Return the biases in the same order."""
+        """Return the biases in the same order, each [outputs of its matrix]."""
         return (self.qkv_bias, self.attention_out_bias, self.mlp_in_bias, self.mlp_out_bias)
 
     def norms(self) -> tuple[Tensor, ...]:
-        """Return the tensors of all norms."""
+        """Return the tensors of all norms: [H] of the stream, [D] of heads."""
         of_heads = tuple(weight for weight in (self.q_norm, self.k_norm) if weight is not None)
         return (*self.attention_norm, *self.mlp_norm, *of_heads)
 

@@ -29,6 +29,8 @@ def map_file(path: Path, descriptor: int, num_bytes: int, progress: Progress | N
 
     `path` is what errors name.
 
+    Shapes: result [num_bytes].
+
     Raises: ModelLoadError for a file that has another size or cannot be read.
     """
     found = os.fstat(descriptor).st_size
@@ -52,7 +54,7 @@ def map_file(path: Path, descriptor: int, num_bytes: int, progress: Progress | N
 
 
 def huge_bytes(content: torch.Tensor) -> int:
-    """Return how much of a mapped file this process reaches through huge pages."""
+    """Return how many bytes of a mapped file, a tensor of any shape, this process reaches through huge pages."""
     inside = False
     for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
         name, _, rest = line.partition(" ")

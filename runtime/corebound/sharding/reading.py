@@ -46,7 +46,7 @@ class Scratch:
         self._bytes = torch.empty(0, dtype=torch.uint8)
 
     def tensor(self, num_rows: int, num_columns: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return rows and columns of the buffer, valid until the next call."""
+        """Return rows and columns of the buffer, [num_rows, num_columns], valid until the next call."""
         num_bytes = num_rows * num_columns * dtype.itemsize
         if self._bytes.numel() < num_bytes:
             self._bytes = torch.frombuffer(mmap.mmap(-1, max(num_bytes, CHUNK_BYTES)), dtype=torch.uint8)

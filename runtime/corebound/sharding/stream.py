@@ -178,6 +178,7 @@ class PartReader:
     def fill(self, target: torch.Tensor, held: Sequence[range], cut_dim: int) -> None:
         """Fill `target` with the parts of the dimension `cut_dim`, one after the other.
 
+        Shapes: as the tensor, but `cut_dim` has the length of the parts.
         Raises: ModelLoadError naming file and tensor.
         """
         self._values = self._values or _TorchValues(target.dtype)
@@ -185,7 +186,10 @@ class PartReader:
             part(self._scratch)
 
     def parts(self, target: torch.Tensor | _SinkRows, held: Sequence[range], cut_dim: int) -> Iterator[Part]:
-        """Yield what fills `target` with the parts of the dimension `cut_dim`, one after the other."""
+        """Yield what fills `target` with the parts of the dimension `cut_dim`, one after the other.
+
+        Shapes: as `fill`.
+        """
         if cut_dim == 1:
             assert len(held) == 1, "inputs are cut in one piece"
             yield from self._chunks(target, 0, range(self._entry.shape[0]), held[0])

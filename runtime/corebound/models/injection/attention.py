@@ -55,7 +55,10 @@ class StepNotes:
     def angles(
         self, source: Tensor, make: Callable[[], tuple[Tensor, Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return positions, cosines and sines that `make` computes from `source`, kept for this step."""
+        """Return positions, cosines and sines that `make` computes from `source`, kept for this step.
+
+        Shapes: source any; result [B * S], [rows, R / 2], [rows, R / 2].
+        """
         key = id(source)
         if key not in self._angles:
             self._angles[key] = (source, make())

@@ -65,7 +65,7 @@ class RowLayer(DynamicLayer):
         return room.stores(0), room.stop
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Let every sequence continue from the one that `beam_idx` names."""
+        """Let every sequence continue from the one that `beam_idx`, [B] int64, names."""
         room = self._shown.room_for(self, beam_idx.shape[0], 0) if self._shown else None
         if room is None:
             DynamicLayer.reorder_cache(self, beam_idx)  # type: ignore[arg-type]  # annotated as LongTensor, which torch returns nowhere

@@ -75,7 +75,10 @@ def own_config(model: nn.Module, deal: RankDeal, collectives: Collectives) -> No
 
 
 def flat_codegen_heads(model: nn.Module, deal: RankDeal, collectives: Collectives) -> None:
-    """Take heads from all channels in a row, as this rank's lie, so that any number of heads works."""
+    """Take heads from all channels in a row, as this rank's lie, so that any number of heads works.
+
+    Raises: ShardingError where the channels do not divide into CodeGen's blocks.
+    """
     if deal.num_heads * deal.heads.head_dim % NUM_CODEGEN_BLOCKS:
         raise ShardingError(
             f"{deal.num_heads} heads of {deal.heads.head_dim} cannot be laid out in {NUM_CODEGEN_BLOCKS} blocks"

@@ -139,12 +139,12 @@ class PairedSum:
         self._kept: Tensor | None = None
 
     def put(self, partial: Tensor, bias: Tensor | None) -> Tensor:
-        """Keep the product and return what stands for it."""
+        """Keep the product and return what stands for it. Shapes: partial and result [..., N]; bias [N]."""
         self._kept = partial
         return (partial.new_zeros(1) if bias is None else bias).expand_as(partial)
 
     def add_to(self, partial: Tensor) -> Tensor:
-        """Return the sum of the kept product and the second."""
+        """Return the sum of the kept product and the second, of one shape."""
         kept, self._kept = self._kept, None
         return partial if kept is None else kept.add_(partial)
 

@@ -41,11 +41,12 @@ class WeightSource(Protocol):
     def part(self, name: str, dim: int, ranges: Sequence[range]) -> Tensor:
         """Return the ranges of one dimension of a tensor, one after the other, as a tensor of its own.
 
+        Shapes: as the tensor, but `dim` has the length of the ranges.
         Raises: ModelLoadError naming the tensor.
         """
 
     def whole(self, name: str) -> Tensor:
-        """Return a whole tensor.
+        """Return a whole tensor, in the shape that the model has it in.
 
         Raises: ModelLoadError naming the tensor.
         """
@@ -60,6 +61,7 @@ class ModelSource:
     def part(self, name: str, dim: int, ranges: Sequence[range]) -> Tensor:
         """Return a copy of the ranges, so that the whole tensor can be freed.
 
+        Shapes: as the tensor, but `dim` has the length of the ranges.
         Raises: ShardingError for a tensor on the meta device.
         """
         whole = self.whole(name)
@@ -67,7 +69,7 @@ class ModelSource:
         return torch.cat(pieces, dim).contiguous() if len(pieces) > 1 else pieces[0].clone().contiguous()
 
     def whole(self, name: str) -> Tensor:
-        """Return the parameter or buffer itself.
+        """Return the parameter or buffer itself, in its own shape.
 
         Raises: ShardingError for a tensor on the meta device.
         """
@@ -97,6 +99,7 @@ class CheckpointSource:
     def part(self, name: str, dim: int, ranges: Sequence[range]) -> Tensor:
         """Return the ranges of one dimension of a tensor, one after the other.
 
+        Shapes: as the tensor, but `dim` has the length of the ranges.
         Raises: ModelLoadError naming the tensor that is missing or has another shape or type.
         """
         template = self._templates[name]
@@ -114,7 +117,7 @@ class CheckpointSource:
         return result
 
     def whole(self, name: str) -> Tensor:
-        """Return a whole tensor.
+        """Return a whole tensor, in the shape that the model has it in.
 
         Raises: ModelLoadError naming the tensor that is missing or has another shape or type.
         """
