@@ -135,7 +135,10 @@ def _shared_memories(num_hosts: int) -> Iterator[list[str]]:
 
 
 def run_ranks(request: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Return what the ranks measured, and the exit code of the launch (the result is empty unless it is 0)."""
+    """Return what the ranks measured, and the exit code of the launch (the result is empty unless it is 0).
+
+    Raises: CommError when they end without a result; whatever `launch` raises.
+    """
     command = (sys.executable, "-m", "corebound.comm.bench_rank", "--request", json.dumps(request))
     spec = spec_from_options(command, bind_by_default=True, **options)
     with _captured_stdout() as written:

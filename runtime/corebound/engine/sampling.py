@@ -94,7 +94,10 @@ def local_candidates(logits: torch.Tensor, rows: Sequence[SamplingRow], vocab_st
 
 
 def needs_more(gathered: torch.Tensor, rows: Sequence[SamplingRow], shard_widths: Sequence[int]) -> bool:
-    """Return whether some nucleus reaches beyond the candidates that are certain to be the best of all ranks."""
+    """Return whether some nucleus reaches beyond the candidates that are certain to be the best of all ranks.
+
+    Shapes: gathered as `merge` takes it.
+    """
     for index, row in enumerate(rows):
         if _is_open_nucleus(row) and _nucleus(_Merged(gathered, index, shard_widths), row) is None:
             return True

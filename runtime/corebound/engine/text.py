@@ -52,7 +52,7 @@ class NoTokenizer:
     """Stands in for the tokenizer of a model that is only given token ids."""
 
     def encode(self, text: str) -> list[int]:
-        """Refuse: there is nothing to read text with."""
+        """Refuse: there is nothing to read text with. Raises: RequestError."""
         raise RequestError("a prompt is text, but this model was loaded without its tokenizer", hint="pass token ids")
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -43,6 +43,7 @@ class CheckpointSource:
     def part(self, name: str, dim: int, ranges: Sequence[range]) -> Tensor:
         """Return the ranges of one dimension, one after the other.
 
+        Shapes: as the tensor, but `dim` has the length of the ranges.
         Raises: ModelLoadError naming the tensor.
         """
         if self._files is not None and not self.has(name):
@@ -50,7 +51,7 @@ class CheckpointSource:
         return self._find(name).read(dim, ranges)
 
     def whole(self, name: str) -> Tensor:
-        """Return a whole tensor.
+        """Return a whole tensor, in the shape that the model has it in.
 
         Raises: ModelLoadError naming the tensor.
         """
@@ -98,14 +99,21 @@ class TakingSource:
         self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
 
     def part(self, name: str, dim: int, ranges: Sequence[range]) -> Tensor:
-        """Return the ranges of one dimension, one after the other."""
+        """Return the ranges of one dimension, one after the other.
+
+        Shapes: as the tensor, but `dim` has the length of the ranges.
+        Raises: whatever the source within raises.
+        """
         shape = self._shapes[name]
         if sum(len(part) for part in ranges) != shape[dim]:
             self.taken[name] = Taken(dim, tuple(ranges), shape)
         return self._converted(self._inner.part(name, dim, ranges))
 
     def whole(self, name: str) -> Tensor:
-        """Return a whole tensor."""
+        """Return a whole tensor, in its own shape.
+
+        Raises: whatever the source within raises.
+        """
         return self._converted(self._inner.whole(name))
 
     def _converted(self, tensor: Tensor) -> Tensor:

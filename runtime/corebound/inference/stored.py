@@ -46,7 +46,7 @@ class StoredTensor:
 
     @classmethod
     def whole(cls, name: str, content: TensorEntry | Tensor) -> StoredTensor:
-        """Return a tensor that is in one piece."""
+        """Return a tensor, of any shape, that is in one piece."""
         shape = tuple(content.shape)
         return cls(name=name, shape=shape, dim=0, pieces=(Piece(content, (range(shape[0]) if shape else range(1),)),))
 
@@ -59,6 +59,7 @@ class StoredTensor:
     def read(self, dim: int = 0, ranges: Sequence[range] | None = None) -> Tensor:
         """Return the ranges of a dimension, one after the other; None takes the whole tensor.
 
+        Shapes: as the tensor, but `dim` has the length of the ranges.
         Raises: ModelLoadError naming file and tensor.
         """
         if not self.shape or (ranges is None and len(self.pieces) == 1):

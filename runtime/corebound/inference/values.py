@@ -1,4 +1,7 @@
-"""Readers of single values of the inference configuration: each returns the checked value or says what it expected."""
+"""Readers of single values of the inference configuration: each returns the checked value or says what it expected.
+
+Raises (every reader): ConfigError naming the key, what was expected and what was found.
+"""
 
 from __future__ import annotations
 

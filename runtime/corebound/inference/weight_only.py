@@ -140,7 +140,10 @@ class QuantizedRowLinear(RowLinear):
         return self.quantized.num_outputs
 
     def multiply(self, input: Tensor) -> Tensor:
-        """Return this rank's part of the product, without bias."""
+        """Return this rank's part of the product, without bias.
+
+        Shapes: input [..., K of this rank]; result [..., N].
+        """
         return self.quantized.multiply(input)
 
 

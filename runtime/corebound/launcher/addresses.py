@@ -59,7 +59,10 @@ _IfAddrs._fields_ = (
 
 
 def own_addresses() -> tuple[Address, ...]:
-    """Return the addresses by which others may reach this machine: no loopback, nothing link-local, IPv4 first."""
+    """Return the addresses by which others may reach this machine: no loopback, nothing link-local, IPv4 first.
+
+    Raises: LaunchError when the kernel does not tell them.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     head = ctypes.POINTER(_IfAddrs)()
     if libc.getifaddrs(ctypes.byref(head)) != 0:

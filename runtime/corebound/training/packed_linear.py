@@ -61,6 +61,8 @@ class PackedLinear(nn.Module):
         """Return input times weight transposed, plus bias; of a gated pair, silu of the first times the second.
 
         Shapes: input [..., K] bfloat16; result [..., N]. Under autocast, results have autocast's type.
+
+        Raises: KernelError for an input that needs gradients, or of another type than bfloat16 without autocast.
         """
         if torch.is_grad_enabled() and input.requires_grad:
             raise KernelError(
