@@ -178,6 +178,7 @@ lint: setup ## Check style, layers, playbooks, scripts and the project's own rul
 	@$(if $(CONTAINERS),$(BIN)/hadolint $(CONTAINERS))
 	@PYTHONPATH=runtime $(BIN)/lint-imports
 	@$(PYTHON) .ci/check_repository.py
+	@$(PYTHON) .ci/check_docstrings.py
 
 .PHONY: format
 format: setup ## Rewrite Python and C++ sources in the project's format
