@@ -27,10 +27,10 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Errors:
-    """The error classes of the package, and which one the functions make that leave it to their caller to raise it."""
+    """The error classes of the package, and which ones functions of a name make for their caller to raise."""
 
     classes: frozenset[str]
-    makers: dict[str, str]
+    makers: dict[str, set[str]]
 
 
 def known_errors(modules: list[ast.Module]) -> Errors:
@@ -45,8 +45,11 @@ def known_errors(modules: list[ast.Module]) -> Errors:
     classes = {BASE_ERROR}
     while more := {name for name, above in bases.items() if above & classes} - classes:
         classes |= more
-    made = {found.name: _last_name(found.returns) for found in functions if found.returns}
-    return Errors(frozenset(classes), {name: kind for name, kind in made.items() if kind in classes})
+    makers: dict[str, set[str]] = {}
+    for found in functions:
+        if found.returns and _last_name(found.returns) in classes:
+            makers.setdefault(found.name, set()).add(_last_name(found.returns))
+    return Errors(frozenset(classes), makers)
 
 
 def problems(module: ast.Module, errors: Errors) -> Iterator[tuple[int, str, str]]:
@@ -85,7 +88,7 @@ def _lacks(node: ast.ClassDef | Function, told: bool, errors: Errors) -> Iterato
     # What a command's docstring says is its help: errors are told by the exit codes.
     raised = set() if told or decorators & {"command", "group"} else _raised(node, errors)
     if raised and not RAISES.search(text):
-        yield f"raises {', '.join(sorted(raised))}; its docstring has no Raises:"
+        yield f"raises {' or '.join(sorted(raised))}; its docstring has no Raises:"
     arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     named = [(each.arg, each.annotation) for each in arguments if each.annotation]
     annotations = [annotation for _, annotation in named] + ([node.returns] if node.returns else [])
@@ -112,10 +115,8 @@ def _raised(function: Function, errors: Errors) -> set[str]:
         node = waiting.pop()
         if isinstance(node, ast.Raise) and node.exc is not None:
             name = _last_name(node.exc)
-            if isinstance(node.exc, ast.Call):
-                name = errors.makers.get(name, name)
-            if name in errors.classes:
-                found.add(name)
+            made = errors.makers.get(name, set()) if isinstance(node.exc, ast.Call) else set()
+            found |= made or {name} & errors.classes
         if not isinstance(node, Function | ast.Lambda | ast.ClassDef):
             waiting.extend(ast.iter_child_nodes(node))
     return found

@@ -69,7 +69,10 @@ class CpuAccelerator(AbstractAccelerator):
             )
 
     def current_device(self) -> int:
-        """Return the local rank of this process, 0 outside of a launch."""
+        """Return the local rank of this process, 0 outside of a launch.
+
+        Raises: ConfigError for an environment of a rank that is not whole.
+        """
         return env.local_place()[0]
 
     def current_device_name(self) -> str:
@@ -77,7 +80,10 @@ class CpuAccelerator(AbstractAccelerator):
         return "cpu"
 
     def device_count(self) -> int:
-        """Return the ranks that the launcher started here, else the NUMA nodes whose CPUs this process may use."""
+        """Return the ranks that the launcher started here, else the NUMA nodes whose CPUs this process may use.
+
+        Raises: ConfigError for an environment of a rank that is not whole; HostError as `read_topology`.
+        """
         return env.local_place()[1] or len(cpu_visibility.visible_nodes(read_topology()))
 
     def synchronize(self, device_index: int | None = None) -> None:
@@ -169,19 +175,31 @@ class CpuAccelerator(AbstractAccelerator):
     # Memory
 
     def total_memory(self, device_index: int | None = None) -> int:
-        """Return the least of what the host, the cgroup and this process's NUMA nodes have, in bytes."""
+        """Return the least of what the host, the cgroup and this process's NUMA nodes have, in bytes.
+
+        Raises: HostError where /proc or /sys cannot be read.
+        """
         return cpu_memory.limits_here()[0]
 
     def available_memory(self, device_index: int | None = None) -> int:
-        """Return the least of what the host, the cgroup and this process's NUMA nodes can give, in bytes."""
+        """Return the least of what the host, the cgroup and this process's NUMA nodes can give, in bytes.
+
+        Raises: HostError where /proc or /sys cannot be read.
+        """
         return cpu_memory.limits_here()[1]
 
     def memory_allocated(self, device_index: int | None = None) -> int:
-        """Return the bytes of this process that are in memory, those of the program itself included."""
+        """Return the bytes of this process that are in memory, those of the program itself included.
+
+        Raises: HostError where the kernel does not say it.
+        """
         return cpu_memory.resident_bytes()
 
     def max_memory_allocated(self, device_index: int | None = None) -> int:
-        """Return the kernel's count of the most bytes that were in memory at once."""
+        """Return the kernel's count of the most bytes that were in memory at once.
+
+        Raises: HostError where the kernel does not say it.
+        """
         return cpu_memory.peak_bytes()
 
     def reset_peak_memory_stats(self, device_index: int | None = None) -> None:

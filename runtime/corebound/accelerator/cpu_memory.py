@@ -47,17 +47,26 @@ def bound_nodes(topology: Topology, place: ProcessPlace) -> tuple[int, ...]:
 
 
 def limits_here() -> tuple[int, int]:
-    """Return `limits` of this process."""
+    """Return `limits` of this process.
+
+    Raises: HostError where /proc or /sys cannot be read.
+    """
     return limits(Tree(), _topology(), read_process_place())
 
 
 def resident_bytes() -> int:
-    """Return the bytes of this process that are in memory now."""
+    """Return the bytes of this process that are in memory now.
+
+    Raises: HostError where the kernel does not say it.
+    """
     return _status_bytes("VmRSS")
 
 
 def peak_bytes() -> int:
-    """Return the most bytes that were ever in memory at once, since the last reset: the kernel's own count."""
+    """Return the most bytes that were ever in memory at once, since the last reset: the kernel's own count.
+
+    Raises: HostError where the kernel does not say it.
+    """
     return _status_bytes("VmHWM")
 
 

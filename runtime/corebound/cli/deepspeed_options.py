@@ -29,7 +29,10 @@ def unset_if_minus_one(ctx: click.Context, param: click.Parameter, value: int | 
 
 
 def set_log_level(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    """Set the level of the messages of launcher, agents and ranks."""
+    """Set the level of the messages of launcher, agents and ranks.
+
+    Raises: ConfigError for another level.
+    """
     if value is None:
         return
     level = "error" if value == "critical" else require_choice("level", value, env.LOG_LEVELS, where="--log_level")

@@ -28,14 +28,20 @@ def cluster_options(command: _Command) -> _Command:
 
 
 def open_job(target: str, context: str | None, namespace: str | None) -> tuple[KubernetesCluster, Reference]:
-    """Return a cluster, and the job that a name or a manifest's file means."""
+    """Return a cluster, and the job that a name or a manifest's file means.
+
+    Raises: ConfigError for a file that cannot be read or holds no job; HostError when the cluster does not answer.
+    """
     documents = manifest(target)
     cluster = connect(context, namespace)
     return cluster, job_of(target, documents, cluster, namespace)
 
 
 def manifest(target: str) -> list[Document] | None:
-    """Return the documents of a file, None for what is the name of a job."""
+    """Return the documents of a file, None for what is the name of a job.
+
+    Raises: ConfigError for a file that cannot be read.
+    """
     if target == "-" or "/" in target or target.endswith((".yaml", ".yml")):
         return read_documents(Path(target))
     return None

@@ -79,7 +79,10 @@ def plan(script: str | None, args: tuple[str, ...], as_json: bool, root: Path | 
 
 
 def agent_commands(spec: LaunchSpec, whole: LaunchPlan) -> tuple[tuple[str, ...], ...]:
-    """Return the commands that start the agents: one for each host, or a single one where MPI or Slurm does it."""
+    """Return the commands that start the agents: one for each host, or a single one where MPI or Slurm does it.
+
+    Raises: ConfigError for a launcher that cannot start them.
+    """
     if transport_of(spec, whole) == "local":
         return tuple(agent_command() for _ in whole.nodes)
     return launch_commands(spec, whole, env.snapshot())

@@ -96,7 +96,10 @@ def init_distributed(
 
 
 def get_local_rank() -> int:
-    """Return this rank's number on its host, 0 outside of a launch."""
+    """Return this rank's number on its host, 0 outside of a launch.
+
+    Raises: ConfigError for an environment of a rank that is not whole.
+    """
     place = env.rank_environment()
     return place.local_rank if place else 0
 

@@ -24,6 +24,8 @@ class GlooCollectives:
     """Collectives of a torch.distributed process group. `owns_group` destroys that group on close.
 
     `group` may also be a bare ProcessGroupGloo, which torch.distributed does not know; then `ranks` names its members.
+
+    Raises (every operation): as `Collectives`; ConfigError for a time that is not above 0 seconds.
     """
 
     name = "gloo"

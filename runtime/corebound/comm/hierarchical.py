@@ -73,7 +73,10 @@ class _Limit:
 
 
 class HierarchicalCollectives:
-    """Collectives of ranks on several hosts. `gloo`, over all ranks, serves the dtypes that are not summed here."""
+    """Collectives of ranks on several hosts. `gloo`, over all ranks, serves the dtypes that are not summed here.
+
+    Raises (every operation): as `Collectives`; ConfigError for a time that is not above 0 seconds.
+    """
 
     name = "hierarchical"
 

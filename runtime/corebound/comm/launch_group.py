@@ -64,6 +64,8 @@ def ensure_torch_group(timeout_s: float) -> None:
 
     After joining a launch of several ranks there is one; a rank alone needs none itself, but scripts ask
     torch.distributed.get_rank().
+
+    Raises: ConfigError for a time that is not above 0 seconds.
     """
     if dist.is_initialized():
         return
@@ -73,7 +75,10 @@ def ensure_torch_group(timeout_s: float) -> None:
 
 
 def job_id() -> str:
-    """Return the id of the launch, or a word for a process that was not launched."""
+    """Return the id of the launch, or a word for a process that was not launched.
+
+    Raises: ConfigError for an environment of a rank that is not whole.
+    """
     place = env.rank_environment()
     return place.job_id if place else "alone"
 

@@ -19,7 +19,10 @@ _DEFAULT = -1.0  # the native group's own timeout
 
 
 class ShmCollectives:
-    """Collectives through shared memory. `gloo`, over the same ranks, serves what shared memory cannot."""
+    """Collectives through shared memory. `gloo`, over the same ranks, serves what shared memory cannot.
+
+    Raises (every operation): as `Collectives`; ConfigError for a time that is not above 0 seconds.
+    """
 
     name = "shm"
 

@@ -30,7 +30,7 @@ class SingleCollectives:
         return tensor.unsqueeze(0).clone()
 
     def broadcast(self, tensor: torch.Tensor, root: int = 0, timeout_s: float | None = None) -> torch.Tensor:
-        """Return `tensor`, of any shape."""
+        """Return `tensor`, of any shape. Raises: CommError for a root other than 0."""
         check_root(root, 1)
         return tensor
 

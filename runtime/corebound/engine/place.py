@@ -14,6 +14,8 @@ def place_of_this_rank(comm: str) -> dict[str, Any]:
     """Return the entry of this rank in the `ranks` list that commands print; `comm` names its provider.
 
     Units: peak_rss_bytes, the most memory that the process had resident so far.
+
+    Raises: ConfigError for an environment of a rank that is not whole; KernelError as `kernels.active_isa`.
     """
     environment = rank_environment()
     place = read_process_place()
@@ -30,6 +32,9 @@ def place_of_this_rank(comm: str) -> dict[str, Any]:
 
 
 def local_size() -> int:
-    """Return how many ranks of this launch share this machine: 1 without a launch."""
+    """Return how many ranks of this launch share this machine: 1 without a launch.
+
+    Raises: ConfigError for an environment of a rank that is not whole.
+    """
     environment = rank_environment()
     return environment.local_size if environment else 1

@@ -53,7 +53,10 @@ def share_random_state(collectives: Collectives) -> None:
 
 
 def keep_together(module: nn.Module, collectives: Collectives) -> None:
-    """Make the module's generate() compare its inputs over the ranks and share random numbers before it starts."""
+    """Make the module's generate() compare its inputs over the ranks and share random numbers before it starts.
+
+    Raises: RequestError from that generate() where inputs differ, or for `max_time`, by which clocks would decide.
+    """
     generate = getattr(module, "generate", None)
     if collectives.size == 1 or generate is None:
         return

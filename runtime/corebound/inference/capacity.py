@@ -19,7 +19,10 @@ _KEY_AND_VALUE = 2
 
 
 def free_bytes(collectives: Collectives) -> int:
-    """Return how much memory every rank can take: the ranks of a machine share what is free. All ranks call it."""
+    """Return how many bytes every rank can take: the ranks of a machine share what is free. All ranks call it.
+
+    Raises: HostError as `read_topology`; CommError when a rank is gone.
+    """
     mine = torch.tensor([read_topology().memory.available_bytes // local_size()], dtype=torch.int64)
     return int(collectives.all_gather(mine).min())
 

@@ -247,5 +247,8 @@ def _scheme(block: Mapping[str, Any], asked: Scheme | None) -> Scheme:
 
 
 def default_dtype() -> torch.dtype:
-    """Return bfloat16 where the CPU multiplies it, else float32."""
+    """Return bfloat16 where the CPU multiplies it, else float32.
+
+    Raises: HostError as `read_topology`.
+    """
     return torch.bfloat16 if read_topology().isa.best in _BFLOAT16_ISAS else torch.float32

@@ -94,7 +94,10 @@ active = Implementations()
 
 
 def all_native() -> bool:
-    """Return whether every operator runs natively now, within `forced` too."""
+    """Return whether every operator runs natively now, within `forced` too.
+
+    Raises: KernelError as `table` does.
+    """
     return all(row["implementation"] == "native" for row in running_table())
 
 
@@ -141,6 +144,8 @@ def forced(*, mode: str | None = None, isa: str | None = None, missing: Collecti
     `isa` becomes and stays the variant of this process, as `COREBOUND_ISA` would make it.
 
     Yields the resulting rows. The earlier choice comes back at the end.
+
+    Raises: KernelError as `table` does.
     """
     settings = env.settings()
     chosen = mode or settings.kernels

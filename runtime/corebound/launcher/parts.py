@@ -14,7 +14,10 @@ from corebound.launcher.spec import LaunchSpec
 
 
 def make_part(spec: LaunchSpec, node: NodePlan, job_id: str) -> AgentPart:
-    """Return the part of one node, as its agent on this machine needs it."""
+    """Return the part of one node, as its agent on this machine needs it.
+
+    Raises: ConfigError for a core list that cannot be read.
+    """
     log_prefix = None
     if spec.log_dir is not None:
         log_prefix = str(spec.log_dir.absolute() / f"{time.strftime('%Y%m%d%H%M%S')}_rank")

@@ -145,6 +145,8 @@ def team_cpus() -> list[int]:
     """Return the CPUs of this process's team, as many as torch has threads; -1 for a thread that stays unpinned.
 
     A bound rank has just the cores that it uses. Where several ranks may use the same ones, each takes its own part.
+
+    Raises: HostError as `read_topology`; ConfigError for an environment of a rank that is not whole.
     """
     topology, environment = read_topology(), rank_environment()
     cores = [core.cpus[0] for core in topology.physical_cores()]

@@ -38,7 +38,10 @@ class Verification:
 
 
 def model_listing(model_dir: Path) -> Listing:
-    """Return digest and size of a model's files by name, as the manifest or the hub has them; empty without either."""
+    """Return digest and size of a model's files by name, as the manifest or the hub has them; empty without either.
+
+    Raises: ModelLoadError for a manifest that is damaged.
+    """
     return _manifest(model_dir) or _hub_digests(model_dir)
 
 
@@ -87,7 +90,10 @@ def verify_manifest(
 
 
 def write_manifest(model_dir: Path) -> Path:
-    """Write the manifest of a model directory as it is now, and return its path."""
+    """Write the manifest of a model directory as it is now, and return its path.
+
+    Raises: ModelLoadError naming the file that cannot be read.
+    """
     files = {path.name: {"sha256": file_digest(path), "bytes": path.stat().st_size} for path in _model_files(model_dir)}
     target = model_dir / MANIFEST_FILE
     target.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")

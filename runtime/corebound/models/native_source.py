@@ -86,7 +86,11 @@ class NativeSource:
 def packed_source(
     description: ModelDescription, plan: ShardPlan, rank: int
 ) -> tuple[PackedReader | None, dict[str, PackedField]]:
-    """Return what reads the packed matrices of a checkpoint, and these by field; None and nothing for a plain one."""
+    """Return what reads the packed matrices of a checkpoint, and these by field; None and nothing for a plain one.
+
+    Raises: ShardingError for groups in the order of activations whose inputs ranks would cut; ModelLoadError as
+        `PackedReader.fields`.
+    """
     if description.packed is None:
         return None, {}
     check_activation_order(plan, description.packed, description.entries)

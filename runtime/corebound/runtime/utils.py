@@ -12,7 +12,10 @@ _GIB = 1 << 30
 
 
 def see_memory_usage(message: str, force: bool = False) -> None:
-    """Log the most memory that this process has had, and what is free for it, on rank 0; without `force` do nothing."""
+    """Log the most memory that this process has had, and what is free for it, on rank 0; without `force` do nothing.
+
+    Raises: ConfigError for an environment of a rank that is not whole; HostError as `read_topology`.
+    """
     place = rank_environment()
     if not force or (place is not None and place.rank != 0):
         return

@@ -23,7 +23,10 @@ class _Mount:
 
 
 def read_cgroup(tree: Tree) -> CgroupLimits:
-    """Return what the cgroups of the process allow."""
+    """Return what the cgroups of the process allow.
+
+    Raises: HostError for a file of the kernel that is malformed.
+    """
     mounts = _mounts(tree)
     paths = _paths(tree)
     if not mounts or not paths:

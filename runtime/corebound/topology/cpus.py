@@ -24,6 +24,7 @@ def read_cpus(tree: Tree, affinity: tuple[int, ...] | None, warnings: list[str])
     """Return all CPUs, each on node -1 until the nodes are read.
 
     Source: sysfs; else /proc/cpuinfo; else `affinity` alone, with a warning for either.
+    Raises: HostError for a file of the kernel that is malformed.
     """
     listed = tree.cpu_list(f"{_BASE}/online")
     present = set(tree.cpu_list(f"{_BASE}/present") or ()) | set(tree.numbered(_BASE, "cpu"))
@@ -105,7 +106,10 @@ def read_cpuinfo(tree: Tree) -> CpuInfo:
 
 
 def read_caches(tree: Tree, cpus: tuple[Cpu, ...]) -> tuple[Cache, ...]:
-    """Return each cache once, by level, kind and lowest CPU; empty where sysfs has none."""
+    """Return each cache once, by level, kind and lowest CPU; empty where sysfs has none.
+
+    Raises: HostError for a file of the kernel that is malformed.
+    """
     caches = []
     covered: dict[int, set[int]] = {}
     for cpu in cpus:

@@ -14,7 +14,10 @@ _REMOTE_DISTANCE = 20
 
 
 def read_nodes(tree: Tree, cpus: tuple[Cpu, ...], cgroup: CgroupLimits, warnings: list[str]) -> tuple[NumaNode, ...]:
-    """Return the online nodes by id; one node 0 with every CPU where the kernel shows none."""
+    """Return the online nodes by id; one node 0 with every CPU where the kernel shows none.
+
+    Raises: HostError for a file of the kernel that is malformed.
+    """
     online = {cpu.id for cpu in cpus if cpu.online}
     ids = tree.cpu_list(f"{_BASE}/online") or tree.numbered(_BASE, "node")
     ids = tuple(node for node in ids if tree.is_dir(f"{_BASE}/node{node}"))

@@ -32,7 +32,7 @@ def found(source: str) -> list[tuple[str, str]]:
         ("def run():\n  '''Run.'''\n  if 1:\n    raise errors.ModelError", "run", "raises ModelError"),
         ("def run(reader):\n  '''Run.'''\n  raise reader.wrong('x') from None", "run", "raises DamagedError"),
         (
-            "class Reader:\n  '''Raises: ModelError at first.'''\n  def run(self):\n    '''Run.'''\n    raise ModelError",
+            "class Reader:\n  '''Raises: ModelError once.'''\n  def run(self):\n    '''Run.'''\n    raise ModelError",
             "Reader.run",
             "raises ModelError",
         ),

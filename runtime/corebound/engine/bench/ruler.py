@@ -40,7 +40,10 @@ class Ruler:
         return cls(topology=topology, cpus=tuple(sorted(set(cpus) & os.sched_getaffinity(0))))
 
     def read(self) -> Reading:
-        """Return what the machine gives now."""
+        """Return what the machine gives now.
+
+        Raises: KernelError when it cannot be measured.
+        """
         size = bytes_beyond_caches(self.topology, self.cpus)
         memory = measure_read(self.cpus, bytes_per_thread=size, num_repetitions=_NUM_READS)
         gemm = measure_gemm("bfloat16", len(self.cpus), size=self.gemm_size, num_repetitions=_NUM_PRODUCTS)

@@ -196,7 +196,10 @@ DIALECTS: dict[str, Starter] = {
 
 
 def interface_to(hosts: Sequence[str]) -> str | None:
-    """Return the interface that leads to the first host elsewhere, None when all are here or cannot be resolved."""
+    """Return the interface that leads to the first host elsewhere, None when all are here or cannot be resolved.
+
+    Raises: LaunchError when the kernel does not tell the addresses of this machine.
+    """
     addresses = own_addresses()
     sources = (source_address(host) for host in hosts)
     found = (address.interface for source in sources for address in addresses if address.ip == source)

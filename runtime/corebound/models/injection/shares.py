@@ -26,7 +26,10 @@ class HeadShare:
 
 
 def head_share(description: BlockDescription, collectives: Collectives, *, sharded: bool) -> HeadShare:
-    """Return the heads that this rank's blocks compute."""
+    """Return the heads that this rank's blocks compute.
+
+    Raises: ShardingError for more ranks than heads.
+    """
     heads = Heads(description.num_heads, description.num_kv_heads, description.head_dim)
     rank, num_ranks = (collectives.rank, collectives.size) if sharded else (0, 1)
     deal = rank_deal(heads, rank, num_ranks)
