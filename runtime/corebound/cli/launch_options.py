@@ -78,7 +78,7 @@ _OPTIONS = (
     _option("--launcher", callback=_launcher, metavar=f"{{{','.join(LAUNCHERS)}}}", help="How to reach the hosts."),
     _option("--launcher_args", metavar="TEXT", help="More arguments for the launcher's own command."),
     _option("--remote_python", metavar="FILE", help="Python of the other hosts; by default the same path as here."),
-    _option("--venv_script", type=_PATH, metavar="FILE", help="Read by bash on each host before its ranks start."),
+    _option("--venv_script", type=_PATH, metavar="FILE", help="Read by bash on other hosts before the agent starts."),
     _option("--master_addr", metavar="HOST", help="Where ranks meet; by default the first host."),
     _option("--master_port", type=int, metavar="N", help="Port where ranks meet; by default 29500, or a free one."),
     _option("--ssh_port", type=int, metavar="N", help="Port of the hosts' SSH servers."),

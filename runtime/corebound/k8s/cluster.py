@@ -62,8 +62,8 @@ class Cluster(Protocol):
 class KubernetesCluster:
     """The cluster of a context of kubectl's configuration, or the one that this pod runs in.
 
-    Raises (every method): HostError when the cluster does not answer; ConfigError or HostError for what it refuses, with
-        its own words.
+    Raises (every method): HostError when the cluster does not answer; ConfigError or HostError for what it refuses,
+        with its own words.
     """
 
     def __init__(self, api_client: Any, namespace: str) -> None:
