@@ -90,7 +90,7 @@ def targets(
             num_rounds=rounds,
         )
         found = measure(_chosen(only), settings, results, cache_dir)
-    click.echo(json.dumps(found, indent=2) if as_json else _table(found))
+    click.echo(json.dumps(found, indent=2) if as_json else table(found))
     return 0
 
 
@@ -147,12 +147,18 @@ def _command(lines: list[str], settings: Settings) -> str:
     return " ".join(words)
 
 
-def _table(found: dict[str, Any]) -> str:
+def table(found: dict[str, Any]) -> str:
+    """Return the table for humans."""
     load = found["load"]
     rows = [(row["line"], *cells_of(row)) for row in found["rows"]]
-    notes = [f"{row['line']}: {row['what']}: {row['note']}" for row in found["rows"] if row["note"]]
+    # One that a whole line has in common is said once.
+    notes = dict.fromkeys(
+        ": ".join([row["line"], *([] if row["found"] else [row["what"]]), row["note"]])
+        for row in found["rows"]
+        if row["note"]
+    )
     busy = (
         f"{found['num_rounds']} rounds in {found['elapsed_s'] / 60:.1f} minutes; other processes took "
         f"{load['other_share']:.0%} of the processors' time, the hypervisor {load['steal_share']:.0%}"
     )
-    return "\n".join([render_table(_HEADER, rows), "", *dict.fromkeys(notes), busy])
+    return "\n".join([render_table(_HEADER, rows, max_width=72), "", *notes, busy])

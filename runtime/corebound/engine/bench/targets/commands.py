@@ -116,7 +116,6 @@ def quality_findings(rows: Sequence[dict[str, Any]]) -> list[Finding | NotMeasur
             ratios=[row["perplexity"] / plain],
             measured=Measured(name="perplexity", unit="", rounds=[row["perplexity"]]),
             limit=Measured(name=rows[0]["scheme"], unit="", rounds=[plain]),
-            note=f"logits error {row['logits_error']:.4f}, same top token {row['same_top_token']:.1%}",
         )
         for row in rows[1:]
     ]

@@ -97,7 +97,7 @@ def two_ranks(samples: Samples, shape: str, settings: Settings) -> list[Finding]
     for case, name, figure in wanted:
         one, two = samples.find(ONE_RANK, case), samples.find(TWO_RANKS, case)
         if one and two:
-            what = f"{shape}, bfloat16, 2 ranks over 1 rank on all cores: {name}"
+            what = f"2 ranks over 1, {name}: {shape}, bfloat16"
             findings.append(_times("ranks", what, "at most", TWO_RANKS_BOUND, _ms(two, figure), _ms(one, figure)))
     return findings
 
@@ -107,7 +107,7 @@ def cached_two_ranks(samples: Samples, shape: str, alone: Who, pair: Who, note: 
     one, two = samples.find(alone, "decode"), samples.find(pair, "decode")
     if not one or not two:
         return []
-    what = f"{shape}, bfloat16, 1 rank on 1 core over 2 ranks on 1 core each: next token"
+    what = f"1 core over 2 ranks, next token: {shape}, bfloat16"
     bound = CACHED_TWO_RANKS_BOUND
     return [_times("ranks", what, "at least", bound, _ms(one, "step_ms"), _ms(two, "step_ms"), note)]
 
@@ -117,7 +117,7 @@ def beams(samples: Samples, shape: str) -> list[Finding]:
     batch, beam = samples.find(ONE_RANK, "beams: batch"), samples.find(ONE_RANK, "beams: beam")
     if not batch or not beam:
         return []
-    what = f"{shape}, bfloat16, beam {NUM_BEAMS} over batch {NUM_BEAMS}: next token"
+    what = f"beam {NUM_BEAMS} over batch {NUM_BEAMS}, next token: {shape}, bfloat16"
     return [_times("beams", what, "at most", BEAMS_BOUND, _ms(beam, "step_ms"), _ms(batch, "step_ms"))]
 
 
@@ -131,7 +131,7 @@ def batches(samples: Samples, shape: str) -> list[Finding]:
         findings.append(
             Finding(
                 line="batches",
-                what=f"{shape}, bfloat16, batch {batch} over batch 1: tokens a second",
+                what=f"batch {batch} over batch 1, tokens/s: {shape}, bfloat16",
                 sense="at least",
                 bound=None,
                 ratios=ratios_of(speeds, singles),
@@ -147,7 +147,7 @@ def busy_core(samples: Samples, shape: str) -> list[Finding]:
     free, taken = samples.find(ONE_RANK, "busy: free"), samples.find(ONE_RANK, "busy: taken")
     if not free or not taken:
         return []
-    what = f"{shape}, bfloat16, one core taken over undisturbed: next token"
+    what = f"one core taken over free, next token: {shape}, bfloat16"
     return [_times("busy", what, "at most", BUSY_CORE_BOUND, _ms(taken, "step_ms"), _ms(free, "step_ms"))]
 
 
@@ -160,9 +160,9 @@ def memory(samples: Samples, shape: str, checkpoint_bytes: dict[str, int], cache
             continue
         limit = checkpoint_bytes[dtype] + cache_bytes
         parts = (
-            (f"{shape}, {dtype}: the whole process", turn.resident_bytes, MEMORY_BOUND),
+            (f"whole process: {shape}, {dtype}", turn.resident_bytes, MEMORY_BOUND),
             (
-                f"{shape}, {dtype}: without what torch took before",
+                f"beside torch: {shape}, {dtype}",
                 turn.resident_bytes - turn.before_load_bytes,
                 MEMORY_BOUND,
             ),
@@ -177,7 +177,7 @@ def memory(samples: Samples, shape: str, checkpoint_bytes: dict[str, int], cache
                     ratios=[num_bytes / limit],
                     measured=Measured(name="resident", unit="MiB", rounds=[num_bytes / 2**20]),
                     limit=Measured(name="checkpoint and cache", unit="MiB", rounds=[limit / 2**20]),
-                    note="loaded once a run",
+                    note="each model is loaded once a run, and measured after its first prompt",
                 )
             )
     return findings

@@ -56,7 +56,7 @@ def compare(predictions: Sequence[dict[Who, Prediction]], samples: Samples, shap
             findings.append(
                 Finding(
                     line="plan",
-                    what=f"{shape}, {who}: {what}, predicted over measured",
+                    what=f"{what}, predicted over measured: {shape}, {who}",
                     sense="within",
                     bound=BOUND,
                     ratios=ratios_of(predicted, measured),
