@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from corebound.engine.bench.markdown import markdown_table, size_name
@@ -36,7 +37,11 @@ def _faster(rows: Sequence[Row]) -> Iterable[tuple[str, ...]]:
             found = [row for row in alone if (row["dtype"], row["num_prompt_tokens"]) == (dtype, length)]
             for figure, name in (("next_token_ms", "next token"), ("first_token_ms", "first token")):
                 what = f"{name}, {dtype}, prompt of {length}: fastest other over ours"
-                yield from _compared(what, 1.0, found, lambda row, figure=figure: float(row[figure]), "ms")
+                yield from _compared(what, 1.0, found, partial(_figure, figure), "ms")
+
+
+def _figure(name: str, row: Row) -> float:
+    return float(row[name])
 
 
 def _compared(what: str, bound: float, rows: Sequence[Row], value: Callable[[Row], float], unit: str) -> Iterable[Any]:

@@ -72,7 +72,7 @@ def cells_of(row: dict[str, Any]) -> tuple[str, ...]:
         return (row["what"], row["promised"], "not measured", "", "", "", "", "")
     found = row["found"]
     met = {True: "yes", False: "no", None: ""}[row["is_met"]]
-    spread = tuple(f"{found[name]:.2f}" for name in ("median", "p10", "p90"))
+    spread = tuple(f"{found[name]:.3f}" for name in ("median", "p10", "p90"))
     return (row["what"], row["promised"], *spread, _quantity(row["measured"]), _quantity(row["limit"]), met)
 
 

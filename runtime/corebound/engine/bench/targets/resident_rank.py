@@ -43,7 +43,10 @@ def _serve(collectives: Collectives) -> None:
         turn = _next_turn(job, number)
         if turn is None:
             return
-        cases = [_run(llm, case) for case in turn.cases]
+        cases = []
+        for case in turn.cases:
+            _run(llm, case.for_warm_up())
+            cases.append(_run(llm, case))
         resident = _sum(collectives, resident_bytes())
         weight_bytes = _sum(collectives, llm.weight_bytes_per_token)
         ranks = llm.ranks()

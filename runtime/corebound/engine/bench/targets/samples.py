@@ -10,14 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from corebound.engine.bench.peers.adapters.protocol import BenchCase
 from corebound.engine.bench.ruler import Reading, Ruler
 from corebound.engine.bench.series import Sample
 from corebound.engine.bench.targets.resident import ResidentRanks
 from corebound.engine.bench.targets.turn_files import TurnCase, TurnReport
 
-_WARM_UP_TOKENS = 4
-_MOST_WARM_UP_PROMPT = 512
 # A loop that never rests, as a process that shares a core may be.
 _BUSY = "while True: pass"
 
@@ -74,7 +71,7 @@ def run_rounds(
 ) -> Samples:
     """Return the samples of rounds in which everyone takes turns; models are loaded once, before the first.
 
-    The first turn of ranks has `first_cases`, whose memory counts, and a second one warms up. `each_round` is called
+    The first turn of ranks has `first_cases`, whose memory counts. `each_round` is called
     at the start of every round.
     """
     samples = Samples()
@@ -85,7 +82,6 @@ def run_rounds(
             one = ResidentRanks(model_dir, who.dtype, who.num_ranks, kv_cache_gib=kv_cache_gib, cpus=who.cpus or None)
             ranks[who] = stack.enter_context(one)
             samples.first[who] = one.turn(first_cases)
-            one.turn([_warm_up(case) for turn in turns if turn.who == who for case in turn.cases])
         for number in range(num_rounds):
             each_round()
             samples.readings.append(ruler.read())
@@ -108,12 +104,6 @@ def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler)
     for case, report in zip(turn.cases, found.report.cases, strict=True):
         sample = Sample(engine=found.report, case=report, before=before, after=after)
         samples.of_case.setdefault((turn.who, case.name), []).append(sample)
-
-
-def _warm_up(case: TurnCase) -> TurnCase:
-    prompts = [prompt[-_MOST_WARM_UP_PROMPT:] for prompt in case.case.for_warm_up().prompt_token_ids]
-    shorter = BenchCase(prompt_token_ids=prompts, num_new_tokens=_WARM_UP_TOKENS)
-    return TurnCase(name=case.name, case=shorter, num_beams=case.num_beams)
 
 
 @contextlib.contextmanager

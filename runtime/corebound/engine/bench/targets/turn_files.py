@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from corebound.engine.bench.peers.adapters.protocol import BenchCase, BenchReport, CaseReport
+
+_WARM_UP_TOKENS = 4
+_MOST_WARM_UP_PROMPT = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,11 @@ class TurnCase:
     name: str
     case: BenchCase
     num_beams: int = 1
+
+    def for_warm_up(self) -> TurnCase:
+        """Return a case like this one of other prompts, shorter where they are very long, and with few tokens."""
+        prompts = [prompt[-_MOST_WARM_UP_PROMPT:] for prompt in self.case.for_warm_up().prompt_token_ids]
+        return dataclasses.replace(self, case=BenchCase(prompt_token_ids=prompts, num_new_tokens=_WARM_UP_TOKENS))
 
 
 @dataclass(frozen=True, kw_only=True)
