@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "memory": ("corebound.cli.bench_memory", "Measure the read bandwidth of memory, the ceiling of decode."),
     "peers": ("corebound.cli.bench_peers", "Measure Corebound and other engines in turns, and write a report."),
     "quality": ("corebound.cli.bench_quality", "Measure what int8 and int4 weights cost in perplexity and logits."),
+    "targets": ("corebound.cli.bench_targets", "Measure every promised figure beside its limit."),
 }
 
 
@@ -30,4 +31,5 @@ def bench() -> None:
       corebound bench generate --shape llama-1.1b --num-ranks 2 --compare transformers
       corebound bench load --shape llama-1.1b --written
       corebound bench quality --model demo
+      corebound bench targets --results docs/benchmarks/targets.json
     """  # noqa: D301  click reads the \b

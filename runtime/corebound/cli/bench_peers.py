@@ -9,20 +9,18 @@ from typing import Any
 
 import click
 
-from corebound.cli import bench_generate, bench_peers_sums
+from corebound.cli import bench_generate, bench_peers_sums, bench_targets
 from corebound.cli.bench_generate import NumbersType
 from corebound.cli.bench_model import benchmark_model_dir
 from corebound.config.suggest import require_choice
+from corebound.engine.bench import results as files
 from corebound.engine.bench import session
 from corebound.engine.bench.load import LoadWatch
+from corebound.engine.bench.page import write_page
 from corebound.engine.bench.peers import machine
 from corebound.engine.bench.peers.catalog import DEFAULT_FOLDER, PEERS
-from corebound.engine.bench.peers.report import write_report
 from corebound.engine.bench.shapes import SHAPES
-from corebound.errors import ConfigError
 from corebound.topology import read_topology
-
-_SCHEMA = 1
 
 
 @click.command()
@@ -46,7 +44,7 @@ _SCHEMA = 1
     "--from-results",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Measure nothing: report on these earlier results; repeatable.",
+    help="Measure nothing: report on these earlier results, of `bench targets` too; repeatable.",
     metavar="FILE",
 )
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write a report there.", metavar="FILE")
@@ -68,14 +66,15 @@ def peers(
 
     \b
     Examples:
-      corebound bench peers --output docs/benchmarks.md --results reports/peers.json
+      corebound bench peers --output docs/benchmarks.md --results docs/benchmarks/peers.json
       corebound bench peers --peers llama_cpp,openvino --dtype bfloat16,int8,int4 --rounds 5 --json
       corebound bench peers --shape llama-tiny --rounds 1 --new-tokens 8    a try in a minute
-      corebound bench peers --from-results reports/peers.json --output docs/benchmarks.md
+      corebound bench peers --from-results docs/benchmarks/targets.json --from-results docs/benchmarks/peers.json \\
+          --output docs/benchmarks.md
     """  # noqa: D301  click reads the \b
-    found = [_read(path) for path in from_results] or [measure(_chosen(names), results, **options)]
+    found = [files.read(path) for path in from_results] or [measure(_chosen(names), results, **options)]
     if output is not None:
-        for path in write_report(found, output):
+        for path in write_page(found, output):
             click.echo(f"written: {path}", err=True)
     click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2) if as_json else _tables(found))
     return 0
@@ -89,7 +88,7 @@ def measure(names: list[str], results: Path | None = None, **options: Any) -> di
     watch = LoadWatch()
     contenders, left_out = _contenders(names, dtypes, options["ranks"], folder)
     facts = {
-        "schema": _SCHEMA,
+        "schema": files.SCHEMA,
         "command": _command(names, options),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "shape": options["shape"],
@@ -124,12 +123,9 @@ def measure(names: list[str], results: Path | None = None, **options: Any) -> di
 
 
 def _save(found: dict[str, Any], results: Path | None) -> dict[str, Any]:
-    """Write what was found where it was asked for, by one rename, and return it."""
+    """Write what was found where it was asked for, and return it."""
     if results is not None:
-        results.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = results.with_name(f".{results.name}.new")
-        unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(results)
+        files.write(results, found)
     return found
 
 
@@ -172,16 +168,8 @@ def _command(names: list[str], options: dict[str, Any]) -> str:
     return " ".join([*words, f"--new-tokens {options['new_tokens']}", f"--rounds {options['rounds']}"])
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        schema = found["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: expected results of `corebound bench peers`: {error}") from error
-    if schema != _SCHEMA:
-        raise ConfigError(f"{path}: expected results of schema {_SCHEMA}, found {schema}")
-    return dict(found)
-
-
 def _tables(results: list[dict[str, Any]]) -> str:
-    return "\n\n".join(bench_generate.table(result) for result in results)
+    return "\n\n".join(
+        bench_targets.table(result) if result.get("benchmark") == files.TARGETS else bench_generate.table(result)
+        for result in results
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -15,8 +17,10 @@ from corebound.cli.launch_options import launch_options
 from corebound.engine.bench.peers import process
 from corebound.engine.bench.peers.adapters.protocol import BenchJob
 from corebound.engine.bench.peers.catalog import PEERS
+from corebound.engine.bench.placements import on_cpus, placements
 from corebound.engine.bench.series import percentile
 from corebound.errors import CommError
+from corebound.topology import read_topology
 
 SIZES = (8 << 10, 64 << 10, 1 << 20, 32 << 20)
 NUM_RANKS = 2
@@ -29,29 +33,36 @@ def measure(
     names: list[str], folder: Path, num_rounds: int, announce: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the rows of everyone's sums, medians over the rounds, and who failed and why."""
-    rounds: dict[tuple[str, str, int], list[dict[str, float]]] = {}
+    rounds: dict[tuple[str, str, str, int], list[dict[str, float]]] = {}
     failures: list[dict[str, Any]] = []
     peers = [name for name in names if PEERS[name].sum_adapter and PEERS[name].python(folder) is not None]
-    for number in range(num_rounds):
-        for row in _ours():
-            rounds.setdefault((row["provider"], row["entry"], row["bytes"]), []).append(row)
-        for name in list(peers):
-            try:
-                found = _theirs(name, folder)
-            except process.PeerError as error:
-                peers.remove(name)
-                failures.append({"engine": name, "dtype": f"all-reduce, {_DTYPE}", "reason": str(error)})
-                announce(f"all-reduce: {name}: {error}")
-                continue
-            for num_bytes, figures in found.items():
-                rounds.setdefault((name, "python", num_bytes), []).append(figures)
-        announce(f"all-reduce: round {number + 1} of {num_rounds}")
+    for number, (placement, cpus) in itertools.product(range(num_rounds), _pairs().items()):
+        with on_cpus(cpus):
+            for row in _ours():
+                rounds.setdefault((placement, row["provider"], row["entry"], row["bytes"]), []).append(row)
+            for name in list(peers):
+                try:
+                    found = _theirs(name, folder)
+                except process.PeerError as error:
+                    peers.remove(name)
+                    failures.append({"engine": name, "dtype": f"all-reduce, {_DTYPE}", "reason": str(error)})
+                    announce(f"all-reduce: {name}: {error}")
+                    continue
+                for num_bytes, figures in found.items():
+                    rounds.setdefault((placement, name, "python", num_bytes), []).append(figures)
+        announce(f"all-reduce, {placement} cores: round {number + 1} of {num_rounds}")
     rows = [
         {"provider": provider, "entry": entry, "dtype": _DTYPE, "bytes": num_bytes, "num_ranks": NUM_RANKS}
+        | {"placement": placement}
         | {name: round(statistics.median(one[name] for one in found), 3) for name in _FIGURES}
-        for (provider, entry, num_bytes), found in rounds.items()
+        for (placement, provider, entry, num_bytes), found in rounds.items()
     ]
     return sorted(rows, key=lambda row: row["bytes"]), failures
+
+
+def _pairs() -> dict[str, tuple[int, ...]]:
+    """Return the CPUs of each placement; all of a machine that has no two cores."""
+    return dict(placements(read_topology())) or {"shared": tuple(sorted(os.sched_getaffinity(0)))}
 
 
 def _ours() -> list[dict[str, Any]]:

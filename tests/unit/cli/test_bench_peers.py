@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         Ruler, "read", lambda self: Reading(read_gb_per_s=20.0, best_read_gb_per_s=21.0, gemm_gflop_per_s=1000.0)
     )
+    monkeypatch.setattr(bench_peers_sums, "_pairs", lambda: {"near": tuple(os.sched_getaffinity(0))})
     monkeypatch.setattr(
         bench_peers_sums, "_ours", lambda: [{"provider": "floor", "entry": "plain", "bytes": 8192, **figures}]
     )

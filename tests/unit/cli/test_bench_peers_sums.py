@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,29 @@ def test_rows_are_medians_over_rounds_and_a_failure_is_said_once(
             raise process.PeerError("no g++")
         return SumReport(times_us={"8192": [5.0, 5.0, 5.0]}, version="1")
 
+    monkeypatch.setattr(module, "_pairs", lambda: {"near": tuple(os.sched_getaffinity(0))})
     monkeypatch.setattr(module, "_ours", ours)
     monkeypatch.setattr(process, "time_sums", theirs)
     rows, failures = module.measure(["vllm_tp", "deepspeed_tp", "llama_cpp"], tmp_path, 3, lambda text: None)
     assert turns == ["ours", "vllm", "deepspeed", "ours", "vllm", "ours", "vllm"]
     assert [(row["provider"], row["p50_us"]) for row in rows] == [("shm", 20.0), ("vllm_tp", 5.0)]
     assert failures == [{"engine": "deepspeed_tp", "dtype": "all-reduce, bfloat16", "reason": "no g++"}]
+
+
+def test_sums_are_timed_in_every_placement_on_its_own_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = os.sched_getaffinity(0)
+    pairs = {"near": tuple(allowed), "far": (min(allowed),)}
+    seen: list[set[int]] = []
+
+    def ours():
+        seen.append(os.sched_getaffinity(0))
+        time = float(len(seen))
+        return [{"provider": "shm", "entry": "native", "bytes": 8192, **{f"p{p}_us": time for p in (10, 50, 90, 99)}}]
+
+    monkeypatch.setattr(module, "_pairs", lambda: pairs)
+    monkeypatch.setattr(module, "_ours", ours)
+    rows, _ = module.measure([], tmp_path, 2, lambda text: None)
+    assert seen == [set(pairs["near"]), set(pairs["far"])] * 2
+    assert os.sched_getaffinity(0) == allowed
+    # Rounds 1 and 3 are near, 2 and 4 far.
+    assert [(row["placement"], row["p50_us"]) for row in rows] == [("near", 2.0), ("far", 3.0)]

@@ -33,6 +33,20 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 250880,
         "tie_word_embeddings": True,
     },
+    # 0.2 GB in bfloat16, which a server's last-level cache holds.
+    "llama-110m": {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    },
     # Small enough to try an engine in seconds; all widths divide by 128, which some quantised formats need.
     "llama-tiny": {
         "model_type": "llama",

@@ -1,0 +1,1 @@
+"""What `corebound bench targets` measures: every promised figure that needs no other engine, beside its limit."""

@@ -1,0 +1,111 @@
+"""Ranks of this machine that keep their model loaded and do turns when asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from corebound.engine.bench.targets.turn_files import ResidentJob, Turn, TurnCase, TurnReport, write_whole
+from corebound.errors import LaunchError
+from corebound.launcher import LaunchSpec, launch
+
+_LAUNCH = (sys.executable, "-m", "corebound.engine.bench.targets.resident")
+_RANK = (sys.executable, "-m", "corebound.engine.bench.targets.resident_rank")
+_LOOK_EVERY_S = 0.02
+_END_WITHIN_S = 60.0
+
+
+class ResidentRanks:
+    """One model on `num_ranks` ranks, loaded by the first turn; without `cpus` the ranks share all allowed cores."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        dtype: str,
+        num_ranks: int,
+        *,
+        kv_cache_gib: float,
+        cpus: Iterable[int] | None = None,
+    ) -> None:
+        self._stack = ExitStack()
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="corebound-resident-"))
+        self._job = ResidentJob(
+            model_dir=str(model_dir.resolve()),
+            dtype=dtype,
+            folder=folder,
+            owner_pid=os.getpid(),
+            kv_cache_gib=kv_cache_gib,
+        )
+        self._num_turns = 0
+        request = {"num_ranks": num_ranks, "cpus": None if cpus is None else sorted(cpus)}
+        self._process = subprocess.Popen(_LAUNCH, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request | {"job": dataclasses.asdict(self._job)}).encode())
+        self._process.stdin.close()
+
+    def turn(self, cases: Sequence[TurnCase]) -> TurnReport:
+        """Return what one turn found.
+
+        Raises: LaunchError when the ranks have ended.
+        """
+        number = self._num_turns
+        self._num_turns += 1
+        write_whole(self._job.turn_path(number), dataclasses.asdict(Turn(cases=cases)))
+        report = self._job.report_path(number)
+        while not report.is_file():
+            # Looked for once more: the report may have come right before the end.
+            if (code := self._process.poll()) is not None and not report.is_file():
+                raise LaunchError(
+                    f"ranks that kept a model ended with exit code {code}", hint="the lines above say why"
+                )
+            time.sleep(_LOOK_EVERY_S)
+        return TurnReport.from_json(json.loads(report.read_text(encoding="utf-8")))
+
+    def close(self) -> None:
+        """Let the ranks end, and wait until they have."""
+        with self._stack:
+            if self._process.poll() is None:
+                write_whole(self._job.turn_path(self._num_turns), None)
+            try:
+                self._process.wait(_END_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                self._process.terminate()  # the launcher stops its ranks
+                self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def main() -> int:
+    """Launch the ranks of the request on standard input and return their exit code."""
+    request = json.load(sys.stdin)
+    if request["cpus"] is not None:
+        os.sched_setaffinity(0, request["cpus"])
+    return launch(
+        LaunchSpec(
+            command=_RANK,
+            num_accelerators=request["num_ranks"],
+            # None binds where every rank can have a core of its own.
+            bind_cores_to_rank=None,
+            rank0_stdin=json.dumps(request["job"]).encode(),
+        )
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,121 @@
+"""The rounds of ranks that keep their models: who does which turns, and what every case came to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from corebound.engine.bench.ruler import Reading, Ruler
+from corebound.engine.bench.series import Sample
+from corebound.engine.bench.targets.resident import ResidentRanks
+from corebound.engine.bench.targets.turn_files import TurnCase, TurnReport
+
+# A loop that never rests, as a process that shares a core may be.
+_BUSY = "while True: pass"
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Who:
+    """Ranks with one dtype; without `cpus` they share all allowed cores."""
+
+    dtype: str
+    num_ranks: int
+    cpus: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        where = f" on CPU {self.cpus[0]}" if len(self.cpus) == 1 else ""
+        return f"{self.dtype}, {self.num_ranks} rank{'s' * (self.num_ranks > 1)}{where}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTurn:
+    """Cases that some ranks do in every round; if `is_busy`, while another process never rests on their last CPU.
+
+    Without `is_read` no reading follows: its cases are compared with each other only.
+    """
+
+    who: Who
+    cases: Sequence[TurnCase]
+    is_read: bool = True
+    is_busy: bool = False
+
+
+@dataclass(kw_only=True)
+class Samples:
+    """The samples of every case in the order of rounds, each rank's first turn, and all readings."""
+
+    of_case: dict[tuple[Who, str], list[Sample]] = field(default_factory=dict)
+    first: dict[Who, TurnReport] = field(default_factory=dict)
+    readings: list[Reading] = field(default_factory=list)
+
+    def find(self, who: Who, case: str) -> list[Sample]:
+        """Return the samples of one case of some ranks; none where it was not measured."""
+        return self.of_case.get((who, case), [])
+
+
+def run_rounds(
+    model_dir: Path,
+    turns: Sequence[PlannedTurn],
+    first_cases: Sequence[TurnCase],
+    *,
+    ruler: Ruler,
+    num_rounds: int,
+    kv_cache_gib: float,
+    announce: Callable[[str], None],
+    each_round: Callable[[], object] = lambda: None,
+) -> Samples:
+    """Return the samples of rounds in which everyone takes turns; models are loaded once, before the first.
+
+    The first turn of ranks has `first_cases`, whose memory counts. `each_round` is called
+    at the start of every round.
+    """
+    samples = Samples()
+    with contextlib.ExitStack() as stack:
+        ranks: dict[Who, ResidentRanks] = {}
+        for who in dict.fromkeys(turn.who for turn in turns):
+            announce(f"{model_dir.name}: loading {who}")
+            one = ResidentRanks(model_dir, who.dtype, who.num_ranks, kv_cache_gib=kv_cache_gib, cpus=who.cpus or None)
+            ranks[who] = stack.enter_context(one)
+            samples.first[who] = one.turn(first_cases)
+        for number in range(num_rounds):
+            each_round()
+            samples.readings.append(ruler.read())
+            for turn in turns:
+                _do(turn, ranks[turn.who], samples, ruler)
+                last = samples.find(turn.who, turn.cases[-1].name)[-1]
+                announce(f"round {number + 1} of {num_rounds}: {turn.who}: {turn.cases[-1].name} {last.step_ms:.2f} ms")
+    return samples
+
+
+def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler) -> None:
+    cpus = samples.first[turn.who].report.cpus
+    assert cpus, "our ranks report them"
+    with busy(cpus[-1] if turn.is_busy else None):
+        found = ranks.turn(turn.cases)
+    before = samples.readings[-1]
+    if turn.is_read:
+        samples.readings.append(ruler.read())
+    after = samples.readings[-1]
+    for case, report in zip(turn.cases, found.report.cases, strict=True):
+        sample = Sample(engine=found.report, case=report, before=before, after=after)
+        samples.of_case.setdefault((turn.who, case.name), []).append(sample)
+
+
+@contextlib.contextmanager
+def busy(cpu: int | None) -> Iterator[None]:
+    """Enter with another process that never rests on a CPU; with none without a CPU."""
+    if cpu is None:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, "-S", "-c", _BUSY])
+    try:
+        os.sched_setaffinity(process.pid, {cpu})
+        yield
+    finally:
+        process.kill()
+        process.wait()

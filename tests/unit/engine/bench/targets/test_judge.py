@@ -1,0 +1,117 @@
+"""Samples become promises kept or not: every ratio is of one round, and the median decides."""
+
+from __future__ import annotations
+
+import pytest
+
+from corebound.engine.bench.peers.adapters.protocol import BenchReport, CaseReport
+from corebound.engine.bench.ruler import Reading
+from corebound.engine.bench.series import Sample
+from corebound.engine.bench.targets import judge
+from corebound.engine.bench.targets.finding import Finding
+from corebound.engine.bench.targets.samples import Samples, Who
+from corebound.engine.bench.targets.settings import Settings
+from corebound.engine.bench.targets.turn_files import TurnReport
+from corebound.engine.bench.work import Work
+
+SETTINGS = Settings(short_prompt_tokens=32, new_tokens=48, prompt_tokens=512, context=8000, few_tokens=16)
+WORK = Work(layer_elements=10**9, head_elements=0, num_layers=10, num_heads=8, num_kv_heads=4, head_dim=64)
+ONE, TWO = Who(dtype="bfloat16", num_ranks=1), Who(dtype="bfloat16", num_ranks=2)
+INT4 = Who(dtype="int4", num_ranks=1)
+
+
+def sample(
+    step_ms: float, first_ms: float = 100.0, *, gb: float = 20.0, gflop: float = 1000.0, weights: int = 2 * 10**9
+) -> Sample:
+    case = CaseReport(first_token_ms=first_ms, step_ms=[step_ms] * 3, elapsed_s=1.0)
+    engine = BenchReport(num_threads=2, peak_rss_bytes=1, cases=[case], weight_bytes_per_token=weights, cpus=[0, 1])
+    reading = Reading(read_gb_per_s=gb, best_read_gb_per_s=gb, gemm_gflop_per_s=gflop)
+    return Sample(engine=engine, case=case, before=reading, after=reading)
+
+
+def samples(**cases: list[Sample]) -> Samples:
+    return Samples(of_case={(ONE, name): found for name, found in cases.items()})
+
+
+def test_decode_counts_weights_and_cache_over_the_bandwidth_of_its_own_round() -> None:
+    # The machine halves between the rounds, and so does the speed.
+    (found,) = judge.decode(
+        samples(decode=[sample(125), sample(250, gb=10), sample(125)]), "llama-1.1b", WORK, SETTINGS
+    )
+    # 2 GB of weights, and 10 layers of 4 heads of 64 keys and values of 2 bytes for 56 tokens.
+    num_bytes = 2 * 10**9 + 2 * 10 * 4 * 64 * 2 * 56
+    assert found.ratios == pytest.approx([num_bytes / 125e6 / 20] * 3)
+    assert (found.promised, found.is_met) == ("at least 0.9", False)
+    (kept,) = judge.decode(samples(decode=[sample(105)]), "llama-1.1b", WORK, SETTINGS)
+    assert kept.is_met
+
+
+def test_each_width_has_its_own_bound_and_of_bloom_only_bfloat16_is_promised() -> None:
+    found = Samples(of_case={(who, "decode"): [sample(100)] for who in (ONE, INT4)})
+    assert [one.bound for one in judge.decode(found, "llama-1.1b", WORK, SETTINGS)] == [0.90, 0.75]
+    assert [one.bound for one in judge.decode(found, "bloom-560m", WORK, SETTINGS)] == [0.85, None]
+    assert judge.decode(found, "bloom-560m", WORK, SETTINGS)[1].is_met is None
+
+
+def test_a_long_context_counts_its_cache() -> None:
+    (found,) = judge.long_context(samples(context=[sample(200)]), "llama-1.1b", WORK, SETTINGS)
+    cache = 2 * 10 * 4 * 64 * 2 * (8000 + 16)
+    assert found.ratios == pytest.approx([(2 * 10**9 + cache) / 200e6 / 20])
+
+
+def test_prefill_is_held_against_the_products_around_it() -> None:
+    flop = WORK.prefill_flop(512, 1)
+    (found,) = judge.prefill(samples(prompt=[sample(1, first_ms=flop / 1e9)]), "x", WORK, SETTINGS)
+    assert found.ratios == pytest.approx([1.0]) and found.is_met
+
+
+def test_two_ranks_are_held_against_one_in_every_figure() -> None:
+    found = Samples(
+        of_case={
+            (ONE, "decode"): [sample(100, 200), sample(50, 100)],
+            (TWO, "decode"): [sample(104, 220), sample(52, 110)],
+            (ONE, "prompt"): [sample(1, 500)],
+            (TWO, "prompt"): [sample(1, 500)],
+        }
+    )
+    judged = judge.two_ranks(found, "x", SETTINGS)
+    assert [one.ratios for one in judged] == [pytest.approx([1.04] * 2), pytest.approx([1.1] * 2), [1.0]]
+    assert [one.is_met for one in judged] == [True, False, True]
+    alone = Who(dtype="bfloat16", num_ranks=1, cpus=(0,))
+    found.of_case[alone, "decode"] = [sample(208), sample(104)]
+    (cached,) = judge.cached_two_ranks(found, "x", alone, TWO, "small")
+    assert cached.ratios == pytest.approx([2.0, 2.0]) and cached.is_met
+
+
+def test_beams_batches_and_a_taken_core_are_ratios_of_neighbours() -> None:
+    found = samples(**{"beams: batch": [sample(10)], "beams: beam": [sample(12)], "busy: free": [sample(10)]})
+    found.of_case[ONE, "busy: taken"] = [sample(24)]
+    found.of_case |= {(ONE, f"batch {batch}"): [sample(10 + batch)] for batch in judge.BATCHES}
+    assert [one.is_met for one in judge.beams(found, "x")] == [False]
+    assert [one.is_met for one in judge.busy_core(found, "x")] == [True]
+    speeds = judge.batches(found, "x")
+    assert [one.ratios[0] for one in speeds] == pytest.approx([batch * 11 / (10 + batch) for batch in judge.BATCHES])
+    assert {one.is_met for one in speeds} == {None}
+
+
+def test_memory_is_told_with_and_without_what_was_there_before() -> None:
+    report = BenchReport(num_threads=1, peak_rss_bytes=0, cases=[])
+    turn = TurnReport(report=report, resident_bytes=1300, before_load_bytes=250)
+    judged = judge.memory(Samples(first={ONE: turn}), "x", {"bfloat16": 900}, 100)
+    assert [one.ratios for one in judged] == [[1.3], [1.05]]
+    assert [one.is_met for one in judged] == [False, True]
+
+
+def test_a_prediction_has_to_lie_on_either_side_of_what_is_measured() -> None:
+    def finding(*ratios: float) -> Finding:
+        return Finding(line="plan", what="x", sense="within", bound=0.15, ratios=ratios)
+
+    assert [finding(0.9, 1.1, 3).is_met, finding(0.8).is_met, finding(1.2).is_met] == [True, False, False]
+    row = finding(0.9, 1.1, 3).row()
+    assert (row["found"]["median"], row["promised"], row["num_rounds"]) == (1.1, "within 15%", 3)
+
+
+def test_what_nobody_measured_is_no_finding() -> None:
+    empty = Samples()
+    assert judge.decode(empty, "x", WORK, SETTINGS) == judge.prefill(empty, "x", WORK, SETTINGS) == []
+    assert judge.beams(empty, "x") == judge.batches(empty, "x") == judge.two_ranks(empty, "x", SETTINGS) == []

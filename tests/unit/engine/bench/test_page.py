@@ -1,0 +1,103 @@
+"""One page of both results: promises, then what is held against others, then everyone; and the page that is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from corebound.engine.bench import results
+from corebound.engine.bench.against import render_against
+from corebound.engine.bench.page import render
+from corebound.engine.bench.targets.finding import Finding, Measured, NotMeasured
+
+ROOT = Path(__file__).parents[4]
+LOAD = {"other_share": 0.01, "steal_share": 0.0}
+MACHINE = {
+    "processor": "x",
+    "isa": "avx2",
+    "num_cores": 2,
+    "num_sockets": 1,
+    "num_numa_nodes": 1,
+    "last_level_cache_bytes": 1 << 20,
+    "memory_bytes": 1 << 30,
+    "kernel": "6",
+    "python": "3",
+    "torch": "2",
+}
+
+
+def row(engine: str, next_ms: float, *, ranks: int = 1, batch: int = 1, dtype: str = "bfloat16") -> dict[str, Any]:
+    return {
+        "engine": engine,
+        "dtype": dtype,
+        "num_ranks": ranks,
+        "num_prompt_tokens": 32,
+        "batch_size": batch,
+        "next_token_ms": next_ms,
+        "first_token_ms": 10 * next_ms,
+        "decode_tokens_per_s": 1e3 * batch / next_ms,
+    }
+
+
+def test_promises_come_with_what_was_measured_and_what_could_not_be() -> None:
+    kept = Finding(
+        line="decode",
+        what="a | b",
+        sense="at least",
+        bound=0.9,
+        ratios=[0.8, 0.95, 0.97],
+        measured=Measured(name="read", unit="GB/s", rounds=[19.0]),
+        limit=Measured(name="bandwidth", unit="GB/s", rounds=[20.0]),
+    )
+    missing = NotMeasured(line="allreduce", what="far", reason="there is one cache")
+    found = {
+        "benchmark": "targets",
+        "command": "corebound bench targets",
+        "date": "2026-01-01",
+        "machine": MACHINE,
+        "num_rounds": 3,
+        "elapsed_s": 60.0,
+        "readings": [{"read_gb_per_s": 20.0, "gemm_gflop_per_s": 1000.0}],
+        "load": LOAD,
+        "quality": None,
+        "rows": [kept.row(), missing.row()],
+    }
+    text = render([found], {}, folder="x")
+    assert "| a / b | at least 0.9 | 0.950 | 0.830 | 0.966 | read 19.00 GB/s | bandwidth 20.00 GB/s | yes |" in text
+    assert "| far |  | not measured |" in text and "There is one cache." in text
+    assert "1 of 1 promises are kept; 1 could not be measured here." in text
+
+
+def test_the_best_of_the_others_is_what_ours_are_held_against() -> None:
+    sums = [
+        {"provider": name, "entry": entry, "bytes": 8192, "placement": "far", "p50_us": value}
+        for name, entry, value in (
+            ("shm", "python", 2.0),
+            ("shm", "native", 0.5),
+            ("vllm_tp", "python", 3.0),
+            ("deepspeed_tp", "python", 1.0),
+            ("gloo", "python", 0.1),
+        )
+    ]
+    rows = [row("corebound", 50), row("corebound", 40, ranks=2), row("vllm", 60), row("llama_cpp", 30)]
+    rows += [row("corebound", 100, batch=16), row("vllm", 130, batch=16)]
+    (_, table) = render_against([{"shape": "s", "date": "d", "rows": rows, "all_reduce": sums}])
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    assert [(line[2], line[-1]) for line in lines] == [("0.75", "no"), ("0.75", "no"), ("1.30", "yes"), ("0.50", "no")]
+    assert lines[0][3].startswith("2 ranks") and lines[0][4].startswith("llama.cpp")
+    assert "far cores" in lines[-1][0]
+
+
+def test_a_run_without_others_says_nothing_about_them() -> None:
+    assert render_against([{"shape": "s", "date": "d", "rows": [row("corebound", 50)]}]) == []
+
+
+def test_the_page_that_is_kept_is_what_the_results_beside_it_come_to() -> None:
+    page, folder = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks"
+    kept = sorted(folder.glob("*.json"))
+    assert page.exists() == bool(kept)
+    if kept:
+        plots: dict[str, str] = {}
+        assert page.read_text(encoding="utf-8") == render(list(map(results.read, kept)), plots, folder=folder.name)
+        for name, svg in plots.items():
+            assert (folder / name).read_text(encoding="utf-8") == svg
