@@ -119,7 +119,9 @@ def read_json_object(path: Path, *, hint: str | None = None) -> dict[str, Any]:
     except OSError as error:
         raise ModelLoadError(f"{path}: cannot be read: {error.strerror or error}", hint=hint) from error
     except UnicodeDecodeError as error:
-        raise ModelLoadError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise ModelLoadError(
+            f"{path}: not UTF-8 text: {error.reason} at byte {error.start}", hint="fetch the file again"
+        ) from error
     except json.JSONDecodeError as error:
         raise ModelLoadError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of lists in lists
