@@ -155,6 +155,10 @@ test-images: native ## Build the images, look into them and run them, two on a n
 models-matrix: native ## Run every family of models on 1 to 4 ranks against the whole one and write the table to docs/models.md
 	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(PYTHON) -m models_matrix
 
+.PHONY: models-memory
+models-memory: native ## Measure what every family needs of memory to load, on 1 and 2 ranks, and write the table to docs/models.md
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(PYTHON) -m models_memory
+
 .PHONY: bench
 bench: native ## Measure this machine and Corebound on it, and check the promised ratios (a quiet machine; writes 2.2 GB)
 	@$(BIN)/corebound bench machine

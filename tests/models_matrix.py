@@ -148,13 +148,13 @@ def table(rows: list[list[Cell]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def replaced(page: str, text: str) -> str:
+def replaced(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """Return the page with the text between the markers."""
-    before, _, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"error: {PAGE}: expected the lines {BEGIN.strip()} and {END.strip()}")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"error: {PAGE}: expected the lines {begin.strip()} and {end.strip()}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def main() -> int:

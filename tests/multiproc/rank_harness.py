@@ -26,8 +26,14 @@ from corebound import native_ccl
 from corebound.native_ccl import CclUnavailableError
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "multiproc.rank_harness"])
+_PRELOADED = ["torch", "torch.distributed", "multiproc.rank_harness"]
+_CONTEXT.set_forkserver_preload(_PRELOADED)
 SHM = Path("/dev/shm")
+
+
+def preload(*modules: str) -> None:
+    """Let ranks begin with more modules imported; it counts if no rank has been started yet."""
+    _CONTEXT.set_forkserver_preload([*_PRELOADED, *modules])
 
 
 def _lack_of_ccl() -> str:

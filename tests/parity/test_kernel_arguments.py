@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from corebound.errors import KernelError
+from corebound.kernels import reference
 
 pytestmark = pytest.mark.native
 
@@ -111,3 +112,16 @@ def test_attention_refuses_indices_that_lead_outside_the_cache(ops: Any, changes
     assert attend(ops).shape == (3, 4, 8)
     with pytest.raises(KernelError, match=message):
         attend(ops, **changes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_norms_in_float32_are_multiplied_so_with_rows_of_16_bits(ops: Any, dtype: torch.dtype) -> None:
+    """Gemma's 1 + w: a weight that 16 bits cannot hold."""
+    generator = torch.Generator().manual_seed(0)
+    x, residual = (torch.randn(3, 20, generator=generator).to(dtype) for _ in range(2))
+    weight = 1 + 0.01 * torch.randn(20, generator=generator)
+    assert torch.equal(ops.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6))
+    normed, total = ops.add_rms_norm(x, residual, weight, 1e-6)
+    assert normed.dtype == dtype
+    assert torch.equal(total, x + residual)
+    assert torch.equal(normed, reference.rms_norm(total, weight, 1e-6))

@@ -16,7 +16,8 @@ from corebound.inference.configuration import InferenceConfig
 from corebound.inference.saved import MANIFEST, SAVED_TYPE, saved_tensors
 from corebound.inference.stored import StoredTensor
 from corebound.models import resolve_model
-from corebound.sharding.checkpoint import INDEX_FILE, SINGLE_FILE, read_checkpoint, read_header
+from corebound.sharding.checkpoint import INDEX_FILE, SINGLE_FILE, TensorEntry, read_checkpoint, read_header
+from corebound.sharding.pickled import places_in_file
 
 # What scripts write as the type of a list; it names how the files were made, and these hold whole parameters.
 _TYPES = ("bloom", "ds_model", SAVED_TYPE)
@@ -108,6 +109,7 @@ def _files(paths: Sequence[Path], config: InferenceConfig) -> Found:
     origin: dict[str, Path] = {}
     for path in paths:
         is_bin = path.suffix in _BIN_SUFFIXES
+        tensors: Mapping[str, TensorEntry | Tensor]
         tensors = _load_bin(path, config) if is_bin else read_header(path)[0]
         for name, content in tensors.items():
             if name in found:
@@ -116,7 +118,8 @@ def _files(paths: Sequence[Path], config: InferenceConfig) -> Found:
     return found
 
 
-def _load_bin(path: Path, config: InferenceConfig) -> dict[str, Tensor]:
+def _load_bin(path: Path, config: InferenceConfig) -> dict[str, TensorEntry | Tensor]:
+    """Return where the tensors of a file lie in it, or views of it for those that are not stored as they are."""
     if not path.is_file():
         raise ModelLoadError(f"{path}: missing")
     if not config.allow_pickled_weights:
@@ -131,4 +134,4 @@ def _load_bin(path: Path, config: InferenceConfig) -> dict[str, Tensor]:
         raise ModelLoadError(f"{path}: cannot be loaded as tensors alone: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelLoadError(f"{path}: expected tensors by name, found {type(content).__name__}")
-    return {str(name): value for name, value in content.items()}
+    return {str(name): value for name, value in content.items()} | places_in_file(path, content)

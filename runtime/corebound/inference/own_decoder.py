@@ -23,7 +23,7 @@ from corebound.models.loading import team_cpus
 from corebound.models.native_decoder import NativeDecoder
 from corebound.models.native_weights import arrange_native, panel_matrices, place_matrices
 from corebound.models.storage import matrix_schemes, panel_format
-from corebound.models.weights import arrange
+from corebound.models.weights import add_to_norms, arrange
 from corebound.quantization.scheme import Scheme
 from corebound.sharding import ShardPlan, shard_plan
 from corebound.sharding.checkpoint import Checkpoint
@@ -68,10 +68,8 @@ def own_decoder(
         assert isinstance(part, Tensor), "checked before"
         fields.setdefault(parameter.field, []).append(part)
     joined = {field: parts[0] if len(parts) < _STACKED else torch.cat(parts) for field, parts in fields.items()}
-    if description.norm_offset:
-        # As loading does; the native decoder adds it itself. Not in place: these are the module's own weights.
-        norms = [field for field in joined if field.endswith("norm_weight")]
-        joined |= {field: joined[field] + description.norm_offset for field in norms}
+    # As loading does; the native decoder adds it itself.
+    joined = add_to_norms(joined, description.norm_offset)
     return Decoder(description, plan, arrange(joined, description.num_layers), collectives)
 
 

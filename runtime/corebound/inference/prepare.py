@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from corebound.comm.base import Collectives
+from corebound.engine.progress import Progress
 from corebound.errors import ConfigError
 from corebound.inference.checkpoint import find_tensors
 from corebound.inference.configuration import InferenceConfig
 from corebound.inference.fill import convert, fill, on_meta, require_filled, whole_vectors
 from corebound.inference.saved import save_ranks
 from corebound.inference.sources import CheckpointSource, Taken, TakingSource
+from corebound.inference.tally import Tally
 from corebound.inference.weight_only import quantize_linears
 from corebound.logs import get_logger
 from corebound.models.injection import InjectionReport, inject_kernels, require_injectable
@@ -80,13 +84,14 @@ def _forms(module: nn.Module) -> list[tuple[Any, ...]]:
 
 def _changed(module: nn.Module, config: InferenceConfig, collectives: Collectives) -> Prepared:
     module.eval().requires_grad_(False)
-    source = _source(module, config)
-    taking = TakingSource(module, source, config.dtype)
     saves = config.save_mp_checkpoint_path is not None
-    vectors = whole_vectors(module, source, config.dtype) if saves and collectives.size > 1 else {}
-    report = _split(module, config, collectives, taking)
-    if source is not None:
-        fill(module, source, config.dtype)
+    with _progress(config, collectives) as progress:
+        source = _source(module, config, collectives, progress.update)
+        taking = TakingSource(module, source, config.dtype)
+        vectors = whole_vectors(module, source, config.dtype) if saves and collectives.size > 1 else {}
+        report = _split(module, config, collectives, taking)
+        if source is not None:
+            fill(module, source, config.dtype)
     require_filled(module)
     convert(module, config.dtype)
     if config.save_mp_checkpoint_path is not None and collectives.ranks[0] == 0:
@@ -102,7 +107,16 @@ def _changed(module: nn.Module, config: InferenceConfig, collectives: Collective
     )
 
 
-def _source(module: nn.Module, config: InferenceConfig) -> CheckpointSource | None:
+def _progress(config: InferenceConfig, collectives: Collectives) -> Progress:
+    """Return what tells of the reading of a checkpoint: on the first rank, and where the log says what goes on."""
+    name = config.checkpoint if isinstance(config.checkpoint, str | Path) else "the checkpoint"
+    enabled = config.checkpoint is not None and collectives.ranks[collectives.rank] == 0
+    return Progress(f"init_inference: loading {name}", enabled=enabled and _log.isEnabledFor(logging.INFO))
+
+
+def _source(
+    module: nn.Module, config: InferenceConfig, collectives: Collectives, progress: Callable[[int, int], None]
+) -> CheckpointSource | None:
     """Return where the weights come from, None for those that the model has."""
     if config.checkpoint is None:
         require_filled(module)
@@ -112,7 +126,8 @@ def _source(module: nn.Module, config: InferenceConfig) -> CheckpointSource | No
             "init_inference: checkpoint is given, but the model has weights already",
             hint='make the model with `with torch.device("meta"):`, or leave checkpoint out',
         )
-    return CheckpointSource(module, find_tensors(config))
+    tensors = find_tensors(config)
+    return CheckpointSource(module, tensors, config.dtype, Tally(tensors, collectives.size, progress))
 
 
 def _split(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from corebound.config.suggest import nearest
 from corebound.errors import ModelLoadError
 from corebound.inference.stored import StoredTensor
+from corebound.inference.tally import Tally
 from corebound.sharding.checkpoint import Checkpoint
 from corebound.sharding.modules.sources import CheckpointSource as FileSource
 from corebound.sharding.modules.sources import ModelSource, WeightSource
@@ -25,14 +26,26 @@ class Taken(NamedTuple):
 
 
 class CheckpointSource:
-    """The tensors of a checkpoint, by the names that the model has for them."""
+    """The tensors of a checkpoint, by the names that the model has for them, floats in `dtype`.
 
-    def __init__(self, model: nn.Module, tensors: Mapping[str, StoredTensor]) -> None:
+    `tally` is told of what is read.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tensors: Mapping[str, StoredTensor],
+        dtype: torch.dtype,
+        tally: Tally | None = None,
+    ) -> None:
+        self._dtype, self._tally = dtype, tally or Tally({}, 1, None)
         self._prefix: str = f"{getattr(model, 'base_model_prefix', '')}."
         self._tensors = tensors
         whole = {name: tensor.entry for name, tensor in tensors.items() if tensor.entry is not None}
         # It also knows names that checkpoints have for parameters that transformers joins, such as experts.
-        self._files = FileSource(model, Checkpoint(whole, {})) if len(whole) == len(tensors) else None
+        self._files: FileSource | None = None
+        if len(whole) == len(tensors):
+            self._files = FileSource(model, Checkpoint(whole, {}), self._tally, dtype)
         # A tied parameter has several names, of which the checkpoint has one.
         names: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -48,7 +61,7 @@ class CheckpointSource:
         """
         if self._files is not None and not self.has(name):
             return self._files.part(name, dim, ranges)
-        return self._find(name).read(dim, ranges)
+        return self._read(self._find(name), dim, ranges)
 
     def whole(self, name: str) -> Tensor:
         """Return a whole tensor, in the shape that the model has it in.
@@ -57,7 +70,11 @@ class CheckpointSource:
         """
         if self._files is not None and not self.has(name):
             return self._files.whole(name)
-        return self._find(name).read()
+        return self._read(self._find(name), 0, None)
+
+    def _read(self, stored: StoredTensor, dim: int, ranges: Sequence[range] | None) -> Tensor:
+        self._tally.expect(stored, dim, ranges)
+        return stored.read(dim, ranges, dtype=self._dtype, meter=self._tally)
 
     def has(self, name: str) -> bool:
         """Return whether the checkpoint has a tensor for this name of the model."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from corebound.errors import ModelLoadError
 from corebound.sharding.checkpoint import TensorEntry
-from corebound.sharding.reading import opened, read_rectangle
+from corebound.sharding.reading import CHUNK_BYTES, Meter, Scratch, opened, read_rectangle
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -56,30 +56,50 @@ class StoredTensor:
         content = self.pieces[0].content
         return content if len(self.pieces) == 1 and isinstance(content, TensorEntry) else None
 
-    def read(self, dim: int = 0, ranges: Sequence[range] | None = None) -> Tensor:
+    def read(
+        self,
+        dim: int = 0,
+        ranges: Sequence[range] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        meter: Meter | None = None,
+    ) -> Tensor:
         """Return the ranges of a dimension, one after the other; None takes the whole tensor.
+
+        Floats are converted to `dtype` while they are read, so that beside the result there is one small buffer.
+        `meter` is told of the bytes.
 
         Shapes: as the tensor, but `dim` has the length of the ranges.
         Raises: ModelLoadError naming file and tensor.
         """
-        if not self.shape or (ranges is None and len(self.pieces) == 1):
-            return _read(self.pieces[0].content)
-        length = self.shape[dim]
-        wanted = (range(length),) if ranges is None else tuple(ranges)
-        if len(self.pieces) == 1:
-            parts = [_read(self.pieces[0].content, dim, part) for part in wanted]
-        elif dim != self.dim:
-            whole = self.read(self.dim)
-            parts = [whole.narrow(dim, part.start, len(part)) for part in wanted]
-        else:
-            parts = [tensor for part in wanted for tensor in self._across(part)]
-        found = parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-        if found.shape[dim] != sum(len(part) for part in wanted):
+        wanted = (range(self.shape[dim] if self.shape else 1),) if ranges is None else tuple(ranges)
+        parts = self._parts(dim, wanted)
+        length = sum(len(part) for part in wanted)
+        if sum(len(part) for _, part in parts) != length:
             raise ModelLoadError(f"tensor {self.name!r}: no file has all of {list(wanted)} of dimension {dim}")
-        return found.contiguous()
+        stored = _dtype_of(self.pieces[0].content)
+        shape = [*self.shape[:dim], length, *self.shape[dim + 1 :]] if self.shape else []
+        result = torch.empty(shape, dtype=dtype if dtype is not None and stored.is_floating_point else stored)
+        reading = _Reading(dim, result, meter or Meter(0, None), Scratch())
+        for content, part in parts:
+            reading.take(content, part)
+        return result
 
-    def _across(self, wanted: range) -> Iterator[Tensor]:
-        """Yield a range from the pieces that hold it, in order."""
+    def num_bytes(self) -> int:
+        """Return how many bytes of files the whole tensor takes."""
+        return math.prod(self.shape) * _dtype_of(self.pieces[0].content).itemsize
+
+    def _parts(self, dim: int, wanted: Sequence[range]) -> list[tuple[TensorEntry | Tensor, range]]:
+        """Return where the ranges of a dimension are, in order."""
+        if len(self.pieces) == 1:
+            return [(self.pieces[0].content, part) for part in wanted]
+        if dim == self.dim:
+            return [found for part in wanted for found in self._across(part)]
+        whole = self.read(self.dim)
+        return [(whole, part) for part in wanted]
+
+    def _across(self, wanted: range) -> Iterator[tuple[TensorEntry | Tensor, range]]:
+        """Yield the pieces that hold a range, and where in each, in order."""
         held = []
         for piece in self.pieces:
             offset = 0
@@ -92,33 +112,65 @@ class StoredTensor:
             if part.start <= position < part.stop and position < wanted.stop:
                 stop = min(part.stop, wanted.stop)
                 start = offset + position - part.start
-                yield _read(content, self.dim, range(start, start + stop - position))
+                yield content, range(start, start + stop - position)
                 position = stop
 
 
-def _read(content: TensorEntry | Tensor, dim: int = 0, part: range | None = None) -> Tensor:
-    """Return a range of a dimension of what one file holds, None all of it."""
+@dataclass
+class _Reading:
+    """Fills a contiguous tensor with parts of a dimension, one after the other."""
+
+    dim: int
+    target: Tensor
+    meter: Meter
+    scratch: Scratch
+    start: int = 0
+
+    def take(self, content: TensorEntry | Tensor, part: range) -> None:
+        """Fill what comes next with a range of what one file holds."""
+        if isinstance(content, TensorEntry):
+            self._take_file(content, part)
+        elif content.dim() == 0:
+            self.target.copy_(content.detach())
+        else:
+            place = self.target.narrow(self.dim, self.start, len(part))
+            place.copy_(content.detach().narrow(self.dim, part.start, len(part)))
+            self.meter.add(place.numel() * content.itemsize)
+        self.start += len(part)
+
+    def _take_file(self, entry: TensorEntry, part: range) -> None:
+        # As a matrix: the dimensions before the one that is cut are rows.
+        below = math.prod(entry.shape[self.dim + 1 :])
+        stored = _dtype_of(entry)
+        if self.dim == 0:
+            rows, columns, width = part, range(below), below
+            target = self.target.view(-1, max(below, 1))[self.start : self.start + len(part)]
+        else:
+            rows, width = range(math.prod(entry.shape[: self.dim])), entry.shape[self.dim] * below
+            columns = range(part.start * below, part.stop * below)
+            target = self.target.view(len(rows), -1)[:, self.start * below : (self.start + len(part)) * below]
+        if not target.numel():
+            return
+        matrix = replace(entry, shape=(max(rows.stop, 1), width))
+        step = max(1, CHUNK_BYTES // (len(columns) * stored.itemsize))
+        with opened(entry.path) as descriptor:
+            for first in range(0, len(rows), step):
+                place = target[first : first + step]
+                direct = place.dtype == stored and place.is_contiguous()
+                chunk = place if direct else self.scratch.tensor(place.shape[0], len(columns), stored)
+                read_rectangle(descriptor, matrix, chunk, rows.start + first, columns)
+                _check(entry, chunk)
+                if not direct:
+                    place.copy_(chunk)
+                self.meter.add(chunk.numel() * stored.itemsize)
+
+
+def _dtype_of(content: TensorEntry | Tensor) -> torch.dtype:
     if isinstance(content, Tensor):
-        return content.detach() if part is None else content.detach().narrow(dim, part.start, len(part))
+        return content.dtype
     if content.dtype not in _DTYPES:
         raise ModelLoadError(f"{content.path}: tensor {content.name!r}: {content.dtype} cannot be read here")
-    shape = list(content.shape)
-    part = range(shape[dim] if shape else 1) if part is None else part
-    # As a matrix: the dimensions before the one that is cut are rows.
-    below = math.prod(shape[dim + 1 :])
-    rows, columns = math.prod(shape[:dim]), range(part.start * below, part.stop * below)
-    if dim == 0:
-        rows, columns = len(part), range(below)
-    width = below if dim == 0 else shape[dim] * below
-    target = torch.empty((rows, len(columns)), dtype=_DTYPES[content.dtype])
-    if target.numel():
-        matrix = replace(content, shape=(max(rows, part.stop), width))
-        with opened(content.path) as descriptor:
-            read_rectangle(descriptor, matrix, target, part.start if dim == 0 else 0, columns)
-        _check(content, target)
-    if shape:
-        shape[dim] = len(part)
-    return target.view(shape)
+    return _DTYPES[content.dtype]
 
 
 def _check(entry: TensorEntry, tensor: Tensor) -> None:

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from corebound import native as libraries
 from corebound.errors import KernelError
-from corebound.kernels import fake
+from corebound.kernels import fake, reference
 from corebound.kernels.selection import NativeSupport
 
 # More rows than this are arithmetic, not memory traffic, and belong to torch. Equal to max_linear_rows of kernels.h.
 MAX_LINEAR_ROWS = 8
 
+_NARROW = (torch.bfloat16, torch.float16)
 _LAYOUTS = {"per_head": True, "stacked": False}
 _GELU_IS_EXACT = {"tanh": False, "none": True}
 
@@ -141,4 +142,25 @@ def _linear() -> Callable[..., Tensor]:
     return linear
 
 
-_adapters: dict[str, Callable[[], Callable[..., Any]]] = {"split_qkv": _split_qkv, "gelu": _gelu, "linear": _linear}
+def _wide_weights(op: str) -> Callable[..., Any]:
+    """Return a caller of an RMS norm that has the reference compute with weights of more precision than the rows.
+
+    Only sums such as Gemma's 1 + w are kept so; the native operators have one type for both.
+    """
+    native, plain = _checked(op), getattr(reference, op)
+
+    def call(x: Tensor, *others: Any) -> Any:
+        weight = others[-2]
+        is_wide = weight.dtype == torch.float32 and x.dtype in _NARROW
+        return (plain if is_wide else native)(x, *others)
+
+    return call
+
+
+_adapters: dict[str, Callable[[], Callable[..., Any]]] = {
+    "split_qkv": _split_qkv,
+    "gelu": _gelu,
+    "linear": _linear,
+    "rms_norm": functools.partial(_wide_weights, "rms_norm"),
+    "add_rms_norm": functools.partial(_wide_weights, "add_rms_norm"),
+}

@@ -28,7 +28,9 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return x divided by the root mean square of its last dimension, times weight.
+    """Return x divided by the root mean square of its last dimension, times weight, in the type of x.
+
+    A weight in float32 with rows of 16 bits is multiplied in float32, by the reference on every machine.
 
     Shapes: x [T, H]; weight [H]; result [T, H].
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization (2019).
@@ -38,6 +40,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return the RMS norm of x + residual, and x + residual for the next residual connection.
+
+    A weight in float32: as rms_norm.
 
     Shapes: x, residual and both results [T, H]; weight [H].
     """

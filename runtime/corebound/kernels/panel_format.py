@@ -63,11 +63,10 @@ class PanelFormat:
     scale_kind: ScaleKind = "bfloat16"
 
     def __post_init__(self) -> None:
-        if self.group_size is not None and (self.group_size < INPUT_UNIT or self.group_size % INPUT_UNIT):
-            raise KernelError(f"panels: expected groups of a multiple of {INPUT_UNIT} inputs, found {self.group_size}")
-        if self.group_size is not None and self.group_size > MAX_BLOCK_INPUTS and self.group_size % MAX_BLOCK_INPUTS:
+        if self.group_size is not None and not valid_group(self.group_size):
             raise KernelError(
-                f"panels: expected groups of up to {MAX_BLOCK_INPUTS} inputs, or a multiple, found {self.group_size}"
+                f"panels: expected groups of a multiple of {INPUT_UNIT} inputs up to {MAX_BLOCK_INPUTS}, or a multiple "
+                f"of that, found {self.group_size}"
             )
 
     def padded_inputs(self, inputs: int) -> int:
@@ -87,6 +86,12 @@ class PanelFormat:
             of_group = PANEL_OUTPUTS * ((4 if self.scale_kind == "float32" else 2) + self.asymmetric)
             panel += padded // self.group_inputs(inputs) * of_group
         return -(-outputs // PANEL_OUTPUTS) * panel
+
+
+def valid_group(size: int) -> bool:
+    """Return whether so many inputs can share a scale."""
+    unit = INPUT_UNIT if size <= MAX_BLOCK_INPUTS else MAX_BLOCK_INPUTS
+    return size > 0 and size % unit == 0
 
 
 def matrix_struct(outputs: int, inputs: int, form: PanelFormat, *, gated: bool = False) -> MatrixStruct:

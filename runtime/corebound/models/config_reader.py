@@ -109,15 +109,36 @@ def read_json_object(path: Path, *, hint: str | None = None) -> dict[str, Any]:
     Raises: ModelLoadError naming the file, and the line where it is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition)
+    except _RepeatedKeyError as error:
+        raise ModelLoadError(
+            f"{path}: key {error.args[0]!r}: expected once in an object, found twice", hint="remove one of the two"
+        ) from error
     except FileNotFoundError as error:
         raise ModelLoadError(f"{path}: missing", hint=hint) from error
     except OSError as error:
         raise ModelLoadError(f"{path}: cannot be read: {error.strerror or error}", hint=hint) from error
     except UnicodeDecodeError as error:
-        raise ModelLoadError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise ModelLoadError(
+            f"{path}: not UTF-8 text: {error.reason} at byte {error.start}", hint="fetch the file again"
+        ) from error
     except json.JSONDecodeError as error:
         raise ModelLoadError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of lists in lists
+        raise ModelLoadError(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+class _RepeatedKeyError(Exception):
+    """A key that an object has twice: which of the values counts is nowhere said."""
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _RepeatedKeyError(key)
+        found[key] = value
+    return found

@@ -20,7 +20,7 @@ from corebound.models.quantizing import CodeMeaningSink, MeaningSink
 from corebound.models.shard_reading import read_rank
 from corebound.models.storage import matrix_schemes
 from corebound.models.stored import scheme_to_apply
-from corebound.models.weights import arrange
+from corebound.models.weights import add_to_norms, arrange
 from corebound.quantization.scheme import Scheme, is_scheme
 from corebound.sharding import ShardPlan, shard_plan
 from corebound.sharding.arena import allocate
@@ -135,10 +135,8 @@ def _load_plain(
     for field, part in packed.items():
         assert reader is not None
         reader.load(part, CodeMeaningSink(meanings[field]), meter)
-    for field, tensor in fields.items():
-        if description.norm_offset and field.endswith("norm_weight"):
-            tensor.add_(description.norm_offset)
-    return Decoder(description, plan, arrange({**fields, **meanings}, description.num_layers), collectives)
+    tensors = add_to_norms({**fields, **meanings}, description.norm_offset)
+    return Decoder(description, plan, arrange(tensors, description.num_layers), collectives)
 
 
 def team_cpus() -> list[int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -30,8 +31,9 @@ _GRAIN_ROWS = 64  # a panel
 
 @dataclass(frozen=True)
 class _RankParts:
-    """What a rank of the written model has: its matrices without memory, and where its tensors lie."""
+    """What a rank of the written model has: its open file, its matrices without memory, and where its tensors lie."""
 
+    descriptor: int
     matrices: Mapping[str, PanelMatrix]
     entries: Mapping[str, TensorEntry]
 
@@ -44,19 +46,44 @@ class _Piece(NamedTuple):
     columns: range
 
 
+class WrittenModel:
+    """The files of a model that was written for some ranks, open while it is entered.
+
+    All that is read of a file is read of the one whose header was: another that takes its name meanwhile is not it.
+
+    Raises: ModelLoadError.
+    """
+
+    def __init__(self, description: ModelDescription) -> None:
+        shards = description.shards
+        assert shards is not None
+        self.description, self.plan = description, shard_plan(description, shards.num_ranks)
+        self.ranks: list[_RankParts] = []
+        self._files = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as files:
+            for rank in range(self.plan.num_ranks):
+                descriptor = files.enter_context(opened(rank_file(self.description, self.plan, rank)[0]))
+                self.ranks.append(_RankParts(descriptor, *rank_tensors(self.description, self.plan, rank, descriptor)))
+            self._files = files.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
+
+
 class WrittenSource:
     """A rank's part of a model that was written for another number of ranks; as NativeSource for a checkpoint.
 
     Raises: ShardingError where a group of inputs with one scale would be cut, or parts of two be joined.
     """
 
-    def __init__(self, description: ModelDescription, plan: ShardPlan, rank: int) -> None:
-        shards = description.shards
-        assert shards is not None
-        self._path, self._plan, self._rank = shards.path, plan, rank
-        self._before = shard_plan(description, shards.num_ranks)
-        self._ranks = [_rank_parts(description, self._before, index) for index in range(shards.num_ranks)]
-        self._places = [_parameter_rows(self._before, index) for index in range(shards.num_ranks)]
+    def __init__(self, written: WrittenModel, plan: ShardPlan, rank: int) -> None:
+        description = written.description
+        self._path, self._plan, self._rank = description.path, plan, rank
+        self._before, self._ranks = written.plan, written.ranks
+        self._places = [_parameter_rows(self._before, index) for index in range(self._before.num_ranks)]
         # A packed checkpoint keeps its zeros only where one is not the middle of the codes, rank by rank.
         is_packed = description.packed is not None
         forms = {field: self._form(field, is_packed) for field in self._ranks[0].matrices}
@@ -196,8 +223,7 @@ class WrittenSource:
         (piece,) = pieces
         entry = self._ranks[piece.rank].entries[field]
         place = target[row : row + len(piece.rows)]
-        with opened(entry.path) as descriptor:
-            read_rectangle(descriptor, entry, place, piece.rows.start, piece.columns)
+        read_rectangle(self._ranks[piece.rank].descriptor, entry, place, piece.rows.start, piece.columns)
         meter.add(place.nbytes)
 
     def _repack(self, field: str, row: int, pieces: list[_Piece], meter: Meter, scratch: Scratch) -> None:
@@ -218,11 +244,12 @@ class WrittenSource:
 
     def _take(self, field: str, piece: _Piece, scratch: Scratch) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the values of a piece, and for codes their scales and zeros."""
-        source, entry = self._ranks[piece.rank].matrices[field], self._ranks[piece.rank].entries[field]
+        held = self._ranks[piece.rank]
+        source, entry = held.matrices[field], held.entries[field]
         panels = source.panels_of(piece.rows.start, len(piece.rows))
         content = scratch.tensor(len(panels), source.panel_bytes, torch.uint8)
-        with opened(entry.path) as descriptor:
-            read_span(descriptor, entry, content.view(-1).numpy().data, entry.start + panels.start * source.panel_bytes)
+        start = entry.start + panels.start * source.panel_bytes
+        read_span(held.descriptor, entry, content.view(-1).numpy().data, start)
         values, scales, zeros = source.rows(piece.rows.start, len(piece.rows), content.view(-1))
         size = source.padded_inputs // source.num_groups
         groups = slice(piece.columns.start // size, -(-piece.columns.stop // size))
@@ -231,11 +258,6 @@ class WrittenSource:
             None if scales is None else scales[:, groups],
             None if zeros is None else zeros[:, groups],
         )
-
-
-def _rank_parts(description: ModelDescription, plan: ShardPlan, rank: int) -> _RankParts:
-    with opened(rank_file(description, plan, rank)[0]) as descriptor:
-        return _RankParts(*rank_tensors(description, plan, rank, descriptor))
 
 
 def _parameter_rows(plan: ShardPlan, rank: int) -> dict[str, int]:

@@ -18,12 +18,14 @@ _CHUNK_BYTES = 16 << 20
 _ALIGN_BYTES = 4096  # the data of a file starts at a page
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], count: Callable[[int], None]) -> tuple[str, int]:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], count: Callable[[int], None]
+) -> tuple[str, int]:
     """Write a safetensors file, bytes as uint8 and the rest as bfloat16; return its digest and size.
 
-    `count` is told of the bytes of tensors as they are written.
+    `metadata` are texts for its header. `count` is told of the bytes of tensors as they are written.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, tensor in tensors.items():
         dtype = "U8" if tensor.dtype == torch.uint8 else "BF16"

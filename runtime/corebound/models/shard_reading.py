@@ -15,12 +15,13 @@ from corebound.kernels.panel_format import Kind, PanelFormat, ScaleKind
 from corebound.kernels.panels import PanelMatrix
 from corebound.logs import get_logger
 from corebound.models.description import ModelDescription
+from corebound.models.manifest import SHARDS_FILE
 from corebound.models.native_weights import place_matrices
-from corebound.models.shards import StoredMatrix
+from corebound.models.shards import Shards, StoredMatrix
 from corebound.models.storage import matrix_schemes
 from corebound.sharding import ShardPlan
 from corebound.sharding.arena import allocate
-from corebound.sharding.checkpoint import TensorEntry, read_open_header
+from corebound.sharding.checkpoint import TensorEntry, read_open_header, read_open_metadata
 from corebound.sharding.mapped import huge_bytes, map_file
 from corebound.sharding.reading import Meter, Progress, Scratch, opened, read_span
 from corebound.sharding.workers import Part, run_parts
@@ -111,7 +112,22 @@ def rank_tensors(
     matrices = {field: _matrix(stored) for field, stored in file.matrices.items()}
     for field, entry in entries.items():
         _check(entry, shapes[field], matrices.get(field))
+    _check_metadata(description.shards, rank, path, read_open_metadata(path, descriptor))
     return matrices, entries
+
+
+def _check_metadata(shards: Shards, rank: int, path: Path, found: Mapping[str, str]) -> None:
+    """Check that the manifest says of a file what the file itself says."""
+    manifest = shards.path / SHARDS_FILE
+    said = shards.ranks[rank].metadata(rank, shards.num_ranks, shards.weights)
+    for field, text in said.items():
+        if found.get(field) == text:
+            continue
+        place = f"ranks[{rank}].{field}" if field.startswith("matrices.") else field
+        raise ModelLoadError(
+            f"{manifest}: {place}: expected {found.get(field, 'nothing')}, as {path.name} says, found {text}",
+            hint=_ANEW,
+        )
 
 
 def rank_file(description: ModelDescription, plan: ShardPlan, rank: int) -> tuple[Path, int]:

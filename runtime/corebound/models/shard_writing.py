@@ -18,7 +18,7 @@ from corebound.models.config_reader import CONFIG_FILE
 from corebound.models.description import ModelDescription
 from corebound.models.manifest import SHARDS_FILE, file_digest, model_listing, verify_manifest
 from corebound.models.native_source import NativeSource
-from corebound.models.resharding import WrittenSource
+from corebound.models.resharding import WrittenModel, WrittenSource
 from corebound.models.shard_file import write_tensors
 from corebound.models.shards import RankFile, Shards, StoredMatrix, read_shards
 from corebound.models.stored import scheme_to_apply
@@ -83,11 +83,13 @@ def write_shards(
     if existing is not None:
         return existing, False
     _check_replaceable(output, force)
-    sources: list[NativeSource | WrittenSource] = [
-        WrittenSource(description, plan, rank) if before else NativeSource(description, plan, rank, scheme)
-        for rank in range(num_ranks)
-    ]
-    with _unfinished(output) as directory:
+    with contextlib.ExitStack() as entered:
+        written = entered.enter_context(WrittenModel(description)) if before else None
+        sources: list[NativeSource | WrittenSource] = [
+            WrittenSource(written, plan, rank) if written else NativeSource(description, plan, rank, scheme)
+            for rank in range(num_ranks)
+        ]
+        directory = entered.enter_context(_unfinished(output))
         _check_room(directory, sum(source.num_bytes for source in sources))
         shards = _write(wanted, description.path, directory, sources, progress, num_threads)
         _put_in_place(directory, output)
@@ -114,9 +116,10 @@ def _write(
         name = f"rank-{rank:05d}-of-{wanted.num_ranks:05d}.safetensors"
         fields = source.read(_counted(meter), num_threads)
         panels = {field: matrix.memory for field, matrix in source.matrices.items()}
-        files[name] = write_tensors(directory / name, {**panels, **fields}, meter.add)
-        matrices = {field: _stored(matrix) for field, matrix in source.matrices.items()}
-        ranks.append(RankFile(name=name, matrices=matrices))
+        file = RankFile(name=name, matrices={field: _stored(matrix) for field, matrix in source.matrices.items()})
+        metadata = file.metadata(rank, wanted.num_ranks, wanted.weights)
+        files[name] = write_tensors(directory / name, {**panels, **fields}, metadata, meter.add)
+        ranks.append(file)
         del source, fields, panels
     shards = replace(wanted, files=files, ranks=tuple(ranks))
     _write_synced(directory / SHARDS_FILE, json.dumps(shards.to_json(), indent=1).encode() + b"\n")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from corebound.errors import ModelLoadError, ShardingError
+from corebound.kernels.panel_format import valid_group
 from corebound.kernels.panel_layout import LAYOUT_VERSION
 from corebound.models.config_reader import ConfigReader, read_json_object
 from corebound.models.manifest import SHARDS_FILE, Listing, listed_files
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # since 2 the file of a rank says itself what it is
 _KINDS = ("bfloat16", "int8", "int4")
 _SCALE_KINDS = ("float32", "bfloat16", "float16")
 
@@ -36,6 +38,14 @@ class RankFile:
 
     name: str
     matrices: Mapping[str, StoredMatrix]
+
+    def metadata(self, rank: int, num_ranks: int, weights: str) -> dict[str, str]:
+        """Return what the header of the file says of it: sizes and tensors do not tell all that decides how it is read.
+
+        Two scale types have the same size, and so do the files of two ranks.
+        """
+        matrices = {f"matrices.{field}": json.dumps(asdict(form)) for field, form in self.matrices.items()}
+        return {"rank": str(rank), "num_ranks": str(num_ranks), "weights": weights, **matrices}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +168,8 @@ def _rank_files(reader: ConfigReader) -> tuple[RankFile, ...]:
 
 def _matrix(form: ConfigReader) -> StoredMatrix:
     group_size = form.values.get("group_size")
-    if group_size is not None and (type(group_size) is not int or group_size < 32 or group_size % 32):
-        raise form.wrong("group_size", "null or a multiple of 32", group_size)
+    if group_size is not None and (type(group_size) is not int or not valid_group(group_size)):
+        raise form.wrong("group_size", "null, 32, 64, 96 or a multiple of 128", group_size)
     return StoredMatrix(
         outputs=form.integer("outputs"),
         inputs=form.integer("inputs"),

@@ -42,6 +42,15 @@ class DecoderWeights:
     position_embedding: Tensor | None
 
 
+def add_to_norms(fields: Mapping[str, Tensor], offset: float) -> dict[str, Tensor]:
+    """Return the tensors with `offset` added to the weights of norms, in float32, which the sums then are in."""
+    if not offset:
+        return dict(fields)
+    return {
+        name: tensor.float() + offset if name.endswith("norm_weight") else tensor for name, tensor in fields.items()
+    }
+
+
 def arrange(fields: Mapping[str, Tensor], num_layers: int) -> DecoderWeights:
     """Return the tensors of a rank, given by the field names of the family tables."""
 

@@ -28,6 +28,7 @@ ITEM_BYTES = {
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 
 _MAX_HEADER_BYTES = 100_000_000
+_METADATA = "__metadata__"
 _DAMAGED = "the file is damaged or was not copied completely: fetch it again"
 
 
@@ -112,6 +113,27 @@ def read_open_header(path: Path, descriptor: int) -> tuple[dict[str, TensorEntry
 
     Raises: ModelLoadError naming the file and what is wrong with it.
     """
+    header, file_bytes = _read_header(path, descriptor)
+    content = _parse(path, header)
+    content.pop(_METADATA, None)
+    entries = {name: _entry(path, name, fields, 8 + len(header)) for name, fields in content.items()}
+    _check_layout(path, entries, data_start=8 + len(header), file_bytes=file_bytes)
+    return entries, file_bytes
+
+
+def read_open_metadata(path: Path, descriptor: int) -> dict[str, str]:
+    """Return the texts that the writer of an open file has put into its header, by name.
+
+    Raises: ModelLoadError naming the file and what is wrong with it.
+    """
+    found = _parse(path, _read_header(path, descriptor)[0]).get(_METADATA, {})
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise ModelLoadError(f"{path}: damaged header: {_METADATA}: expected texts by name", hint=_DAMAGED)
+    return found
+
+
+def _read_header(path: Path, descriptor: int) -> tuple[bytes, int]:
+    """Return the header of an open file, and the size of the file."""
     try:
         with open(descriptor, "rb", closefd=False) as file:
             file_bytes = file.seek(0, 2)
@@ -125,12 +147,9 @@ def read_open_header(path: Path, descriptor: int) -> tuple[dict[str, TensorEntry
                     f"{path}: damaged or not safetensors: header of {header_bytes} bytes in a file of {file_bytes}",
                     hint=_DAMAGED,
                 )
-            header = file.read(header_bytes)
+            return file.read(header_bytes), file_bytes
     except OSError as error:
         raise ModelLoadError(f"{path}: cannot be read: {error.strerror or error}") from error
-    entries = _parse(path, header)
-    _check_layout(path, entries, data_start=8 + header_bytes, file_bytes=file_bytes)
-    return entries, file_bytes
 
 
 def is_all_zero(entry: TensorEntry) -> bool:
@@ -146,15 +165,14 @@ def is_all_zero(entry: TensorEntry) -> bool:
         raise ModelLoadError(f"{entry.path}: cannot be read: {error.strerror or error}") from error
 
 
-def _parse(path: Path, header: bytes) -> dict[str, TensorEntry]:
+def _parse(path: Path, header: bytes) -> dict[str, Any]:
     try:
         content = json.loads(header.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path}: damaged header: {error}", hint=_DAMAGED) from error
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path}: damaged header: expected an object, found {type(content).__name__}")
-    content.pop("__metadata__", None)
-    return {name: _entry(path, name, fields, 8 + len(header)) for name, fields in content.items()}
+    return content
 
 
 def _entry(path: Path, name: str, fields: Any, data_start: int) -> TensorEntry:
@@ -167,7 +185,7 @@ def _entry(path: Path, name: str, fields: Any, data_start: int) -> TensorEntry:
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         raise damaged("expected dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise damaged(f"unknown dtype {dtype!r}; known: {', '.join(sorted(ITEM_BYTES))}")
     if not naturals(shape) or not naturals(offsets) or len(offsets) != 2:
         raise damaged(f"expected whole numbers, found shape {shape!r} and data_offsets {offsets!r}")

@@ -6,8 +6,9 @@ where each tensor lies in the file; the weights themselves are read as those of 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,19 @@ def read_pickled_file(path: Path) -> tuple[dict[str, TensorEntry], int]:
     return {
         str(name): _entry(path, str(name), value, places, file_bytes) for name, value in content.items()
     }, file_bytes
+
+
+def places_in_file(path: Path, content: Mapping[Any, Any]) -> dict[str, TensorEntry]:
+    """Return where those tensors lie in a file that are stored in it as they are; `content` is the file, mapped.
+
+    Reading them there keeps the pages of the file out of this process's memory.
+    """
+    places, file_bytes = _Mappings(path), path.stat().st_size
+    found: dict[str, TensorEntry] = {}
+    for name, value in content.items():
+        with contextlib.suppress(ModelLoadError):
+            found[str(name)] = _entry(path, str(name), value, places, file_bytes)
+    return found
 
 
 def _entry(path: Path, name: str, value: Any, places: _Mappings, file_bytes: int) -> TensorEntry:

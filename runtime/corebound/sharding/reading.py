@@ -23,16 +23,16 @@ class Meter:
     """Counts bytes that were read, of `num_bytes` that will be, and tells `progress`, one thread at a time."""
 
     def __init__(self, num_bytes: int, progress: Progress | None) -> None:
-        self.num_bytes = num_bytes
-        self._done, self._progress = 0, progress
+        self.num_bytes, self.num_done = num_bytes, 0
+        self._progress = progress
         self._lock = threading.Lock()
 
     def add(self, num_bytes: int) -> None:
         """Count bytes."""
         with self._lock:
-            self._done += num_bytes
+            self.num_done += num_bytes
             if self._progress is not None:
-                self._progress(self._done, self.num_bytes)
+                self._progress(self.num_done, self.num_bytes)
 
 
 class Scratch:

@@ -15,6 +15,7 @@ from corebound.errors import ConfigError, CoreboundError, ModelLoadError
 from corebound.inference.checkpoint import find_tensors
 from corebound.inference.configuration import InferenceConfig
 from corebound.inference.stored import Piece, StoredTensor
+from corebound.sharding.reading import Meter
 
 WEIGHTS = {"first.weight": torch.arange(24.0).view(4, 6), "second.weight": torch.arange(10.0)}
 
@@ -66,6 +67,30 @@ def test_bin_files_are_read_only_when_asked_for(tmp_path: Path) -> None:
             find(checkpoint)
         assert "allow_pickled_weights=True" in str(caught.value.hint)
         assert_same(find(checkpoint, allow_pickled_weights=True))
+
+
+def test_tensors_of_a_bin_file_are_read_where_they_lie_and_transposed_ones_as_views(tmp_path: Path) -> None:
+    """Pages of a mapped file count as memory of the rank; what is read with pread does not."""
+    weights = WEIGHTS | {"third.weight": torch.arange(12.0).view(3, 4).t()}
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    found = find(tmp_path, allow_pickled_weights=True)
+    assert {name for name, stored in found.items() if stored.entry is None} == {"third.weight"}
+    assert all(torch.equal(found[name].read(), weight) for name, weight in weights.items())
+    assert torch.equal(found["third.weight"].read(1, [range(1, 3)]), weights["third.weight"][:, 1:3])
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_floats_are_converted_piece_by_piece_and_whole_numbers_are_not(tmp_path: Path, dim: int) -> None:
+    whole = {"w": torch.randn(700, 900), "count": torch.arange(7), "scale": torch.tensor(0.3)}
+    save_file(whole, tmp_path / "model.safetensors")
+    found = find(str(tmp_path))
+    meter = Meter(0, None)
+    parts = [range(2, 340), range(500, 501)]
+    expected = torch.cat([whole["w"].narrow(dim, part.start, len(part)) for part in parts], dim).bfloat16()
+    assert torch.equal(found["w"].read(dim, parts, dtype=torch.bfloat16, meter=meter), expected)
+    assert meter.num_done == expected.numel() * 4
+    assert torch.equal(found["count"].read(dtype=torch.bfloat16), whole["count"])
+    assert torch.equal(found["scale"].read(dtype=torch.bfloat16), whole["scale"].bfloat16())
 
 
 def test_a_bin_file_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import logging
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, pipe
 
 import corebound
 from corebound.accelerator.cpu import CpuAccelerator
+from corebound.engine import progress
 from corebound.errors import ConfigError, HostError, ModelLoadError, RequestError, ShardingError
 from corebound.inference import InferenceEngine, OnDevice
 from corebound.inference.agreement import share_random_state
@@ -451,3 +457,48 @@ def test_float16_warns_where_the_processor_does_not_multiply_it(
         engine = corebound.init_inference(loaded(models["bloom"]), dtype="half")
         assert engine(PLAIN).logits.dtype == torch.float16
         assert ("no products of float16" in caplog.text) is not supported
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_reading_a_checkpoint_shows_its_progress_once(
+    num_ranks: int, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A minute without a word: nobody knew whether it read or hung."""
+    ticks = itertools.count(step=20.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    path = models["llama"]
+
+    def load() -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream := Terminal())
+            on_ranks(num_ranks, lambda: empty(path), lambda _: None, checkpoint=str(path))
+        return stream.getvalue()
+
+    with caplog.at_level(logging.INFO, logger="corebound"):
+        shown = load()
+    lines = [line for line in shown.split("\r\x1b[K") if line]
+    assert re.fullmatch(rf"init_inference: loading {path} +\d+%, 0\.0 of 0\.0 GB, .* left", lines[0])
+    shares = [int(line.split("%")[0].split()[-1]) for line in lines]
+    # One rank tells, so they only rise; matrices that ranks hold in part are counted so from the start.
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    assert shown.endswith("\r\x1b[K")
+    with caplog.at_level(logging.WARNING, logger="corebound"):
+        assert load() == ""
+
+
+def test_progress_goes_to_the_log_where_there_is_no_terminal(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ticks = itertools.count(step=20.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    with caplog.at_level(logging.INFO, logger="corebound"):
+        on_ranks(1, lambda: empty(models["bloom"]), lambda _: None, checkpoint=str(models["bloom"]))
+    told = [record for record in caplog.records if "init_inference: loading" in record.message]
+    assert told
+    assert {record.name for record in told} == {"corebound.engine.progress"}

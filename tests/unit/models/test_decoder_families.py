@@ -88,6 +88,25 @@ def test_logits_of_16_bits_are_within_the_stated_bound(
         assert float((logits - exact).square().mean().sqrt()) <= 2 * sigma
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_norms_that_count_from_one_have_the_bits_of_transformers(
+    expected: Callable[[str], Expected], dtype: torch.dtype
+) -> None:
+    """1 + w was rounded to the type of the model, by up to one part in 256."""
+    path = expected("gemma").path
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    [decoder] = run_ranks(1, lambda group: Runner(path, group, dtype).decoder)
+    x = torch.randn(7, model.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    pairs = [(decoder.weights.final_norm, model.model.norm)]
+    for ours, theirs in zip(decoder.weights.layers, model.model.layers, strict=True):
+        pairs += [(ours.attention_norm, theirs.input_layernorm), (ours.mlp_norm, theirs.post_attention_layernorm)]
+    for weights, norm in pairs:
+        want = norm(x)
+        assert torch.equal(decoder._normalise(x, None, weights)[0], want)
+        rounded = ((norm.weight.float() + 1.0).to(dtype),)
+        assert not torch.equal(decoder._normalise(x, None, rounded)[0], want)
+
+
 @pytest.mark.parametrize(
     ("name", "of_layer"),
     [("gptj", 1), ("gpt_neox", 1), ("gpt_neox-sequential", 2), ("falcon-new", 1), ("qwen2", 2)],

@@ -201,3 +201,17 @@ def refused_by_name(path: Path) -> str:
     with pytest.raises(CoreboundError) as caught:
         describe(path)
     return caught.value.message
+
+
+def test_a_key_that_is_there_twice_and_bytes_that_are_no_text_say_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "model_type": "bloom"}')
+    with pytest.raises(ModelLoadError, match=r"config\.json: key 'model_type': expected once .* found twice") as caught:
+        describe(tmp_path)
+    assert caught.value.hint == "remove one of the two"
+    (tmp_path / "config.json").write_bytes(b'{"model_type": "\xff"}')
+    with pytest.raises(ModelLoadError, match=r"config\.json: not UTF-8 text: .* at byte 16") as caught:
+        describe(tmp_path)
+    assert caught.value.hint == "fetch the file again"
+    (tmp_path / "config.json").write_text('{"n": ' + "[" * 200_000)
+    with pytest.raises(ModelLoadError, match=r"config\.json: cannot be read"):
+        describe(tmp_path)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from corebound.comm import Collectives
 from corebound.errors import ConfigError, ShardingError
-from corebound.models import describe
+from corebound.models import describe, resharding
+from corebound.models.description import ModelDescription
 from corebound.models.shard_writing import write_shards
+from corebound.sharding import ShardPlan
 from fixtures.decoding import Runner
 from fixtures.packed_weights import pack_model
 from fixtures.thread_group import run_ranks
@@ -130,3 +133,35 @@ def test_a_model_may_take_its_own_place(models: Callable[[str], Path], tmp_path:
         write(path, path, 3)
     write(path, path, 3, force=True)
     assert contents(path) == contents(write(models("bloom"), tmp_path / "direct", 3))
+
+
+def test_files_that_others_replace_meanwhile_are_read_to_their_end(
+    models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was opened by its name again for every MiB, with the places that the header of the first had told."""
+    two = write(models("llama"), tmp_path / "two", 2)
+    expected = contents(write(two, tmp_path / "three", 3))
+    parts = resharding.rank_tensors
+
+    def find_and_replace(description: ModelDescription, plan: ShardPlan, rank: int, descriptor: int) -> Any:
+        found = parts(description, plan, rank, descriptor)
+        path = two / f"rank-{rank:05d}-of-00002.safetensors"
+        path.with_name("other").write_bytes(bytes(path.stat().st_size))
+        path.with_name("other").replace(path)
+        return found
+
+    monkeypatch.setattr(resharding, "rank_tensors", find_and_replace)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert contents(write(two, tmp_path / "again", 3)) == expected
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_headers_are_read_once_whatever_the_ranks(
+    models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = write(models("llama"), tmp_path / "two", 2)
+    opened: list[Path] = []
+    original = resharding.opened
+    monkeypatch.setattr(resharding, "opened", lambda path: (opened.append(path), original(path))[1])
+    write(two, tmp_path / "three", 3)
+    assert [path.name for path in opened] == [f"rank-{rank:05d}-of-00002.safetensors" for rank in range(2)]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings, strategies
 from safetensors.torch import load_file, save_file
 
 from corebound import kernels
@@ -395,7 +398,7 @@ def test_gates_that_the_manifest_denies_are_named(models: Callable[[str], Path],
             lambda p: edit(p, lambda v: v.update(panel_layout=99)),
             r"json: panel_layout: expected 1, .* found 99",
         ),
-        (lambda p: edit(p, lambda v: v.update(format_version=2)), r"format_version: expected 1, .* found 2"),
+        (lambda p: edit(p, lambda v: v.update(format_version=1)), r"format_version: expected 2, .* found 1"),
         (lambda p: edit(p, lambda v: v["ranks"].pop()), "ranks: expected 2 entries, as num_ranks says, found 1"),
         (lambda p: edit(p, lambda v: v.pop("weights")), "weights: expected a text, found null"),
         (lambda p: edit(p, lambda v: v["ranks"][1].update(file="../x")), r"ranks\[1\]\.file: expected a file name"),
@@ -431,6 +434,93 @@ def test_damage_is_named(bloom: Path, damage: Callable[[Path], object], problem:
     with pytest.raises(CoreboundError, match=problem) as caught:
         run_ranks(2, lambda collectives: load_model(bloom, "bfloat16", collectives))
     assert caught.value.exit_code == 6
+
+
+def test_a_file_that_is_another_ranks_is_named(tmp_path: Path) -> None:
+    """Of equal sizes: digests and sizes of both are right, and the model would have been another."""
+    path = write(build_bloom(tmp_path / "even", vocab_size=102), tmp_path / "out", 2).path
+    first, second = (rank.name for rank in read_shards(path).ranks)
+    shutil.copyfile(path / first, path / second)
+    edit(path, lambda v: v["files"][second].update(v["files"][first]))
+    description = describe(path, tokenizer=False)
+    with pytest.raises(ModelLoadError, match=r"json: rank: expected 0, as rank-00001-of-00002\.saf.* says, found 1"):
+        read_rank(description, shard_plan(description, 2), 1)
+
+
+def test_a_type_of_scales_of_the_same_size_is_named(bloom: Path) -> None:
+    """bfloat16 scales read as float16 gave other weights, in silence."""
+    edit(bloom, lambda v: v["ranks"][0]["matrices"]["layers.0.qkv_weight"].update(scale_kind="float16"))
+    with pytest.raises(
+        ModelLoadError,
+        match=r"shards\.json: ranks\[0\]\.matrices\.layers\.0\.qkv_weight: expected .*bfloat16.* found .*float16",
+    ):
+        read_rank(describe(bloom, tokenizer=False), shard_plan(describe(bloom, tokenizer=False), 2), 0)
+
+
+def test_whatever_is_changed_in_the_manifest_is_an_error_or_changes_no_weight(bloom: Path) -> None:
+    manifest = bloom / SHARDS_FILE
+    text = manifest.read_text()
+    places = list(leaves(json.loads(text)))
+    expected = weights_of(bloom)
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(strategies.sampled_from(places), strategies.data())
+    def check(place: tuple[str | int, ...], data: strategies.DataObject) -> None:
+        values = json.loads(text)
+        *outer, last = place
+        owner = functools.reduce(lambda found, key: found[key], outer, values)
+        others = [functools.reduce(lambda found, key: found[key], other, values) for other in places]
+        near = sorted({json.dumps(other) for other in others if type(other) is type(owner[last])})
+        kinds = ["set", "type", "remove"]
+        kind = data.draw(strategies.sampled_from(kinds))
+        if kind == "remove":
+            del owner[last]
+        elif kind == "set":
+            words = ["float32", "bfloat16", "float16", "int4", "int8", None, 32, 160, 2**70, True, False, "..", ""]
+            near_values = strategies.sampled_from([json.loads(value) for value in near])
+            owner[last] = data.draw(strategies.one_of(near_values, strategies.sampled_from(words)))
+        else:
+            owner[last] = data.draw(JSON_VALUES)
+        manifest.write_text(json.dumps(values))
+        try:
+            found = weights_of(bloom)
+        except ModelLoadError:
+            return
+        assert found == expected
+
+    check()
+
+
+JSON_VALUES = strategies.recursive(
+    strategies.none() | strategies.booleans() | strategies.integers() | strategies.floats() | strategies.text(),
+    lambda inner: strategies.lists(inner, max_size=3) | strategies.dictionaries(strategies.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def leaves(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the place of everything in a JSON value, objects and lists included."""
+    if place:
+        yield place
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from leaves(inner, (*place, key))
+
+
+def weights_of(path: Path) -> list[tuple[Any, ...]]:
+    """Return all that decides what the ranks of a written model compute with."""
+    description = describe(path, tokenizer=False)
+    assert description.shards is not None
+    description.shards.require_ranks(2)
+    plan = shard_plan(description, 2)
+    found = []
+    for rank in range(2):
+        matrices, fields = read_rank(description, plan, rank, mapped=False)
+        for field, matrix in sorted(matrices.items()):
+            form = (matrix.form, matrix.outputs, matrix.inputs, matrix.gated)
+            found.append((field, form, hashlib.sha256(matrix.memory.numpy().tobytes()).hexdigest()))
+        found += [(field, tensor.float().tolist()) for field, tensor in sorted(fields.items())]
+    return found
 
 
 def test_a_flipped_bit_is_found_by_its_digest(models: Callable[[str], Path], bloom: Path) -> None:

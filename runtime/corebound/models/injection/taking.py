@@ -123,7 +123,7 @@ class BlockTaker:
         if weight is None:
             weight = like.new_ones(module.normalized_shape)
         if kind == "rms_plus_one":
-            weight = (weight.float() + 1.0).to(weight.dtype)
+            weight = weight.float() + 1.0  # and stays so: rounded to 16 bits it would be another weight
         return NormWeights(weight, getattr(module, "bias", None) if kind == "layer" else None, float(eps))
 
     def head_norm(self, path: str | None, num_heads: int) -> NormWeights | None:

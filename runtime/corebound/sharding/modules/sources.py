@@ -83,16 +83,22 @@ class ModelSource:
 class CheckpointSource:
     """The safetensors files of a checkpoint: only the bytes that are asked for are read, with pread.
 
-    Tensors come in the dtype of the model's parameters. Those that are no weights, of whole numbers or without
-    dimensions, are read whole. Names are the model's, with or without the prefix of its body, and experts may be one
-    tensor each.
+    Tensors come in the dtype of the model's parameters, floats in `dtype` where it is given. Those that are no weights,
+    of whole numbers or without dimensions, are read whole. Names are the model's, with or without the prefix of its
+    body, and experts may be one tensor each.
     """
 
-    def __init__(self, model: nn.Module, checkpoint: Checkpoint, meter: Meter | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, checkpoint: Checkpoint, meter: Meter | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         self._tensors = checkpoint.tensors
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+
+        def of(tensor: Tensor) -> torch.dtype:
+            return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
         # Shapes and types only: whole weights of the model, if it has any, are not to be kept.
-        self._templates = {name: torch.empty_like(tensor, device="meta") for name, tensor in named}
+        self._templates = {name: torch.empty_like(tensor, device="meta", dtype=of(tensor)) for name, tensor in named}
         self._prefix = f"{getattr(model, 'base_model_prefix', '')}."
         self._meter, self._scratch = meter or Meter(0, None), Scratch()
 
