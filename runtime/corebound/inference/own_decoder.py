@@ -72,7 +72,7 @@ def own_decoder(
         # As loading does; the native decoder adds it itself. Not in place: these are the module's own weights.
         norms = [field for field in joined if field.endswith("norm_weight")]
         joined |= {field: joined[field] + description.norm_offset for field in norms}
-    return Decoder(description, plan, arrange(joined, description.num_layers), collectives)
+    return Decoder(description, plan, arrange(joined, description.num_layers, description.num_experts), collectives)
 
 
 def _find(module: nn.Module, dtype: torch.dtype, taken: Mapping[str, Taken], collectives: Collectives) -> _Found:
@@ -185,5 +185,5 @@ def _native(
             continue
         first_row[field] += rows.shape[0]
     others = {field: torch.cat(parts) if len(parts) > 1 else parts[0] for field, parts in small.items()}
-    weights = arrange_native(matrices, others, description.num_layers)
+    weights = arrange_native(matrices, others, description.num_layers, description.num_experts)
     return NativeDecoder(description, plan, weights, collectives, team_cpus())

@@ -107,7 +107,7 @@ def load_native_weights(
     else:
         source = NativeSource(description, plan, rank, scheme)
         matrices, fields = source.matrices, source.read(progress, num_threads)
-    return arrange_native(matrices, fields, description.num_layers)
+    return arrange_native(matrices, fields, description.num_layers, description.num_experts)
 
 
 def _load_plain(
@@ -138,7 +138,8 @@ def _load_plain(
     for field, tensor in fields.items():
         if description.norm_offset and field.endswith("norm_weight"):
             tensor.add_(description.norm_offset)
-    return Decoder(description, plan, arrange({**fields, **meanings}, description.num_layers), collectives)
+    weights = arrange({**fields, **meanings}, description.num_layers, description.num_experts)
+    return Decoder(description, plan, weights, collectives)
 
 
 def team_cpus() -> list[int]:

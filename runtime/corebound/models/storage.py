@@ -79,6 +79,8 @@ def matrix_schemes(
         name = field.rpartition(".")[2]
         if name.removesuffix("_weight") in _MATRICES:
             schemes[field] = scheme
+        elif name == "router_weight":
+            schemes[field] = None  # rounding it would turn choices between experts
         elif name == "head_weight":
             schemes[field] = head_scheme(scheme)
         elif name == "embedding_weight" and architecture.tied_head:
