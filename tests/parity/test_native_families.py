@@ -20,7 +20,7 @@ from corebound.quantization.reference import dequantize
 from corebound.quantization.rtn import quantize
 from corebound.quantization.scheme import parse_scheme
 from fixtures.decoder_families import CASES, FEW
-from fixtures.decoding import Runner, transformers_logits
+from fixtures.decoding import EXPERTS, Runner, transformers_logits
 from fixtures.thread_group import ThreadCollectives, run_ranks
 from fixtures.tiny_models import NUM_LAYERS, VOCAB_SIZE
 
@@ -46,16 +46,20 @@ def exact(built: Built) -> Callable[..., torch.Tensor]:
     def logits(name: str, scheme: str | None = None) -> torch.Tensor:
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(built(name), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(built(name), dtype=torch.float32, experts_implementation=EXPERTS)
         for parameter in model.parameters():
             parameter.data = parameter.data.bfloat16().float()
         for of, module in model.named_modules():
-            if scheme is None or not isinstance(module, torch.nn.Linear):
+            if scheme is None or not isinstance(module, torch.nn.Linear) or of.endswith("shared_expert_gate"):
                 continue
             if of != "lm_head":
                 module.weight.data = dequantize(quantize(module.weight.data, parse_scheme(scheme)))
             elif not model.config.tie_word_embeddings:
                 module.weight.data = dequantize(quantize(module.weight.data, parse_scheme("int8")))
+        for of, experts in model.named_parameters():
+            if scheme is not None and of.endswith(("experts.gate_up_proj", "experts.down_proj")):
+                for expert in experts.data:
+                    expert.copy_(dequantize(quantize(expert, parse_scheme(scheme))))
         with torch.inference_mode():
             return torch.cat([model(torch.tensor([prompt])).logits[0] for prompt in PROMPTS])
 
@@ -121,7 +125,7 @@ def test_tokens_one_at_a_time_are_those_of_the_whole_sequence(built: Built, name
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4:g32:sym"])
-@pytest.mark.parametrize("name", ["qwen3-biases", "phi3-partial-window", "falcon-uneven-groups", "gpt_neox"])
+@pytest.mark.parametrize("name", ["qwen3-biases", "phi3-partial-window", "falcon-uneven-groups", "gpt_neox", "mixtral", "qwen2_moe"])
 def test_quantized_logits_are_those_of_what_the_codes_mean(
     built: Built, exact: Callable[..., torch.Tensor], name: str, scheme: str
 ) -> None:
