@@ -64,12 +64,15 @@ def chosen_experts(config: ConfigReader, num_experts: int, default: int) -> int:
     return chosen
 
 
-def qwen_experts(config: ConfigReader, *, expert_size: int, default_chosen: int) -> dict[str, Any]:
+def qwen_experts(
+    config: ConfigReader, *, num_experts: int, expert_size: int, num_chosen: int
+) -> dict[str, Any]:
     """Return the experts of Qwen's families, which some layers have not; sizes that are left out as transformers does.
 
     Raises: ModelLoadError naming the field.
     """
-    num_layers, num_experts = config.integer("num_hidden_layers"), config.integer("num_experts", "num_local_experts")
+    num_layers = config.integer("num_hidden_layers")
+    num_experts = config.integer("num_experts", "num_local_experts", default=num_experts)
     step = config.integer("decoder_sparse_step", default=1)
     dense = config.values.get("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(type(layer) is int and 0 <= layer < num_layers for layer in dense):
@@ -77,7 +80,7 @@ def qwen_experts(config: ConfigReader, *, expert_size: int, default_chosen: int)
     return {
         "num_experts": num_experts,
         "expert_size": config.integer("moe_intermediate_size", default=expert_size),
-        "num_chosen_experts": chosen_experts(config, num_experts, default_chosen),
+        "num_chosen_experts": chosen_experts(config, num_experts, num_chosen),
         "renormalised_experts": config.flag("norm_topk_prob", default=False),
         "dense_layers": frozenset(layer for layer in range(num_layers) if (layer + 1) % step or layer in dense),
     }

@@ -18,7 +18,7 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
     """
     if config.flag("use_sliding_window", default=False) and config.values.get("layer_types") is None:
         raise config.wrong("layer_types", "the kind of each layer, for use_sliding_window", None)
-    experts = qwen_experts(config, expert_size=1408, default_chosen=4)
+    experts = qwen_experts(config, num_experts=60, expert_size=1408, num_chosen=4)
     experts["shared_expert_size"] = config.integer("shared_expert_intermediate_size", default=5632)
     return with_experts(
         config,

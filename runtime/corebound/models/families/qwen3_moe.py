@@ -20,7 +20,7 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
         config,
         name,
         family="qwen3_moe",
-        experts=qwen_experts(config, expert_size=768, default_chosen=8),
+        experts=qwen_experts(config, num_experts=128, expert_size=768, num_chosen=8),
         default_positions=32768,
         biases={"attention_bias": False},
         windows=_windows,
