@@ -128,7 +128,9 @@ def test_tokens_one_at_a_time_are_those_of_the_whole_sequence(built: Built, name
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4:g32:sym"])
-@pytest.mark.parametrize("name", ["qwen3-biases", "phi3-partial-window", "falcon-uneven-groups", "gpt_neox", "mixtral", "qwen2_moe"])
+@pytest.mark.parametrize(
+    "name", ["qwen3-biases", "phi3-partial-window", "falcon-uneven-groups", "gpt_neox", "mixtral", "qwen2_moe"]
+)
 def test_quantized_logits_are_those_of_what_the_codes_mean(
     built: Built, exact: Callable[..., torch.Tensor], name: str, scheme: str
 ) -> None:

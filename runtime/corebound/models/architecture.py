@@ -45,7 +45,8 @@ class Architecture(Geometry):
     `rounded_multiplier` says so), what is added to the stream by `residual_multiplier`, and logits are divided by
     `logits_divisor`. With a `parallel_residual` the MLP reads the stream that the attention reads, by the same norm
     where it has none of its own. Where there are experts, a token goes through `num_chosen_experts` of a layer's, each
-    weighted by a softmax over all of them, divided by the sum of those chosen if `renormalised_experts`. `max_positions` None means that nothing but memory limits the context.
+    weighted by a softmax over all of them, divided by the sum of those chosen if `renormalised_experts`.
+    `max_positions` None means that nothing but memory limits the context.
     """
 
     norm: str

@@ -54,8 +54,8 @@ def mix_experts(
 ) -> Tensor:
     """Return this rank's part of a layer's experts.
 
-    Scores, weights and sums are of float32, so that rounding seldom turns a choice between two experts. The outputs of a
-    token's experts are added in the order of the experts.
+    Scores, weights and sums are of float32, so that rounding seldom turns a choice between two experts. What a token's
+    experts give is added in the order of the experts.
 
     Shapes: [T, H] -> [T, H].
     """

@@ -96,9 +96,9 @@ class FamilyTable:
 
     `prefix` is one that some checkpoints put before every name and others leave out. `layer_prefix` stands before the
     names of `layer_rules` and holds `{layer}`. `expert_rules` are of each expert of a layer that has some; their names
-    hold `{expert}`, and the fields of expert 3 begin with `experts.3.`. `ignored` are regular expressions for whole names (prefix removed) that
-    checkpoints carry and no decoder needs. `qkv_layout` is the order of the rows of the field `qkv_weight` on a rank,
-    as corebound.kernels.split_qkv takes it.
+    hold `{expert}`, and the fields of expert 3 begin with `experts.3.`. `ignored` are regular expressions for whole
+    names (prefix removed) that checkpoints carry and no decoder needs. `qkv_layout` is the order of the rows of the
+    field `qkv_weight` on a rank, as corebound.kernels.split_qkv takes it.
     """
 
     family: str

@@ -64,9 +64,7 @@ def chosen_experts(config: ConfigReader, num_experts: int, default: int) -> int:
     return chosen
 
 
-def qwen_experts(
-    config: ConfigReader, *, num_experts: int, expert_size: int, num_chosen: int
-) -> dict[str, Any]:
+def qwen_experts(config: ConfigReader, *, num_experts: int, expert_size: int, num_chosen: int) -> dict[str, Any]:
     """Return the experts of Qwen's families, which some layers have not; sizes that are left out as transformers does.
 
     Raises: ModelLoadError naming the field.

@@ -22,7 +22,9 @@ class InjectedExperts(nn.Module):
     shared_in: nn.Parameter | None
     shared_out: nn.Parameter | None
 
-    def __init__(self, taker: BlockTaker, description: BlockDescription, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, taker: BlockTaker, description: BlockDescription, activation: Callable[[Tensor], Tensor]
+    ) -> None:
         super().__init__()
         path = str(description.experts)
         experts, router = taker.module(f"{path}.experts"), taker.module(f"{path}.gate").weight
