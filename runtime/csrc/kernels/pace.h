@@ -13,13 +13,15 @@
 
 COREBOUND_BEGIN_VARIANT
 
+// As far as the hardware reaches within a page, but over its end, where the hardware begins anew.
+inline constexpr int64_t ahead_bytes = 3072;
+
 template <bool paced> class Pace {
 public:
-  // Behind the line at `line`, which the caller has loaded too.
-  void follow(const char *line) {
+  // Behind the line at `line`, which the caller has loaded too, with the line `ahead` bytes further on.
+  void follow(const char *line, int64_t ahead) {
     if constexpr (paced) {
-      // As far as the hardware reaches within a page, but over its end, where the hardware begins anew.
-      __builtin_prefetch(line + 3072, 0, 2);
+      __builtin_prefetch(line + ahead, 0, 2);
       uint64_t word;
       std::memcpy(&word, line, sizeof word);
       const uint64_t one = 1; // in a register: processors add constants without taking a cycle

@@ -91,7 +91,7 @@ template <bool paced> inline void touch_step(Pace<paced> &pace, const char *pair
     const int64_t bytes = smaller(step_bytes, end - at);
 #pragma GCC unroll 8
     for (int64_t line = 0; line < bytes; line += 64) {
-      pace.follow(at + line);
+      pace.follow(at + line, ahead_bytes);
     }
   }
 }

@@ -136,18 +136,24 @@ inline int64_t sum_two_streams(const PanelMatrix &matrix, const char *panel, con
   constexpr int64_t turn_inputs = nibbles ? 16 : 8;
   const int64_t size = matrix.block_inputs(), half = matrix.padded_inputs / size / 2;
   Pace<paced> pace;
+  // Behind the first half lies what the second stream has read, so its end fetches where the next panel's second
+  // begins.
+  const char *middle = RowBlock(matrix, panel, half).codes;
+  const int64_t over_middle = ahead_bytes + matrix.panel_bytes();
   for (int64_t block = 0; block < half; ++block) {
     RowBlock streams[2] = {RowBlock(matrix, panel, block), RowBlock(matrix, panel, half + block)};
     for (int64_t i = 0; i < size; i += turn_inputs) {
 #pragma GCC unroll 2
       for (int s = 0; s < 2; ++s) {
+        const char *first = streams[s].codes + i * (nibbles ? 32 : 64);
+        const int64_t ahead = s == 0 && first + ahead_bytes >= middle ? over_middle : ahead_bytes;
 #pragma GCC unroll 4
         for (int64_t k = 0; k < turn_inputs; k += 4) {
           streams[s].template add_quad<nibbles>(in, i + k);
           const char *lines = streams[s].codes + (i + k) * (nibbles ? 32 : 64);
 #pragma GCC unroll 4
           for (int line = 0; line < (nibbles ? 2 : 4); ++line) {
-            pace.follow(lines + 64 * line);
+            pace.follow(lines + 64 * line, ahead);
           }
         }
         pace.turn();

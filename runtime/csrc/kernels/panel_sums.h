@@ -56,7 +56,7 @@ inline void add_pairs(const char *weights, int64_t pairs, const uint16_t *x, int
       add_pair<M>(acc[u], from, x + 2 * (i + u), stride);
 #pragma GCC unroll 4
       for (int line = 0; line < 4; ++line) {
-        pace.follow(from + 64 * line);
+        pace.follow(from + 64 * line, ahead_bytes);
       }
     }
     pace.turn();
@@ -72,6 +72,7 @@ inline void add_pairs(const char *weights, int64_t pairs, const uint16_t *x, int
 }
 
 // One row: the panel is read as two streams, its first and its second half, eight lines of one and eight of the other.
+// Behind the first half lies what the second stream has read, so its end fetches where the next panel's second begins.
 template <bool paced> inline void add_two_streams(const char *weights, int64_t pairs, const uint16_t *x, float *sums) {
   RowSums<1> acc[4];
   for (int j = 0; j < 4; ++j) {
@@ -84,6 +85,7 @@ template <bool paced> inline void add_two_streams(const char *weights, int64_t p
   for (int64_t i = 0; i < half; i += 2) {
 #pragma GCC unroll 2
     for (int stream = 0; stream < 2; ++stream) {
+      const int64_t ahead = stream == 0 && (half - i) * 256 <= ahead_bytes ? ahead_bytes + pairs * 256 : ahead_bytes;
 #pragma GCC unroll 2
       for (int u = 0; u < 2; ++u) {
         const int64_t pair = stream * half + i + u;
@@ -91,7 +93,7 @@ template <bool paced> inline void add_two_streams(const char *weights, int64_t p
         add_pair<1>(acc[2 * stream + u], from, x + 2 * pair, 0);
 #pragma GCC unroll 4
         for (int line = 0; line < 4; ++line) {
-          pace.follow(from + 64 * line);
+          pace.follow(from + 64 * line, ahead);
         }
       }
       pace.turn();
