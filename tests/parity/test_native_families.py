@@ -15,12 +15,15 @@ import torch
 
 from corebound import kernels
 from corebound.comm.single import SingleCollectives
+from corebound.models import loading
 from corebound.models.native_decoder import NativeDecoder
+from corebound.models.storage import rank_storage
 from corebound.quantization.reference import dequantize
 from corebound.quantization.rtn import quantize
 from corebound.quantization.scheme import parse_scheme
+from corebound.sharding import shard_plan
 from fixtures.decoder_families import CASES, FEW
-from fixtures.decoding import Runner, transformers_logits
+from fixtures.decoding import EXPERTS, Runner, transformers_logits
 from fixtures.thread_group import ThreadCollectives, run_ranks
 from fixtures.tiny_models import NUM_LAYERS, VOCAB_SIZE
 
@@ -46,16 +49,20 @@ def exact(built: Built) -> Callable[..., torch.Tensor]:
     def logits(name: str, scheme: str | None = None) -> torch.Tensor:
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(built(name), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(built(name), dtype=torch.float32, experts_implementation=EXPERTS)
         for parameter in model.parameters():
             parameter.data = parameter.data.bfloat16().float()
         for of, module in model.named_modules():
-            if scheme is None or not isinstance(module, torch.nn.Linear):
+            if scheme is None or not isinstance(module, torch.nn.Linear) or of.endswith("shared_expert_gate"):
                 continue
             if of != "lm_head":
                 module.weight.data = dequantize(quantize(module.weight.data, parse_scheme(scheme)))
             elif not model.config.tie_word_embeddings:
                 module.weight.data = dequantize(quantize(module.weight.data, parse_scheme("int8")))
+        for of, experts in model.named_parameters():
+            if scheme is not None and of.endswith(("experts.gate_up_proj", "experts.down_proj")):
+                for expert in experts.data:
+                    expert.copy_(dequantize(quantize(expert, parse_scheme(scheme))))
         with torch.inference_mode():
             return torch.cat([model(torch.tensor([prompt])).logits[0] for prompt in PROMPTS])
 
@@ -121,10 +128,38 @@ def test_tokens_one_at_a_time_are_those_of_the_whole_sequence(built: Built, name
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4:g32:sym"])
-@pytest.mark.parametrize("name", ["qwen3-biases", "phi3-partial-window", "falcon-uneven-groups", "gpt_neox"])
+@pytest.mark.parametrize(
+    "name", ["qwen3-biases", "phi3-partial-window", "falcon-uneven-groups", "gpt_neox", "mixtral", "qwen2_moe"]
+)
 def test_quantized_logits_are_those_of_what_the_codes_mean(
     built: Built, exact: Callable[..., torch.Tensor], name: str, scheme: str
 ) -> None:
     wanted = exact(name, scheme)
     # AMX rounds weights with group scales to bf16 too, which doubles the square of the error.
     assert rms(logits_of(built(name), SingleCollectives(), scheme) - wanted) <= 1.5 * bound_of(wanted)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_experts_give_the_same_bits_with_any_number_of_threads(
+    built: Built, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(num_threads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        monkeypatch.setattr(loading, "team_cpus", lambda: [-1] * num_threads)
+        runner = Runner(built(name), SingleCollectives(), "bfloat16")
+        return torch.cat(runner.logits(PROMPTS)), runner.last_logits([PROMPTS[0][:3]])
+
+    one = found(1)
+    assert all(torch.equal(a, b) for a, b in zip(found(3), one, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe-renormalised"])
+def test_a_token_reads_the_weights_of_its_experts_alone(built: Built, name: str, scheme: str) -> None:
+    decoder = Runner(built(name), SingleCollectives(), scheme).decoder
+    assert isinstance(decoder, NativeDecoder)
+    description = decoder.description
+    plan = shard_plan(description, 1)
+    stored = rank_storage(description, plan, 0, None if scheme == "bfloat16" else parse_scheme(scheme))
+    of_experts = sum(matrix.num_bytes for matrix in stored.matrices if ".experts." in matrix.field)
+    idle = of_experts * (description.num_experts - 2) // description.num_experts
+    assert decoder.weight_bytes_per_token == stored.num_bytes - stored.embedding_bytes - idle == stored.bytes_per_token

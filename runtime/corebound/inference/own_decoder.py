@@ -70,7 +70,7 @@ def own_decoder(
     joined = {field: parts[0] if len(parts) < _STACKED else torch.cat(parts) for field, parts in fields.items()}
     # As loading does; the native decoder adds it itself.
     joined = add_to_norms(joined, description.norm_offset)
-    return Decoder(description, plan, arrange(joined, description.num_layers), collectives)
+    return Decoder(description, plan, arrange(joined, description.num_layers, description.num_experts), collectives)
 
 
 def _find(module: nn.Module, dtype: torch.dtype, taken: Mapping[str, Taken], collectives: Collectives) -> _Found:
@@ -183,5 +183,5 @@ def _native(
             continue
         first_row[field] += rows.shape[0]
     others = {field: torch.cat(parts) if len(parts) > 1 else parts[0] for field, parts in small.items()}
-    weights = arrange_native(matrices, others, description.num_layers)
+    weights = arrange_native(matrices, others, description.num_layers, description.num_experts)
     return NativeDecoder(description, plan, weights, collectives, team_cpus())

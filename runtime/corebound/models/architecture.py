@@ -44,7 +44,9 @@ class Architecture(Geometry):
     Embeddings are multiplied by `embedding_multiplier` (rounded to the type of the weights first where
     `rounded_multiplier` says so), what is added to the stream by `residual_multiplier`, and logits are divided by
     `logits_divisor`. With a `parallel_residual` the MLP reads the stream that the attention reads, by the same norm
-    where it has none of its own. `max_positions` None means that nothing but memory limits the context.
+    where it has none of its own. Where there are experts, a token goes through `num_chosen_experts` of a layer's, each
+    weighted by a softmax over all of them, divided by the sum of those chosen if `renormalised_experts`.
+    `max_positions` None means that nothing but memory limits the context.
     """
 
     norm: str
@@ -63,6 +65,8 @@ class Architecture(Geometry):
     logits_divisor: float = 1.0
     parallel_residual: bool = False
     position_offset: int = 0
+    num_chosen_experts: int = 0
+    renormalised_experts: bool = False
 
     @property
     def tied_head(self) -> bool:

@@ -14,6 +14,7 @@ from corebound import kernels
 from corebound.comm import Collectives
 from corebound.models.batch import StepBatch
 from corebound.models.description import ModelDescription
+from corebound.models.experts import mix_experts
 from corebound.models.rope import RotaryTable
 from corebound.models.weights import DecoderWeights, LayerWeights
 from corebound.sharding import ShardPlan, alibi_slopes
@@ -80,8 +81,10 @@ class Decoder:
         tensors += [] if weights.head_bias is None else [weights.head_bias]
         for layer in weights.layers:
             for value in vars(layer).values():
-                tensors += value if isinstance(value, tuple) else [] if value is None else [value]
-        return sum(tensor.nbytes for tensor in tensors)
+                tensors += value if isinstance(value, tuple) else [value] if isinstance(value, Tensor) else []
+        num_chosen = self.description.num_chosen_experts
+        experts = sum(layer.experts.bytes_per_token(num_chosen) for layer in weights.layers if layer.experts)
+        return experts + sum(tensor.nbytes for tensor in tensors)
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, kv_cache: KvCache) -> Tensor:
@@ -118,6 +121,15 @@ class Decoder:
 
     def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
         """Return this rank's part of the MLP, without the bias at its end."""
+        if layer.experts is not None:
+            return mix_experts(
+                x,
+                layer.experts,
+                self._activation,
+                self.description.num_chosen_experts,
+                renormalised=self.description.renormalised_experts,
+            )
+        assert layer.mlp_in_weight is not None and layer.mlp_out_weight is not None, "a layer has one MLP or experts"
         inner = self._activation(kernels.linear(x, layer.mlp_in_weight, layer.mlp_in_bias))
         return kernels.linear(inner, layer.mlp_out_weight)
 

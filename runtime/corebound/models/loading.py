@@ -107,7 +107,7 @@ def load_native_weights(
     else:
         source = NativeSource(description, plan, rank, scheme)
         matrices, fields = source.matrices, source.read(progress, num_threads)
-    return arrange_native(matrices, fields, description.num_layers)
+    return arrange_native(matrices, fields, description.num_layers, description.num_experts)
 
 
 def _load_plain(
@@ -136,7 +136,8 @@ def _load_plain(
         assert reader is not None
         reader.load(part, CodeMeaningSink(meanings[field]), meter)
     tensors = add_to_norms({**fields, **meanings}, description.norm_offset)
-    return Decoder(description, plan, arrange(tensors, description.num_layers), collectives)
+    weights = arrange(tensors, description.num_layers, description.num_experts)
+    return Decoder(description, plan, weights, collectives)
 
 
 def team_cpus() -> list[int]:

@@ -23,6 +23,7 @@ from corebound.models.batch import StepBatch
 from corebound.models.description import ModelDescription
 from corebound.models.native_structs import (
     ALL_REDUCE,
+    ExpertStruct,
     HeadGroupStruct,
     LayerStruct,
     ModelStruct,
@@ -97,6 +98,7 @@ class NativeDecoder:
             total += sum(tensor.nbytes for tensor in layer.norms())
             total += sum(matrix.num_bytes for matrix in layer.matrices())
             total += sum(bias.nbytes for bias in layer.biases() if bias is not None)
+            total += layer.experts.bytes_per_token(self.description.num_chosen_experts) if layer.experts else 0
         return total
 
     @torch.inference_mode()
@@ -197,6 +199,10 @@ class NativeDecoder:
             norm_offset=description.norm_offset,
             rotary_interleaved=description.rope is not None and description.rope.interleaved,
             parallel_residual=description.parallel_residual,
+            num_experts=description.num_experts,
+            num_chosen=description.num_chosen_experts,
+            shared_expert=description.shared_expert_size > 0,
+            renormalised_experts=description.renormalised_experts,
         )
 
     def _layer(self, index: int) -> LayerStruct:
@@ -209,9 +215,17 @@ class NativeDecoder:
             window=self.description.window(index),
         )
         for name in ("qkv", "attention_out", "mlp_in", "mlp_out"):
-            matrix: PanelMatrix = getattr(layer, name)
+            matrix: PanelMatrix | None = getattr(layer, name)
+            if matrix is None:
+                continue
             setattr(struct, name, matrix.struct)
             setattr(struct, f"{name}_bias", self._in_panels(matrix, getattr(layer, f"{name}_bias")))
+        if layer.experts is not None:
+            struct.router = layer.experts.router.struct
+            pairs = (*layer.experts.experts, *layer.experts.shared)
+            experts = (ExpertStruct * len(pairs))(*(ExpertStruct(inner.struct, outer.struct) for inner, outer in pairs))
+            self._kept.append(experts)
+            struct.experts = ctypes.addressof(experts)
         return struct
 
     def _in_panels(self, matrix: PanelMatrix, bias: Tensor | None) -> int | None:

@@ -16,6 +16,12 @@ class NormStruct(ctypes.Structure):
     _fields_ = [("weight", _POINTER), ("bias", _POINTER)]
 
 
+class ExpertStruct(ctypes.Structure):
+    """decoder::Expert."""
+
+    _fields_ = [("mlp_in", MatrixStruct), ("mlp_out", MatrixStruct)]
+
+
 class LayerStruct(ctypes.Structure):
     """decoder::Layer."""
 
@@ -33,6 +39,8 @@ class LayerStruct(ctypes.Structure):
         ("q_norm", _POINTER),
         ("k_norm", _POINTER),
         ("window", _INT64),
+        ("experts", _POINTER),
+        ("router", MatrixStruct),
     ]
 
 
@@ -78,6 +86,10 @@ class ModelStruct(ctypes.Structure):
         ("norm_offset", _FLOAT),
         ("rotary_interleaved", _BOOL),
         ("parallel_residual", _BOOL),
+        ("num_experts", _INT64),
+        ("num_chosen", _INT64),
+        ("shared_expert", _BOOL),
+        ("renormalised_experts", _BOOL),
     ]
 
 

@@ -16,31 +16,48 @@ from corebound.sharding.arena import allocate
 
 
 @dataclass(frozen=True, kw_only=True)
+class NativeExperts:
+    """The experts of a layer, each with its matrices before and after the activation; the shared one comes last."""
+
+    router: PanelMatrix
+    experts: tuple[tuple[PanelMatrix, PanelMatrix], ...]
+    shared: tuple[tuple[PanelMatrix, PanelMatrix], ...]
+
+    def bytes_per_token(self, num_chosen: int) -> int:
+        """Return the bytes that one token reads of them; experts are of equal size."""
+        others = self.router.num_bytes + sum(matrix.num_bytes for pair in self.shared for matrix in pair)
+        every = sum(matrix.num_bytes for pair in self.experts for matrix in pair)
+        return others + every // len(self.experts) * num_chosen
+
+
+@dataclass(frozen=True, kw_only=True)
 class NativeLayer:
     """One layer. A norm is its weight, or weight and bias; what is absent is None.
 
-    Where `mlp_norm` is empty the MLP reads what the attention reads.
+    Where `mlp_norm` is empty the MLP reads what the attention reads. A layer has matrices of one MLP, or `experts`.
     """
 
     attention_norm: tuple[Tensor, ...]
     mlp_norm: tuple[Tensor, ...]
     qkv: PanelMatrix
     attention_out: PanelMatrix
-    mlp_in: PanelMatrix
-    mlp_out: PanelMatrix
+    mlp_in: PanelMatrix | None
+    mlp_out: PanelMatrix | None
     qkv_bias: Tensor | None
     attention_out_bias: Tensor | None
     mlp_in_bias: Tensor | None
     mlp_out_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
+    experts: NativeExperts | None
 
     def matrices(self) -> tuple[PanelMatrix, ...]:
-        """Return the matrices in the order in which a step reads them."""
-        return (self.qkv, self.attention_out, self.mlp_in, self.mlp_out)
+        """Return the matrices that every token reads, in the order of a step, without those of experts."""
+        mlp = () if self.mlp_in is None or self.mlp_out is None else (self.mlp_in, self.mlp_out)
+        return (self.qkv, self.attention_out, *mlp)
 
     def biases(self) -> tuple[Tensor | None, ...]:
-        """Return the biases in the same order, each [outputs of its matrix]."""
+        """Return the biases in the order of a step, each [outputs of its matrix]."""
         return (self.qkv_bias, self.attention_out_bias, self.mlp_in_bias, self.mlp_out_bias)
 
     def norms(self) -> tuple[Tensor, ...]:
@@ -82,7 +99,9 @@ def place_matrices(matrices: Mapping[str, PanelMatrix]) -> dict[str, Tensor]:
     return memory
 
 
-def arrange_native(matrices: Mapping[str, PanelMatrix], fields: Mapping[str, Tensor], num_layers: int) -> NativeWeights:
+def arrange_native(
+    matrices: Mapping[str, PanelMatrix], fields: Mapping[str, Tensor], num_layers: int, num_experts: int = 0
+) -> NativeWeights:
     """Return the weights of a rank, given by the field names of the family tables."""
 
     def norm(prefix: str) -> tuple[Tensor, ...]:
@@ -94,14 +113,15 @@ def arrange_native(matrices: Mapping[str, PanelMatrix], fields: Mapping[str, Ten
             mlp_norm=norm(f"{prefix}mlp_norm"),
             qkv=matrices[f"{prefix}qkv_weight"],
             attention_out=matrices[f"{prefix}attention_out_weight"],
-            mlp_in=matrices[f"{prefix}mlp_in_weight"],
-            mlp_out=matrices[f"{prefix}mlp_out_weight"],
+            mlp_in=matrices.get(f"{prefix}mlp_in_weight"),
+            mlp_out=matrices.get(f"{prefix}mlp_out_weight"),
             qkv_bias=fields.get(f"{prefix}qkv_bias"),
             attention_out_bias=fields.get(f"{prefix}attention_out_bias"),
             mlp_in_bias=fields.get(f"{prefix}mlp_in_bias"),
             mlp_out_bias=fields.get(f"{prefix}mlp_out_bias"),
             q_norm=fields.get(f"{prefix}q_norm_weight"),
             k_norm=fields.get(f"{prefix}k_norm_weight"),
+            experts=_experts(matrices, prefix, num_experts),
         )
 
     return NativeWeights(
@@ -112,4 +132,19 @@ def arrange_native(matrices: Mapping[str, PanelMatrix], fields: Mapping[str, Ten
         head=matrices["head_weight"] if "head_weight" in matrices else matrices["embedding_weight"],
         head_bias=fields.get("head_bias"),
         position_embedding=fields.get("position_embedding_weight"),
+    )
+
+
+def _experts(matrices: Mapping[str, PanelMatrix], prefix: str, num_experts: int) -> NativeExperts | None:
+    router = matrices.get(f"{prefix}router_weight")
+    if router is None:
+        return None
+
+    def mlp(of: str) -> tuple[PanelMatrix, PanelMatrix]:
+        return matrices[f"{prefix}{of}.mlp_in_weight"], matrices[f"{prefix}{of}.mlp_out_weight"]
+
+    return NativeExperts(
+        router=router,
+        experts=tuple(mlp(f"experts.{expert}") for expert in range(num_experts)),
+        shared=(mlp("shared"),) if f"{prefix}shared.mlp_in_weight" in matrices else (),
     )

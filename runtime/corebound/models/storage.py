@@ -29,6 +29,11 @@ class StoredMatrix:
         return self.form.matrix_bytes(self.outputs, self.inputs)
 
     @property
+    def of_expert(self) -> bool:
+        """Return whether it is of one expert of several, which only some tokens go through."""
+        return ".experts." in self.field
+
+    @property
     def num_weights(self) -> int:
         """Return how many weights it has."""
         return self.outputs * self.inputs
@@ -36,21 +41,26 @@ class StoredMatrix:
 
 @dataclass(frozen=True)
 class RankStorage:
-    """What one rank holds: its matrices, embeddings that only lend rows, and the bytes of all small tensors."""
+    """What one rank holds: its matrices, embeddings that only lend rows, and the bytes of all small tensors.
+
+    `chosen_part` is the part of a layer's experts that a token goes through.
+    """
 
     matrices: tuple[StoredMatrix, ...]
     embedding_bytes: int
     small_bytes: int
+    chosen_part: float = 1.0
 
     @property
     def num_bytes(self) -> int:
         """Return the bytes of all weights."""
-        return self.embedding_bytes + self.bytes_per_token
+        return self.embedding_bytes + self.small_bytes + sum(matrix.num_bytes for matrix in self.matrices)
 
     @property
     def bytes_per_token(self) -> int:
         """Return the bytes that a step of one token reads."""
-        return self.small_bytes + sum(matrix.num_bytes for matrix in self.matrices)
+        of_experts = sum(matrix.num_bytes for matrix in self.matrices if matrix.of_expert)
+        return self.num_bytes - self.embedding_bytes - of_experts + round(of_experts * self.chosen_part)
 
 
 def rank_storage(architecture: Architecture, plan: ShardPlan, rank: int, scheme: Scheme | None) -> RankStorage:
@@ -64,7 +74,8 @@ def rank_storage(architecture: Architecture, plan: ShardPlan, rank: int, scheme:
             embedding += math.prod(shape) * _PLAIN_BYTES
         else:
             small += math.prod(shape) * _PLAIN_BYTES
-    return RankStorage(tuple(matrices), embedding, small)
+    chosen_part = architecture.num_chosen_experts / architecture.num_experts if architecture.num_experts else 1.0
+    return RankStorage(tuple(matrices), embedding, small, chosen_part)
 
 
 def matrix_schemes(
@@ -79,6 +90,8 @@ def matrix_schemes(
         name = field.rpartition(".")[2]
         if name.removesuffix("_weight") in _MATRICES:
             schemes[field] = scheme
+        elif name == "router_weight":
+            schemes[field] = None  # rounding it would turn choices between experts
         elif name == "head_weight":
             schemes[field] = head_scheme(scheme)
         elif name == "embedding_weight" and architecture.tied_head:

@@ -6,44 +6,34 @@ import functools
 from dataclasses import dataclass
 
 from corebound.errors import ShardingError
+from corebound.sharding.axes import RankShare, axis_ranges, axis_size, inner_axes
 from corebound.sharding.families import TABLES
 from corebound.sharding.geometry import Geometry
 from corebound.sharding.partition import balanced_grain, deal, deal_heads
 from corebound.sharding.table import Axis, Decision, FamilyTable, Rule
 
-
-@dataclass(frozen=True, kw_only=True)
-class RankShare:
-    """The contiguous parts of the model's dimensions that one rank holds."""
-
-    rank: int
-    query_heads: range
-    kv_heads: range
-    intermediate: range
-    vocab: range
-    kv_head_map: tuple[int, ...]
-    """For each local query head the local kv head that it reads."""
-
-    @property
-    def even_groups(self) -> bool:
-        """Return whether the local query heads share the local kv heads in groups of equal size."""
-        group, rest = divmod(len(self.query_heads), len(self.kv_heads))
-        return rest == 0 and self.kv_head_map == tuple(head // group for head in range(len(self.query_heads)))
+_SIZE_NAMES = {
+    Axis.INTERMEDIATE: "intermediate_size",
+    Axis.EXPERT_INTERMEDIATE: "the intermediate size of an expert",
+    Axis.SHARED_INTERMEDIATE: "the intermediate size of the shared expert",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One parameter of a model: its name without prefix, the layer it is in (or None), its rule and whole shape."""
+    """One parameter of a model: its name without prefix, its layer and expert (or None), its rule and whole shape."""
 
     name: str
     layer: int | None
     rule: Rule
     shape: tuple[int, ...]
+    expert: int | None = None
 
     @property
     def field(self) -> str:
         """Return the decoder's name of the tensor that this parameter is a part of."""
-        return self.rule.field if self.layer is None else f"layers.{self.layer}.{self.rule.field}"
+        expert = "" if self.expert is None else f"experts.{self.expert}."
+        return self.rule.field if self.layer is None else f"layers.{self.layer}.{expert}{self.rule.field}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +100,11 @@ def shard_plan(geometry: Geometry, num_ranks: int) -> ShardPlan:
 
 
 def _deal(geometry: Geometry, num_ranks: int) -> ShardPlan:
-    inner = geometry.intermediate_size
-    grain = max(balanced_grain(inner, num_ranks), geometry.input_grain)
     # The first ranks have the surplus heads and rank 0 samples as well, so the surplus of the others goes to the last.
-    intermediate = deal(inner, num_ranks, grain=grain, surplus_last=True)
+    intermediate, experts, shared = (
+        deal(size, num_ranks, grain=max(balanced_grain(size, num_ranks), geometry.input_grain), surplus_last=True)
+        for size in (geometry.intermediate_size, geometry.expert_size, geometry.shared_expert_size)
+    )
     vocab = deal(geometry.vocab_size, num_ranks, surplus_last=True)
     group = geometry.num_heads // geometry.num_kv_heads
     shares = tuple(
@@ -124,6 +115,8 @@ def _deal(geometry: Geometry, num_ranks: int) -> ShardPlan:
             intermediate=intermediate[rank],
             vocab=vocab[rank],
             kv_head_map=tuple(head // group - kv.start for head in q),
+            expert_intermediate=experts[rank],
+            shared_intermediate=shared[rank],
         )
         for rank, (q, kv) in enumerate(deal_heads(geometry.num_heads, geometry.num_kv_heads, num_ranks))
     )
@@ -134,86 +127,30 @@ def model_parameters(geometry: Geometry) -> tuple[Parameter, ...]:
     """Return every parameter that a checkpoint of this model must have."""
     table = TABLES[geometry.family]
 
-    def of(rules: tuple[Rule, ...], prefix: str, layer: int | None) -> list[Parameter]:
+    def of(
+        rules: tuple[Rule, ...], features: frozenset[str], layer: int | None = None, expert: int | None = None
+    ) -> list[Parameter]:
+        prefix = "" if layer is None else table.layer_prefix.format(layer=layer)
         return [
             Parameter(
-                name=prefix + rule.name,
+                name=prefix + rule.name.format(expert=expert),
                 layer=layer,
                 rule=rule,
                 shape=tuple(axis_size(axis, geometry) for axis in rule.axes),
+                expert=expert,
             )
             for rule in rules
-            if rule.needs is None or rule.needs in geometry.features
+            if rule.needs is None or rule.needs in features
         ]
 
-    found = of(table.rules, "", None)
+    found = of(table.rules, geometry.features)
     for layer in range(geometry.num_layers):
-        found += of(table.layer_rules, table.layer_prefix.format(layer=layer), layer)
+        has_experts = geometry.has_experts(layer)
+        features = geometry.features | {"experts" if has_experts else "one_mlp"}
+        found += of(table.layer_rules, features, layer)
+        for expert in range(geometry.num_experts if has_experts else 0):
+            found += of(table.expert_rules, features, layer, expert)
     return tuple(found)
-
-
-def axis_size(axis: Axis, geometry: Geometry) -> int:
-    """Return the length of an axis in the whole model."""
-    q, kv = geometry.num_heads * geometry.head_dim, geometry.num_kv_heads * geometry.head_dim
-    return {
-        Axis.HIDDEN: geometry.hidden_size,
-        Axis.VOCAB: geometry.vocab_size,
-        Axis.QUERY: q,
-        Axis.KV: kv,
-        Axis.QKV_PER_HEAD: q + 2 * kv,
-        Axis.QKV_STACKED: q + 2 * kv,
-        Axis.QKV_PER_GROUP: q + 2 * kv,
-        Axis.INTERMEDIATE: geometry.intermediate_size,
-        Axis.GATE_UP_STACKED: 2 * geometry.intermediate_size,
-        Axis.HEAD_DIM: geometry.head_dim,
-        Axis.POSITION: geometry.num_positions,
-    }[axis]
-
-
-def axis_ranges(axis: Axis, geometry: Geometry, share: RankShare) -> tuple[range, ...]:
-    """Return the parts of an axis that a rank holds, in the order it holds them."""
-    width = geometry.head_dim
-
-    def rows(heads: range, scale: int, offset: int = 0) -> range:
-        return range(offset + heads.start * scale, offset + heads.stop * scale)
-
-    if axis is Axis.VOCAB:
-        return (share.vocab,)
-    if axis is Axis.INTERMEDIATE:
-        return (share.intermediate,)
-    if axis is Axis.GATE_UP_STACKED:
-        return (share.intermediate, rows(share.intermediate, 1, geometry.intermediate_size))
-    if axis is Axis.QUERY:
-        return (rows(share.query_heads, width),)
-    if axis is Axis.KV:
-        return (rows(share.kv_heads, width),)
-    if axis is Axis.QKV_PER_HEAD:
-        assert geometry.num_heads == geometry.num_kv_heads, "q, k, v per head need as many kv heads as heads"
-        return (rows(share.query_heads, 3 * width),)
-    if axis is Axis.QKV_PER_GROUP:
-        return _group_ranges(geometry, share)
-    if axis is Axis.QKV_STACKED:
-        num_q, num_kv = geometry.num_heads * width, geometry.num_kv_heads * width
-        return (
-            rows(share.query_heads, width),
-            rows(share.kv_heads, width, num_q),
-            rows(share.kv_heads, width, num_q + num_kv),
-        )
-    return (range(axis_size(axis, geometry)),)
-
-
-def _group_ranges(geometry: Geometry, share: RankShare) -> tuple[range, ...]:
-    """Return the rows of queries, keys and values of a rank where each kv head follows its queries: stacked."""
-    width, group = geometry.head_dim, geometry.num_heads // geometry.num_kv_heads
-    whole = (group + 2) * width
-    queries, keys, values = [], [], []
-    for kv in share.kv_heads:
-        start = kv * whole
-        heads = range(max(share.query_heads.start, kv * group), min(share.query_heads.stop, (kv + 1) * group))
-        queries.append(range(start + (heads.start - kv * group) * width, start + (heads.stop - kv * group) * width))
-        keys.append(range(start + group * width, start + (group + 1) * width))
-        values.append(range(start + (group + 1) * width, start + whole))
-    return (*queries, *keys, *values)
 
 
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:
@@ -235,7 +172,7 @@ def _keeps_groups(plan: ShardPlan) -> bool:
     geometry, grain = plan.geometry, plan.geometry.input_grain
     if plan.num_ranks == 1 or grain == 1:
         return True
-    for axis in (Axis.QUERY, Axis.INTERMEDIATE):
+    for axis in (Axis.QUERY, *inner_axes(geometry)):
         size = axis_size(axis, geometry)
         for part in (part for share in plan.shares for part in axis_ranges(axis, geometry, share)):
             if not part or part.start % grain or (part.stop % grain and part.stop != size):
@@ -245,12 +182,13 @@ def _keeps_groups(plan: ShardPlan) -> bool:
 
 def _refuse_cut_groups(plan: ShardPlan) -> None:
     geometry = plan.geometry
-    largest = min(geometry.num_heads, geometry.vocab_size, geometry.intermediate_size // geometry.input_grain)
+    inner = min(axis_size(axis, geometry) for axis in inner_axes(geometry))
+    largest = min(geometry.num_heads, geometry.vocab_size, inner // geometry.input_grain)
     counts = [str(count) for count in range(1, max(1, largest) + 1) if _keeps_groups(_deal(geometry, count))]
     raise ShardingError(
         f"cannot split {geometry.name} over {plan.num_ranks} ranks: {geometry.input_grain} neighbouring inputs share a "
         f"scale and must stay on one rank; there are {geometry.num_heads} heads of {geometry.head_dim} inputs and "
-        f"{geometry.intermediate_size} inputs of the MLP",
+        f"{inner} inputs of the MLP",
         hint=f"use {_listed(counts)}",
     )
 
@@ -260,11 +198,9 @@ def _listed(words: list[str]) -> str:
 
 
 def _check_splittable(geometry: Geometry, num_ranks: int) -> None:
-    limits = {
-        "num_attention_heads": geometry.num_heads,
-        "intermediate_size": geometry.intermediate_size,
-        "vocab_size": geometry.vocab_size,
-    }
+    limits = {"num_attention_heads": geometry.num_heads}
+    limits |= {_SIZE_NAMES[axis]: axis_size(axis, geometry) for axis in inner_axes(geometry)}
+    limits["vocab_size"] = geometry.vocab_size
     field, largest = min(limits.items(), key=lambda item: item[1])
     if 1 <= num_ranks <= largest:
         return

@@ -13,7 +13,8 @@ class Axis(StrEnum):
     The fused forms say in which order the rows of several projections lie: PER_HEAD is q, k and v of head 0, then of
     head 1, and so on; PER_GROUP is the queries that read kv head 0, its k and its v, then those of kv head 1 (a rank
     holds its rows STACKED); STACKED is all of the first, then all of the second. POSITION are the rows of a table of
-    learned positions.
+    learned positions. EXPERT are the experts of a layer, of which each has EXPERT_INTERMEDIATE channels within, and the
+    one that all tokens share SHARED_INTERMEDIATE; SINGLE is of a matrix with one output.
     """
 
     HIDDEN = "hidden"
@@ -27,6 +28,10 @@ class Axis(StrEnum):
     QKV_PER_GROUP = "qkv_per_group"
     HEAD_DIM = "head_dim"
     POSITION = "position"
+    EXPERT = "expert"
+    EXPERT_INTERMEDIATE = "expert_intermediate"
+    SHARED_INTERMEDIATE = "shared_intermediate"
+    SINGLE = "single"
 
 
 class Decision(StrEnum):
@@ -45,12 +50,13 @@ class Decision(StrEnum):
 
 
 _HEADS = {Axis.QUERY, Axis.KV, Axis.QKV_PER_HEAD, Axis.QKV_STACKED, Axis.QKV_PER_GROUP}
-_NEVER_CUT = {Axis.HIDDEN, Axis.HEAD_DIM, Axis.POSITION}
+_NEVER_CUT = {Axis.HIDDEN, Axis.HEAD_DIM, Axis.POSITION, Axis.EXPERT, Axis.SINGLE}
+_INTERMEDIATE = {Axis.INTERMEDIATE, Axis.EXPERT_INTERMEDIATE, Axis.SHARED_INTERMEDIATE}
 _CUT_AXES = {
     Decision.SPLIT_VOCAB: {Axis.VOCAB},
     Decision.SPLIT_HEADS_OUTPUTS: _HEADS,
-    Decision.SPLIT_OUTPUTS: {Axis.INTERMEDIATE, Axis.GATE_UP_STACKED},
-    Decision.SPLIT_INPUTS: {Axis.QUERY, Axis.INTERMEDIATE},
+    Decision.SPLIT_OUTPUTS: {*_INTERMEDIATE, Axis.GATE_UP_STACKED},
+    Decision.SPLIT_INPUTS: {Axis.QUERY, *_INTERMEDIATE},
 }
 
 
@@ -59,7 +65,8 @@ class Rule:
     """One parameter of a checkpoint: `field` of the decoder it belongs to, its axes, and the decision.
 
     Parameters with the same field are stacked along the first dimension in the order of the table: that is how
-    separate q, k and v become one matrix. `needs` names the feature without which the parameter must be absent.
+    separate q, k and v become one matrix. `needs` names the feature without which the parameter must be absent:
+    one of the model, or what a single layer has, `experts` or `one_mlp`.
     """
 
     name: str
@@ -88,9 +95,10 @@ class FamilyTable:
     """All parameters of a family.
 
     `prefix` is one that some checkpoints put before every name and others leave out. `layer_prefix` stands before the
-    names of `layer_rules` and holds `{layer}`. `ignored` are regular expressions for whole names (prefix removed) that
-    checkpoints carry and no decoder needs. `qkv_layout` is the order of the rows of the field `qkv_weight` on a rank,
-    as corebound.kernels.split_qkv takes it.
+    names of `layer_rules` and holds `{layer}`. `expert_rules` are of each expert of a layer that has some; their names
+    hold `{expert}`, and the fields of expert 3 begin with `experts.3.`. `ignored` are regular expressions for whole
+    names (prefix removed) that checkpoints carry and no decoder needs. `qkv_layout` is the order of the rows of the
+    field `qkv_weight` on a rank, as corebound.kernels.split_qkv takes it.
     """
 
     family: str
@@ -100,6 +108,7 @@ class FamilyTable:
     layer_rules: tuple[Rule, ...]
     ignored: tuple[str, ...]
     qkv_layout: str
+    expert_rules: tuple[Rule, ...] = ()
 
     def is_ignored(self, name: str) -> bool:
         """Return whether a name without prefix is one that no decoder needs."""

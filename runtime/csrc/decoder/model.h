@@ -13,12 +13,19 @@ struct Norm {
   const uint16_t *bias;   // null for RMS norms
 };
 
+// One MLP of several in a layer.
+struct Expert {
+  kernels::PanelMatrix mlp_in, mlp_out;
+};
+
 struct Layer {
   Norm attention_norm, mlp_norm;
   kernels::PanelMatrix qkv, attention_out, mlp_in, mlp_out;
   const uint16_t *qkv_bias, *attention_out_bias, *mlp_in_bias, *mlp_out_bias; // in panel order, whole panels, or null
   const uint16_t *q_norm, *k_norm; // bf16 [head_dim] of an RMS norm of each head, or null
   int64_t window;                  // keys that a query sees; 0 for all
+  const Expert *experts;           // in place of mlp_in and mlp_out, the shared one last; or null
+  kernels::PanelMatrix router;     // the scores of the experts
 };
 
 // Sums `count` bf16 values over all ranks in place; returns 0, or a code that run() hands on.
@@ -45,7 +52,10 @@ struct Model {
   int64_t rotary_half;                                          // the first 2 * rotary_half dimensions of a head turn
   float residual_multiplier, embedding_multiplier, norm_offset; // the last is added to the weights of all norms
   bool rotary_interleaved;
-  bool parallel_residual; // attention and MLP both read the stream, and one sum over the ranks serves both
+  bool parallel_residual;          // attention and MLP both read the stream, and one sum over the ranks serves both
+  int64_t num_experts, num_chosen; // of a layer, and how many of them a token has
+  bool shared_expert;              // one more, which all tokens have
+  bool renormalised_experts;       // the weights of those that are chosen add up to one
 };
 
 // Shapes as in corebound.models.batch.StepBatch.

@@ -11,7 +11,7 @@ using kernels::PanelOutput;
 
 } // namespace
 
-void Walker::prepare(const Matrix &matrix, Rows in, Range rows, int64_t all) {
+void Walker::prepare(const Matrix &matrix, Rows in, Range rows, int64_t all, int64_t place) {
   if (rows.begin >= rows.end) {
     return;
   }
@@ -19,7 +19,8 @@ void Walker::prepare(const Matrix &matrix, Rows in, Range rows, int64_t all) {
   part.x = in.row(rows.begin);
   part.rows = rows.end - rows.begin;
   part.stride = in.stride;
-  const int64_t first = rows.begin * matrix.padded_inputs, block = rows.begin * matrix.num_blocks();
+  const int64_t first = place * max_inputs_ + rows.begin * matrix.padded_inputs;
+  const int64_t block = place * max_blocks_ + rows.begin * matrix.num_blocks();
   if (wants_tiles(all)) {
     kernels_.make_tiles(part, matrix.padded_inputs, tiles_ + first, 0, (part.rows + 15) / 16);
   } else if (matrix.kind != kernels::WeightKind::bfloat16 && !rounds_alone(matrix, all)) {
@@ -36,10 +37,8 @@ void Walker::multiply(Member &member, const Matrix &matrix, Rows in, int64_t row
     prepare(matrix, in, {tiles.begin * 16, std::min(tiles.end * 16, rows)}, rows);
     wait(&matrix, member);
   }
-  PanelInput input = {in.data, nullptr, high_, low_, block_scales_, block_sums_, rows, in.stride, paced_};
-  if (tiled) {
-    input.tiles = tiles_;
-  } else if (alone) {
+  PanelInput input = input_of(in, rows, 0);
+  if (alone) {
     round_alone(member, matrix, input);
   }
   Shares &mine = shares_[member.turn % 3];
@@ -52,6 +51,19 @@ void Walker::multiply(Member &member, const Matrix &matrix, Rows in, int64_t row
   for (int64_t panel = mine.take(member.index); panel >= 0; panel = mine.take(member.index)) {
     kernels_.panel_product(matrix, panel, input, out, scratch);
   }
+}
+
+PanelInput Walker::input_of(Rows in, int64_t rows, int64_t place) const {
+  PanelInput input = {in.data, nullptr, high_, low_, block_scales_, block_sums_, rows, in.stride, paced_};
+  if (wants_tiles(rows)) {
+    input.tiles = tiles_ + place * max_inputs_;
+  } else if (quantised_) {
+    input.high += place * max_inputs_;
+    input.low += place * max_inputs_;
+    input.block_scales += place * max_blocks_;
+    input.block_sums += place * max_blocks_;
+  }
+  return input;
 }
 
 // Makes the member's own copy of the rows in whole numbers.

@@ -31,16 +31,30 @@ Walker::Walker(const Model &model, const std::vector<int> &cpus)
     members_[m].index = static_cast<int>(m);
   }
   const auto look = [&](const Matrix &matrix) {
+    if (matrix.outputs == 0) { // of a layer that has others
+      return;
+    }
     max_inputs_ = std::max(max_inputs_, matrix.padded_inputs);
     max_blocks_ = std::max(max_blocks_, matrix.num_blocks());
     max_outputs_ = std::max(max_outputs_, matrix.num_panels() * kernels::panel_outputs);
+    quantised_ = quantised_ || matrix.kind != kernels::WeightKind::bfloat16;
+  };
+  const auto inner_columns = [](const Matrix &in, const Matrix &out) {
+    return std::max(in.num_panels() * (in.gated ? 32 : 64), out.padded_inputs);
   };
   for (int64_t i = 0; i < model.num_layers; ++i) {
     const Layer &layer = model.layers[i];
-    inner_columns_ = std::max(inner_columns_, layer.mlp_in.num_panels() * (layer.mlp_in.gated ? 32 : 64));
-    inner_columns_ = std::max(inner_columns_, layer.mlp_out.padded_inputs);
     // Layers may differ: a packed matrix is padded to its groups, a plain one is not.
     hidden_columns_ = std::max({hidden_columns_, layer.qkv.padded_inputs, layer.mlp_in.padded_inputs});
+    inner_columns_ = std::max(inner_columns_, inner_columns(layer.mlp_in, layer.mlp_out));
+    for (int64_t e = 0; layer.experts && e < model.num_experts + (model.shared_expert ? 1 : 0); ++e) {
+      const Expert &expert = layer.experts[e];
+      mixed_columns_ = std::max(mixed_columns_, inner_columns(expert.mlp_in, expert.mlp_out));
+      hidden_columns_ = std::max({hidden_columns_, expert.mlp_in.padded_inputs, layer.router.padded_inputs});
+      look(expert.mlp_in);
+      look(expert.mlp_out);
+    }
+    look(layer.router);
     attended_inputs_ = std::max(attended_inputs_, layer.attention_out.padded_inputs);
     look(layer.qkv);
     look(layer.attention_out);
@@ -67,7 +81,13 @@ void Walker::make_room(const Step &step) {
   attended_ = {buffers_[5].get(rows * attended), attended};
   inner_ = {buffers_[6].get(rows * inner_columns_), inner_columns_};
   branch_ = {model_.parallel_residual ? buffers_[8].get(rows * hidden) : nullptr, hidden};
-  tiles_ = wants_tiles(step.tokens) ? buffers_[7].get(kernels::tile_elements(rows, max_inputs_)) : nullptr;
+  int64_t prepared = rows; // for a matrix
+  if (model_.num_experts > 0) {
+    make_room_for_experts(step.tokens);
+    prepared = std::max(rows, mixed_rows(step.tokens));
+  }
+  // One tile more: the last of an expert may be taken with the one after it.
+  tiles_ = wants_tiles(step.tokens) ? buffers_[7].get(kernels::tile_elements(prepared + 16, max_inputs_)) : nullptr;
   // Here, where running out of memory is an error and nobody waits at a barrier.
   kernels::AttentionArgs attention{};
   attention.head_dim = model_.head_dim;
@@ -86,7 +106,10 @@ void Walker::make_room(const Step &step) {
     member.low.get(few * max_inputs_);
     member.scales.get(2 * few * max_blocks_);
   }
-  const int64_t rounded = tiles_ ? kernels::min_tile_rows : rows; // more of them go by tiles
+  int64_t rounded = tiles_ ? kernels::min_tile_rows : rows; // more of them go by tiles
+  if (model_.num_experts > 0 && quantised_) {
+    rounded = prepared; // few of each expert's, but at their places
+  }
   high_ = rounded_[0].get(rounded * max_inputs_);
   low_ = rounded_[1].get(rounded * max_inputs_);
   block_scales_ = blocks_[0].get(rounded * max_blocks_);
@@ -113,7 +136,10 @@ void Walker::choose_pace() {
       Member &member = members_[static_cast<size_t>(index)];
       int64_t bytes = 0;
       for (int64_t i = 0; i < model_.num_layers && bytes < enough_bytes; ++i) {
-        for (const Matrix *matrix : {&model_.layers[i].mlp_in, &model_.layers[i].mlp_out}) {
+        const Layer &layer = model_.layers[i];
+        const bool mixed = layer.experts != nullptr;
+        for (const Matrix *matrix :
+             {mixed ? &layer.experts[0].mlp_in : &layer.mlp_in, mixed ? &layer.experts[0].mlp_out : &layer.mlp_out}) {
           read_alone(member, *matrix);
           bytes += matrix->num_panels() * matrix->panel_bytes();
         }

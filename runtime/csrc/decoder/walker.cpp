@@ -5,23 +5,10 @@
 
 #include "comm/api.h"
 #include "comm/reduce.h"
+#include "decoder/bf16.h"
 
 namespace corebound::decoder {
-namespace {
-
 using kernels::Activation;
-
-float from_bf16(uint16_t bits) { return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16); }
-
-uint16_t to_bf16(float x) {
-  const auto u = __builtin_bit_cast(uint32_t, x);
-  if ((u & 0x7fffffffU) > 0x7f800000U) {
-    return static_cast<uint16_t>((u >> 16) | 0x40U);
-  }
-  return static_cast<uint16_t>((u + 0x7fffU + ((u >> 16) & 1U)) >> 16);
-}
-
-} // namespace
 
 int Walker::run(const Step &step) {
   step_ = &step;
@@ -60,22 +47,27 @@ void Walker::walk(Member &member) {
     }
     const bool parallel = model_.parallel_residual;
     const Rows &attended = parallel ? branch_ : x_;
+    const Matrix &mlp = layer.experts ? layer.router : layer.mlp_in;
     multiply(member, layer.attention_out, attended_, rows,
              {attended.data, nullptr, alone() ? layer.attention_out_bias : nullptr, attended.stride, Activation::none},
-             &layer.mlp_in, false);
-    wait(&layer.mlp_in, member);
+             &mlp, false);
+    wait(&mlp, member);
     if (!parallel && !alone() && !sum_over_ranks(member, rows, layer.attention_out_bias)) {
       return;
     }
-    normalise(member, layer.mlp_norm, !parallel, rows, &layer.mlp_in);
-    multiply(member, layer.mlp_in, normed_, rows,
-             {inner_.data, nullptr, layer.mlp_in_bias, inner_.stride, static_cast<Activation>(model_.activation)},
-             &layer.mlp_out, true);
-    wait(&layer.mlp_out, member);
+    normalise(member, layer.mlp_norm, !parallel, rows, &mlp);
     const Matrix &next = i == last ? model_.head : model_.layers[i + 1].qkv;
-    multiply(member, layer.mlp_out, inner_, rows,
-             {x_.data, nullptr, alone() ? layer.mlp_out_bias : nullptr, x_.stride, Activation::none}, &next, false);
-    wait(&next, member);
+    if (layer.experts) {
+      mix(member, layer, rows, next);
+    } else {
+      multiply(member, layer.mlp_in, normed_, rows,
+               {inner_.data, nullptr, layer.mlp_in_bias, inner_.stride, static_cast<Activation>(model_.activation)},
+               &layer.mlp_out, true);
+      wait(&layer.mlp_out, member);
+      multiply(member, layer.mlp_out, inner_, rows,
+               {x_.data, nullptr, alone() ? layer.mlp_out_bias : nullptr, x_.stride, Activation::none}, &next, false);
+      wait(&next, member);
+    }
     if (parallel) {
       add_branch(member, rows);
     }

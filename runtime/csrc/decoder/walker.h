@@ -31,6 +31,7 @@ private:
     Buffer<int8_t> high, low; // its own copy of a few rows in whole numbers: cheaper than to wait for another's
     Buffer<float> scales;
     Buffer<uint16_t> trial, nothing; // for choose_pace
+    Buffer<float> sums;              // of the experts of a row
   };
   struct Rows {
     uint16_t *data;
@@ -39,6 +40,23 @@ private:
   };
   struct Range {
     int64_t begin, end;
+  };
+  // An expert of a row: what it counts, and the row where its part lies.
+  struct Choice {
+    int32_t expert, place;
+    float weight;
+  };
+  // The rows of one expert, from `first` on, and the tiles and panels of those before it.
+  struct Run {
+    const Expert *expert;
+    int64_t first, rows, first_tile, inner, outer;
+  };
+  struct Mixture {
+    Buffer<float> scores;
+    Buffer<Choice> choices;
+    Buffer<int32_t> counts, sources;
+    std::vector<Run> runs;
+    int64_t tiles = 0, inner_panels = 0, outer_panels = 0;
   };
 
   void make_room(const Step &step);
@@ -52,8 +70,19 @@ private:
   // One matrix for all rows of `in`; `next` is the matrix after it (of the next product), whose panels are dealt here.
   void multiply(Member &member, const Matrix &matrix, Rows in, int64_t rows, const kernels::PanelOutput &out,
                 const Matrix *next, bool prepared);
-  // Some of `all` rows as the matrix wants them: in tiles, or in whole numbers.
-  void prepare(const Matrix &matrix, Rows in, Range rows, int64_t all);
+  // Some of `all` rows as the matrix wants them: in tiles, or in whole numbers, at the place of a row.
+  void prepare(const Matrix &matrix, Rows in, Range rows, int64_t all, int64_t place = 0);
+  kernels::PanelInput input_of(Rows in, int64_t rows, int64_t place) const; // what prepare made ready
+  // Layers with experts (experts.cpp).
+  void mix(Member &member, const Layer &layer, int64_t rows, const Matrix &next);
+  void choose(int64_t row);
+  void group(const Layer &layer, int64_t rows);
+  void prepare_runs(Member &member, Matrix Expert::*which, Rows in, bool gather);
+  void multiply_runs(Member &member, Matrix Expert::*which, Rows in, Rows out);
+  void add_experts(Member &member, int64_t rows);
+  void make_room_for_experts(int64_t tokens);
+  int64_t choices_of_row() const { return model_.num_chosen + (model_.shared_expert ? 1 : 0); }
+  int64_t mixed_rows(int64_t rows) const;
   // The biases, where there are any, are those of the parallel branches.
   bool sum_over_ranks(Member &member, int64_t rows, const uint16_t *bias, const uint16_t *other_bias = nullptr);
   void add_branch(Member &member, int64_t rows); // x_ += branch_
@@ -73,15 +102,18 @@ private:
   Buffer<float> partials_;
   int64_t parts_ = 1; // the most in which this step takes the keys of a sequence
   const Step *step_ = nullptr;
-  Rows x_{}, stream_{}, normed_{}, qkv_{}, attended_{}, inner_{}, branch_{};
+  Rows x_{}, stream_{}, normed_{}, qkv_{}, attended_{}, inner_{}, branch_{}, gathered_{}, mixed_{}, routed_{};
+  Mixture mixture_;
   uint16_t *q_ = nullptr;
   uint16_t *tiles_ = nullptr;
   int8_t *high_ = nullptr, *low_ = nullptr;
   float *block_scales_ = nullptr, *block_sums_ = nullptr;
-  Buffer<uint16_t> buffers_[9];
+  Buffer<uint16_t> buffers_[12];
   Buffer<int8_t> rounded_[2];
   Buffer<float> blocks_[2];
   int64_t attended_columns_, attended_inputs_, hidden_columns_, inner_columns_, max_inputs_, max_blocks_, max_outputs_;
+  int64_t mixed_columns_ = 0;
+  bool quantised_ = false; // some of the matrices
   bool paced_ = false;
   int code_ = 0; // of the all-reduce that failed; written before a barrier, read after it
 };

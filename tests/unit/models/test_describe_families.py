@@ -94,6 +94,14 @@ def test_every_family_has_a_table_and_a_tiny_model() -> None:
         ("Gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention: expected false"),
         ("StableLm", {"qk_layernorm": True}, "qk_layernorm: expected false"),
         ("Starcoder2", {"hidden_act": "silu"}, "hidden_act: expected one of gelu"),
+        (
+            "Mixtral",
+            {"num_experts_per_tok": 9},
+            "num_experts_per_tok: expected at most 8, the number of experts, found 9",
+        ),
+        ("Qwen2Moe", {"mlp_only_layers": [4]}, "mlp_only_layers: expected a list of layers from 0 to 3"),
+        ("Qwen2Moe", {"use_sliding_window": True}, "layer_types: expected the kind of each layer"),
+        ("Qwen3Moe", {"decoder_sparse_step": 0}, "decoder_sparse_step: expected a whole number of at least 1"),
     ],
 )
 def test_what_a_family_cannot_compute_names_the_field(architecture: str, fields: dict[str, Any], problem: str) -> None:
@@ -155,6 +163,11 @@ def test_fields_of_older_configs_are_read() -> None:
 def test_constants_that_old_checkpoints_carry_are_ignored(family: str, name: str) -> None:
     assert TABLES[family].is_ignored(name)
     assert not TABLES[family].is_ignored(f"{name}s")
+
+
+def test_layers_without_experts_are_those_that_transformers_leaves_out() -> None:
+    found = read("Qwen3MoeForCausalLM", decoder_sparse_step=2, mlp_only_layers=[1])
+    assert found.dense_layers == {0, 1, 2} and found.has_experts(3) and not found.has_experts(1)
 
 
 @pytest.mark.parametrize("name", NOT_COMPUTED)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from corebound.errors import ShardingError
 from corebound.sharding import Geometry, alibi_slopes, shard_plan
+from corebound.sharding.axes import axis_ranges, axis_size
 from corebound.sharding.families import TABLES
-from corebound.sharding.plan import axis_ranges, axis_size, model_parameters
+from corebound.sharding.plan import model_parameters
 from corebound.sharding.table import Axis, Decision, Rule
 
 

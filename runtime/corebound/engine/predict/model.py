@@ -9,7 +9,7 @@ from typing import Any
 from corebound.engine.kv_cache import BLOCK_SIZE, block_bytes, blocks_for
 from corebound.engine.predict.ceilings import Ceilings
 from corebound.models.architecture import Architecture
-from corebound.models.storage import RankStorage, rank_storage
+from corebound.models.storage import RankStorage, StoredMatrix, rank_storage
 from corebound.quantization.scheme import is_scheme, parse_scheme
 from corebound.sharding import ShardPlan, shard_plan
 
@@ -173,9 +173,21 @@ def _buffer_bytes(architecture: Architecture, plan: ShardPlan, rank: int, work: 
     rows = max(min(work.prompt_tokens, STEP_TOKENS), work.batch)
     attended = len(share.query_heads) * architecture.head_dim
     projected = attended + 2 * len(share.kv_heads) * architecture.head_dim
-    inner = len(share.intermediate)
-    columns = 3 * architecture.hidden_size + projected + 2 * attended + inner
-    return rows * _ELEMENT_BYTES * (columns + max(architecture.hidden_size, attended, inner))
+    has_one_mlp = not all(map(architecture.has_experts, range(architecture.num_layers)))
+    inner = len(share.intermediate) if has_one_mlp else 0
+    mixed = max(len(share.expert_intermediate), len(share.shared_intermediate))
+    mixed_rows = _mixed_rows(architecture, rows)
+    elements = rows * (3 * architecture.hidden_size + projected + 2 * attended + inner)
+    elements += mixed_rows * (2 * architecture.hidden_size + mixed)
+    return _ELEMENT_BYTES * (elements + max(rows, mixed_rows) * max(architecture.hidden_size, attended, inner, mixed))
+
+
+def _mixed_rows(architecture: Architecture, rows: int) -> int:
+    """Return the rows that the experts of so many compute, each expert's in whole tiles."""
+    if not architecture.num_experts:
+        return 0
+    each = architecture.num_chosen_experts + (architecture.shared_expert_size > 0)
+    return rows * each + 15 * min(rows * each, architecture.num_experts + 1)
 
 
 @dataclass(frozen=True)
@@ -218,9 +230,11 @@ class _Model:
             # After the attention of the last layer only the rows whose logits are wanted go on.
             met = num_logits if is_head or (matrix.field.startswith(last) and "qkv" not in matrix.field) else rows
             if met:
-                time_s = ranks * self.ceilings.product_seconds(matrix.form.kind, matrix.num_weights, met, set_bytes)
+                met, used = self._spread(matrix, met)
+                product_s = self.ceilings.product_seconds(matrix.form.kind, matrix.num_weights, met, set_bytes)
+                time_s = used * ranks * product_s
                 total_s += time_s
-                memory_s += min(time_s, ranks * matrix.num_bytes / self.ceilings.read_gb_per_s * 1e-9)
+                memory_s += min(time_s, used * ranks * matrix.num_bytes / self.ceilings.read_gb_per_s * 1e-9)
         position_bytes = 2 * len(share.kv_heads) * sizes.head_dim * _ELEMENT_BYTES
         windows = [sizes.window(layer) for layer in range(sizes.num_layers)]
         seen = [min(count, window - 1) if window else count for window in windows for count in before]
@@ -233,6 +247,17 @@ class _Model:
             total_s += ranks * flop / self.ceilings.attention_gflop_per_s * 1e-9
         overhead_s = sizes.num_layers * self.ceilings.layer_us * 1e-6 + num_logits * len(share.vocab) * SAMPLED_WORD_S
         return Times(memory_s=memory_s, arithmetic_s=total_s - memory_s, overhead_s=overhead_s)
+
+    def _spread(self, matrix: StoredMatrix, rows: int) -> tuple[int, float]:
+        """Return how many of the rows meet a matrix if any does, and how likely one does: of experts, a part of them.
+
+        Rows are taken to choose their experts evenly and without regard to each other.
+        """
+        if not matrix.of_expert:
+            return rows, 1.0
+        part = self.architecture.num_chosen_experts / self.architecture.num_experts
+        used = 1.0 - (1.0 - part) ** rows
+        return max(1, round(rows * part / used)), used
 
     def _all_reduces(self, rows: int, num_logits: int) -> float:
         if self.plan.num_ranks == 1:

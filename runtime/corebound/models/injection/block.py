@@ -16,6 +16,7 @@ from corebound.models.injection.angles import angles_of_embeddings, angles_of_ta
 from corebound.models.injection.attention import StepNotes, attend
 from corebound.models.injection.cache import Stored, row_layer
 from corebound.models.injection.description import BlockDescription
+from corebound.models.injection.experts import InjectedExperts
 from corebound.models.injection.norms import FullNorm, HeadNorm, block_norm
 from corebound.models.injection.rows import RowStore, rows_of
 from corebound.models.injection.shares import HeadShare
@@ -83,10 +84,8 @@ class InjectedBlock(nn.Module):
         self._qkv_layout = "per_head" if description.qkv_layout == "per_head" else "stacked"
         self.qkv = Projection(taker.qkv(share.num_heads, share.num_kv_heads))
         self.attention_out = Projection(taker.rows(description.attention_out))
-        mlp_in, mlp_out = taker.mlp(num_gates=int(description.activation.endswith("_gated")))
-        self.mlp_in, self.mlp_out = Projection(mlp_in), Projection(mlp_out)
-        self._mlp_sharded = taker.sharded(description.mlp_out)
         self._activation = _ACTIVATIONS[description.activation]
+        self._set_mlp(taker)
         self._slopes = None if description.alibi == "none" else torch.tensor(share.slopes, dtype=torch.float32)
         angle_table = None
         if description.rotary_buffer is not None:
@@ -146,7 +145,7 @@ class InjectedBlock(nn.Module):
                 return self._attention_sum(attention(normed)).add_(self._mlp_sum(mlp_input)).add_(x)
             # Both branches are sums over the ranks of which only the total is needed: one exchange does for both.
             partial = attention(normed).add_(self._mlp(mlp_input))
-            return self._sum(partial, self._mlp_sharded, self.attention_out.bias, self.mlp_out.bias).add_(x)
+            return self._sum(partial, self._mlp_sharded, self.attention_out.bias, self._mlp_bias).add_(x)
         branch = self._scaled(self._attention_sum(attention(normed)))
         normed, stream = self.mlp_norm.add(branch, normed if description.norm_as_residual else x)
         return self._scaled(self._mlp_sum(normed)).add_(normed if description.norm_as_residual else stream)
@@ -155,7 +154,7 @@ class InjectedBlock(nn.Module):
         return self._sum(partial, self._share.sharded, self.attention_out.bias)
 
     def _mlp_sum(self, x: Tensor) -> Tensor:
-        return self._sum(self._mlp(x), self._mlp_sharded, self.mlp_out.bias)
+        return self._sum(self._mlp(x), self._mlp_sharded, self._mlp_bias)
 
     def _attend(
         self,
@@ -225,7 +224,14 @@ class InjectedBlock(nn.Module):
         return self._notes.angles(cos, lambda: angles_of_embeddings(cos, sin, batch, pairs=pairs))
 
     def _mlp(self, x: Tensor) -> Tensor:
+        if self.experts is not None:
+            return self.experts(x)  # type: ignore[no-any-return]
+        assert self.mlp_in is not None and self.mlp_out is not None, "a block has one MLP or experts"
         return self.mlp_out.partial(self._activation(self.mlp_in(x)))
+
+    @property
+    def _mlp_bias(self) -> Tensor | None:
+        return None if self.mlp_out is None else self.mlp_out.bias
 
     def _sum(self, partial: Tensor, sharded: bool, *biases: Tensor | None) -> Tensor:
         """Return the sum of all ranks' parts plus the biases, which are added here so that they count once."""
@@ -251,6 +257,19 @@ class InjectedBlock(nn.Module):
         # The one argument that a family gives by position is the output of an encoder.
         if any(given is not None for given in (*positional, others.get("encoder_hidden_states"))):
             raise KernelError(f"{family}: an injected block has no cross attention")
+
+    def _set_mlp(self, taker: BlockTaker) -> None:
+        description = self.description
+        self.mlp_in: Projection | None = None
+        self.mlp_out: Projection | None = None
+        self.experts: InjectedExperts | None = None
+        if taker.has_experts():
+            self.experts = InjectedExperts(taker, description, self._activation)
+            self._mlp_sharded = taker.experts_sharded()
+            return
+        mlp_in, mlp_out = taker.mlp(num_gates=int(description.activation.endswith("_gated")))
+        self.mlp_in, self.mlp_out = Projection(mlp_in), Projection(mlp_out)
+        self._mlp_sharded = taker.sharded(description.mlp_out)
 
     def _set_norms(self, taker: BlockTaker) -> None:
         description, share = self.description, self._share

@@ -36,6 +36,9 @@ class BlockDescription:
     lie: all q, k, v (`stacked`), q, k, v of each head (`per_head`), the q heads, k and v of each kv head (`grouped`),
     or q, v, k of each quarter of the heads (`quarters`). Without `mlp_norm` a parallel MLP reads the attention's norm.
 
+    Where the module at `experts` has some, they take the place of `mlp_in` and `mlp_out`: a token goes through
+    `num_chosen_experts`, whose weights add up to one if `renormalised_experts`, and through the `shared_expert`.
+
     `alibi` counts distances in unmasked tokens (`tokens`) or in places of the cache (`slots`).
     """
 
@@ -67,6 +70,10 @@ class BlockDescription:
     residual_factor: float = 1.0
     mask_marks_hidden: bool = False  # a boolean mask that is true where a key may not be seen
     returns_tuple: bool = False
+    experts: str | None = None
+    num_chosen_experts: int = 0
+    renormalised_experts: bool = False
+    shared_expert: bool = False
 
     @property
     def attention(self) -> str:

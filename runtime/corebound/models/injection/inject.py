@@ -128,6 +128,8 @@ def _plain_torch(description: BlockDescription) -> tuple[str, ...]:
     parts = [names.get(getattr(description, field), "") for field, names in _PLAIN_TORCH.items()]
     if description.clip_qkv is not None:
         parts.append("the clipping of q, k and v")
+    if description.experts is not None:
+        parts.append("the choice of experts and the sum over them")
     return tuple(part for part in parts if part)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from corebound.errors import KernelError
 from corebound.models.injection.description import BlockDescription
+from corebound.sharding.modules.finish import SUMMED
 from corebound.sharding.modules.layers import ColumnLinear, RowLinear
 
 # What a family may call a plain linear layer.
@@ -82,6 +83,16 @@ class BlockTaker:
                 hint="leave replace_with_kernel_inject off, or split the whole branch",
             )
         return True
+
+    def has_experts(self) -> bool:
+        """Return whether this block has experts; of some families only some have."""
+        path = self._description.experts
+        return path is not None and hasattr(self.module(path), "experts")
+
+    def experts_sharded(self) -> bool:
+        """Return whether the experts hold a rank's part, which a module around them sums."""
+        path = self._description.experts
+        return any(hasattr(self.module(name), SUMMED) for name in (f"{path}", f"{path}.experts"))
 
     def qkv(self, num_heads: int, num_kv_heads: int) -> Product:
         """Return the joined q, k and v in an order that the operator splits: `per_head`, all others as `stacked`."""

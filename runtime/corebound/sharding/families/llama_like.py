@@ -62,8 +62,10 @@ def model_rules(*, norm_bias: bool = False) -> tuple[Rule, ...]:
     )
 
 
-def table(family: str, layer_rules: Iterable[Rule], *, norm_bias: bool = False) -> FamilyTable:
-    """Return the table of a family with these rules for a layer."""
+def table(
+    family: str, layer_rules: Iterable[Rule], *, norm_bias: bool = False, expert_rules: tuple[Rule, ...] = ()
+) -> FamilyTable:
+    """Return the table of a family with these rules for a layer, and for each of its experts."""
     return FamilyTable(
         family=family,
         prefix="",
@@ -72,4 +74,5 @@ def table(family: str, layer_rules: Iterable[Rule], *, norm_bias: bool = False) 
         rules=model_rules(norm_bias=norm_bias),
         layer_rules=tuple(layer_rules),
         ignored=IGNORED,
+        expert_rules=expert_rules,
     )

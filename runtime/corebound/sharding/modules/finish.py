@@ -23,6 +23,9 @@ _COMMON_ATTRIBUTES = {
     "num_key_value_groups": "groups",
 }
 
+# What says of a module that its output is summed over the ranks.
+SUMMED = "corebound_summed"
+
 
 def set_attributes(model: nn.Module, deal: RankDeal, table: ModuleTable | None, decisions: Sequence[Decision]) -> None:
     """Set the numbers of heads of the attention modules whose heads are split."""
@@ -51,6 +54,7 @@ def add_sums(
             inside = {part for part in partial if part.startswith(name + ".")}
             if inside:
                 module.register_forward_hook(total)
+                setattr(module, SUMMED, True)
                 partial -= inside
     if partial:
         raise ShardingError(f"{min(partial)}: its product is to be summed later, but no module around it sums")

@@ -184,3 +184,27 @@ def test_numbers_of_ranks_that_cannot_be_are_left_out_until_none_is_left() -> No
     assert [row.num_ranks for row in found] == [32]
     with pytest.raises(ShardingError, match="over 33 ranks"):
         compare(LLAMA, ["bfloat16"], [33], 1, ceilings(num_cores=64), Workload())
+
+
+def test_a_token_reads_its_experts_and_a_batch_reads_more_of_them() -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 8}
+    config = {**sizes, "vocab_size": 4096, "num_local_experts": 8, "num_experts_per_tok": 2}
+    model = ARCHITECTURES["MixtralForCausalLM"](ConfigReader(Path("m"), config), "m")
+    expert, attention, head = 3 * 512 * 1024, 4 * 512 * 512, 4096 * 512
+    router = 64 * 512  # as wide as a panel in memory; 8 outputs are computed
+
+    def found(batch: int) -> Prediction:
+        return predict(model, "bfloat16", 1, 1, ceilings(), Workload(batch=batch, context=1, prompt_tokens=512))
+
+    assert found(1).weight_bytes == 2 * (2 * (8 * expert + attention + router) + 2 * head) + 2 * 5 * 512
+    once = found(1).next_token
+    cached_s = 2 * 2 * 512 * 2 / 10e9
+    assert once.memory_s + once.arithmetic_s == pytest.approx(
+        (2 * (2 * expert + attention + 8 * 512) + head) / 5e9 + cached_s, rel=1e-3
+    )
+    four = found(4).next_token
+    used = 8 * (1 - 0.75**4)  # experts of a layer that four tokens choose between them
+    assert four.memory_s == pytest.approx((2 * (used * expert + attention) + head) / 5e9, rel=0.02)
+    assert found(1).rank_bytes - found(1).weight_bytes - found(1).cache_bytes - PROCESS_BYTES == 2 * (
+        512 * (3 * 512 + 3 * 512 + 2 * 512) + (2 * 512 + 15 * 9) * (2 * 512 + 1024 + 1024)
+    )

@@ -286,7 +286,6 @@ def test_the_report_names_blocks_operators_and_what_stayed() -> None:
     ("name", "changes", "lacks"),
     [
         ("gemma2", {}, "soft-capped attention scores"),
-        ("mixtral", {}, "a mixture of experts"),
         ("falcon-rw", {}, "alibi=true: its biases are rounded to bfloat16 in every precision"),
         ("phi", {"hidden_act": "quick_gelu"}, "the activation quick_gelu"),
         ("llama", {"model_type": "unheard_of"}, r"this family: it has no description \(there are bloom, "),

@@ -21,13 +21,16 @@ _DESCRIPTIONS: dict[str, Callable[[Any], BlockDescription]] = {
     "granite": llama_like.granite,
     "llama": llama_like.llama,
     "mistral": llama_like.mistral,
+    "mixtral": llama_like.mixtral,
     "mpt": alibi.mpt,
     "olmo2": llama_like.olmo2,
     "opt": learned.opt,
     "phi": parallel.phi,
     "phi3": llama_like.phi3,
     "qwen2": llama_like.qwen2,
+    "qwen2_moe": llama_like.qwen2_moe,
     "qwen3": llama_like.qwen3,
+    "qwen3_moe": llama_like.qwen3_moe,
     "stablelm": llama_like.stablelm,
     "starcoder2": llama_like.starcoder2,
 }
@@ -35,9 +38,6 @@ _DESCRIPTIONS: dict[str, Callable[[Any], BlockDescription]] = {
 _MISSING = {
     "gemma2": "soft-capped attention scores",
     "gpt2": "matrices that are stored transposed (Conv1D)",
-    "mixtral": "a mixture of experts",
-    "qwen2_moe": "a mixture of experts",
-    "qwen3_moe": "a mixture of experts",
 }
 
 FAMILIES = tuple(_DESCRIPTIONS)

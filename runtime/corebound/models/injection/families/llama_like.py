@@ -61,6 +61,37 @@ def qwen3(config: Any) -> BlockDescription:
     )
 
 
+def mixtral(config: Any) -> BlockDescription:
+    """Return the block of Mixtral, with experts in place of the MLP."""
+    return llama_like(
+        "mixtral", "mixtral.modeling_mixtral.MixtralDecoderLayer", config, **_experts(config, renormalised=True)
+    )
+
+
+def qwen2_moe(config: Any) -> BlockDescription:
+    """Return the block of Qwen2-MoE, with experts and one that all tokens share; an MLP in some."""
+    return llama_like(
+        "qwen2_moe",
+        "qwen2_moe.modeling_qwen2_moe.Qwen2MoeDecoderLayer",
+        config,
+        shared_expert=True,
+        **_experts(config, renormalised=config.norm_topk_prob),
+    )
+
+
+def qwen3_moe(config: Any) -> BlockDescription:
+    """Return the block of Qwen3-MoE: Qwen3 with experts, an MLP in some."""
+    return llama_like(
+        "qwen3_moe",
+        "qwen3_moe.modeling_qwen3_moe.Qwen3MoeDecoderLayer",
+        config,
+        qk_norm="rms",
+        q_norm="self_attn.q_norm",
+        k_norm="self_attn.k_norm",
+        **_experts(config, renormalised=config.norm_topk_prob),
+    )
+
+
 def phi3(config: Any) -> BlockDescription:
     """Return the block of Phi-3, whose q, k, v and whose gate and up are already one matrix each."""
     return llama_like(
@@ -147,6 +178,10 @@ def cohere(config: Any) -> BlockDescription:
         rotary="pairs",
         **_head_norms(config.use_qk_norm, "layer_per_head", "self_attn.q_norm", "self_attn.k_norm"),
     )
+
+
+def _experts(config: Any, *, renormalised: bool) -> dict[str, Any]:
+    return {"experts": "mlp", "num_chosen_experts": config.num_experts_per_tok, "renormalised_experts": renormalised}
 
 
 def _head_norms(used: bool, kind: str, q_norm: str, k_norm: str) -> dict[str, Any]:
