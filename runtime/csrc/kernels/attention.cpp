@@ -25,6 +25,7 @@ void attend_sequence(const AttentionArgs &args, int64_t b, int64_t parts, int64_
 
 template <class T> void attention_range(const AttentionArgs &args, void *scratch, int64_t begin, int64_t end) {
   Work work(args, scratch);
+  const int64_t rows = attention_rows(args);
   int64_t index = 0;
   for (int64_t b = 0; b < args.sequences && index < end; ++b) {
     const int64_t start = args.query_starts[b], queries = args.query_starts[b + 1] - start;
@@ -37,8 +38,9 @@ template <class T> void attention_range(const AttentionArgs &args, void *scratch
     }
     const int32_t *blocks = args.block_tables + b * args.max_blocks;
     for (int64_t g = 0; g < args.num_groups; ++g) {
-      const int64_t tile = queries_per_item(args.groups[g].count);
-      for (int64_t first = 0; first < queries; first += tile, ++index) {
+      // From the last queries, which see the most keys, to the first, so that threads finish together.
+      const int64_t tile = rows / args.groups[g].count;
+      for (int64_t first = (queries + tile - 1) / tile * tile - tile; first >= 0; first -= tile, ++index) {
         if (index < begin || index >= end) {
           continue;
         }

@@ -80,7 +80,25 @@ int64_t attention_max_parts(const AttentionArgs &args) {
   return most;
 }
 
+int64_t attention_rows(const AttentionArgs &args) {
+  if (args.dtype != DType::bfloat16) {
+    return attention_query_tile;
+  }
+  constexpr int64_t enough_items = 32; // for the threads of a large machine to share
+  int64_t all = 0;
+  for (int64_t b = 0; b < args.sequences; ++b) {
+    const int64_t queries = args.query_starts[b + 1] - args.query_starts[b];
+    all += queries > 1 ? queries * args.heads : 0;
+  }
+  int64_t rows = attention_max_rows(args.head_dim);
+  while (rows > attention_query_tile && all < enough_items * rows) {
+    rows /= 2;
+  }
+  return rows;
+}
+
 int64_t attention_items(const AttentionArgs &args) {
+  const int64_t rows = attention_rows(args);
   int64_t items = 0;
   for (int64_t b = 0; b < args.sequences; ++b) {
     const int64_t queries = args.query_starts[b + 1] - args.query_starts[b];
@@ -89,7 +107,7 @@ int64_t attention_items(const AttentionArgs &args) {
       continue;
     }
     for (int64_t g = 0; g < args.num_groups; ++g) {
-      const int64_t tile = queries_per_item(args.groups[g].count);
+      const int64_t tile = rows / args.groups[g].count;
       items += (queries + tile - 1) / tile;
     }
   }
@@ -102,10 +120,12 @@ int64_t attention_scratch_bytes(const AttentionArgs &args) {
   const int64_t rows = attention_query_tile, keys = attention_key_tile;
   // Queries, results, scores, keys transposed, values; then maximum and sum of each row.
   const int64_t floats = 2 * rows * dim + rows * keys + 2 * keys * dim + 2 * rows;
-  // Several bf16 queries, see Bf16Work: panels of keys and values; queries and weights; scores, results, two of a row.
-  const int64_t padded = (args.head_dim + 31) / 32 * 32, chunks = (args.head_dim + 63) / 64;
-  const int64_t panels = (1 + chunks) * (512 / 2 * 256);
-  const int64_t several = panels + 2 * rows * (padded + 2 * keys) + 4 * rows * (keys + 64 * chunks + 2);
+  // Several bf16 queries, see Bf16Work: keys and values; queries and weights; scores, results, 17 of a row.
+  const int64_t padded = (args.head_dim + 31) / 32 * 32, chunked = (args.head_dim + 63) / 64 * 64;
+  const int64_t block = attention_block_keys, of_block = attention_row_block * block;
+  const int64_t max_rows = attention_max_rows(args.head_dim);
+  const int64_t several =
+      2 * (block * (padded + chunked) + max_rows * padded + of_block) + 4 * (of_block + max_rows * (chunked + 17));
   return std::max(static_cast<int64_t>(sizeof(float)) * floats, several);
 }
 

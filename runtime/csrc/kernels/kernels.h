@@ -75,7 +75,12 @@ struct HeadGroup {
 inline constexpr int max_group_heads = 8;
 inline constexpr int attention_query_tile = 64; // rows (queries x heads of a group) that share one pass over the keys
 inline constexpr int attention_key_tile = 64;
+// With bf16 more rows share a pass, as attention_rows says: blocks of rows and of keys that go through it together.
+inline constexpr int attention_row_block = 32;
+inline constexpr int attention_block_keys = 256;
 inline constexpr int64_t max_head_dim = 512;
+// As many as keep queries and results in a second-level cache of 1 MiB.
+constexpr int64_t attention_max_rows(int64_t head_dim) { return head_dim <= 128 ? 512 : head_dim <= 256 ? 256 : 128; }
 // The same whatever the number of threads, on which results must not depend.
 inline constexpr int64_t attention_part_keys = 512;
 
@@ -155,8 +160,8 @@ struct KernelSet {
 // The functions of the active variant: the best compiled one that isa::active() allows.
 COREBOUND_EXPORT const KernelSet &active_kernels();
 
-// Queries of one sequence that one work item handles for a group of `count` heads.
-constexpr int64_t queries_per_item(int64_t count) { return attention_query_tile / count; }
+// Rows (queries x heads) of a work item, a multiple of attention_query_tile. It depends on the batch alone.
+COREBOUND_EXPORT int64_t attention_rows(const AttentionArgs &args);
 
 // Work items of an attention call, and the scratch that one thread needs.
 COREBOUND_EXPORT int64_t attention_items(const AttentionArgs &args);
