@@ -35,17 +35,30 @@ def test_what_is_written_for_ranks_loads_in_at_most_one_and_a_half_times_cat(dty
     assert written["ratio"] <= 1.5, written
 
 
+@pytest.mark.bench
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+def test_a_plain_checkpoint_loads_within_the_bounds_that_were_measured(dtype: str) -> None:
+    rows = bench_load("--shape", "llama-1.1b", "--dtype", dtype, "--cold", timeout_s=1700)["rows"]
+    print({row["files"]: round(row["ratio"], 2) for row in rows})
+    assert [row["files"] for row in rows] == ["in the page cache", "on the disk"]
+    assert all(row["source"] == "checkpoint" for row in rows)
+    # 1.22 to 2.08 were measured on a guest whose memory the hypervisor gives back and takes; 1.5 is the aim.
+    assert rows[0]["ratio"] <= 2.25 and rows[1]["ratio"] <= 1.5, rows
+
+
 @pytest.mark.timeout(300)
 def test_a_checkpoint_and_what_is_written_of_it_are_measured_and_nothing_is_left(tmp_path: Path) -> None:
     model = build_bloom(tmp_path / "bloom")
     (tmp_path / "work").mkdir()
-    words = ["--model", str(model), "--dtype", "int4:g32", "--num-ranks", "2", "--rounds", "3", "--written"]
+    words = ["--model", str(model), "--dtype", "int4:g32", "--num-ranks", "2", "--rounds", "3", "--written", "--cold"]
     report = bench_load(*words, "--work-dir", str(tmp_path / "work"), timeout_s=280)
-    plain, written = report["rows"]
+    plain, from_disk, written, written_from_disk = report["rows"]
+    assert from_disk["files"] == written_from_disk["files"] == "on the disk"
     assert plain["num_bytes"] == (model / "model.safetensors").stat().st_size
     assert (plain["source"], written["source"]) == ("checkpoint", "written for ranks")
     assert plain["weights"] == "int4:g32" and written["weights"] == "int4:g32:asym"
-    for row in (plain, written):
+    for row in report["rows"]:
         assert row["num_ranks"] == 2
         assert len(row["rounds"]) == 3
         assert all(0 < seconds < 60 for times in row["rounds"] for seconds in times.values())

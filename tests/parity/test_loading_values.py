@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from corebound.kernels.panel_format import PanelFormat
 from corebound.kernels.panels import PanelMatrix
-from corebound.kernels.values import largest_magnitude, load_rows, to_bfloat16
+from corebound.kernels.values import FileRows, fill_rows, largest_magnitude, load_rows, to_bfloat16
 from corebound.models.storage import panel_format
 from corebound.quantization.rtn import quantize
 from corebound.quantization.scheme import parse_scheme
@@ -43,7 +46,7 @@ def empty(rows: int, columns: int, form: PanelFormat, *, gated: bool = False) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("columns", [slice(0, 99), slice(13, 60)])
-def test_the_largest_magnitude_is_found(dtype: torch.dtype, columns: slice) -> None:
+def test_the_largest_magnitude_is_found(variant: str, dtype: torch.dtype, columns: slice) -> None:
     values = noise(37, 99, dtype)[:, columns]
     assert largest_magnitude(values) == float(values.abs().max())
     for wrong in (math.inf, -math.inf):
@@ -54,7 +57,7 @@ def test_the_largest_magnitude_is_found(dtype: torch.dtype, columns: slice) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_values_are_rounded_as_torch_does(dtype: torch.dtype) -> None:
+def test_values_are_rounded_as_torch_does(variant: str, dtype: torch.dtype) -> None:
     bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32)
     if dtype == torch.float32:
         values = ((bits << 16) + 0x7FFF + (bits % 5 - 2)).view(torch.float32)
@@ -69,7 +72,7 @@ def test_values_are_rounded_as_torch_does(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("inputs", [64, 96, 131])
 @pytest.mark.parametrize("name", ["bfloat16", *SCHEMES])
-def test_rows_become_what_torch_makes_of_them(name: str, inputs: int, gated: bool) -> None:
+def test_rows_become_what_torch_makes_of_them(variant: str, name: str, inputs: int, gated: bool) -> None:
     scheme = None if name == "bfloat16" else parse_scheme(name)
     for dtype in DTYPES:
         values = noise(150, inputs, dtype)
@@ -87,7 +90,7 @@ def test_rows_become_what_torch_makes_of_them(name: str, inputs: int, gated: boo
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("name", SCHEMES)
-def test_codes_come_out_of_panels_as_they_were_put_in(name: str, gated: bool) -> None:
+def test_codes_come_out_of_panels_as_they_were_put_in(variant: str, name: str, gated: bool) -> None:
     scheme = parse_scheme(name)
     quantized = quantize(noise(150, 131), scheme)
     matrix = empty(150, 131, panel_format(scheme), gated=gated)
@@ -104,7 +107,7 @@ def test_codes_come_out_of_panels_as_they_were_put_in(name: str, gated: bool) ->
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_values_come_out_of_panels_as_they_were_put_in(gated: bool) -> None:
+def test_values_come_out_of_panels_as_they_were_put_in(variant: str, gated: bool) -> None:
     values = noise(150, 131, torch.bfloat16)
     matrix = empty(150, 131, PanelFormat(), gated=gated)
     matrix.put(0, values)
@@ -112,7 +115,7 @@ def test_values_come_out_of_panels_as_they_were_put_in(gated: bool) -> None:
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_threads_do_not_lose_codes_of_each_other_in_shared_bytes(gated: bool) -> None:
+def test_threads_do_not_lose_codes_of_each_other_in_shared_bytes(variant: str, gated: bool) -> None:
     scheme = parse_scheme("int4:g32")
     values = noise(192, 64)
     expected = empty(192, 64, panel_format(scheme), gated=gated)
@@ -131,3 +134,95 @@ def test_threads_do_not_lose_codes_of_each_other_in_shared_bytes(gated: bool) ->
         for thread in threads:
             thread.join()
         assert torch.equal(found.memory, expected.memory)
+
+
+def filled(
+    path: Path, values: torch.Tensor, form: PanelFormat, parts: list[range], columns: range, gated: bool
+) -> PanelMatrix:
+    """Return what fill_rows makes of columns of `values`, written to a file, with parts as its calls."""
+    path.write_bytes(b"head" * 16 + values.view(torch.uint8).numpy().tobytes())
+    matrix = empty(values.shape[0], len(columns), form, gated=gated)
+    size = values.dtype.itemsize
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        for part in parts:
+            for skipped in (0, 5):  # of the first columns: read and left out, or not read
+                start = columns.start - skipped
+                source = FileRows(
+                    descriptor=descriptor,
+                    dtype=values.dtype,
+                    offset=64 + (part.start * values.shape[1] + start) * size,
+                    num_rows=len(part),
+                    row_bytes=values.shape[1] * size,
+                    num_read=len(columns) + skipped,
+                    num_skipped=skipped,
+                )
+                scratch = torch.empty(source.scratch_bytes, dtype=torch.uint8)
+                assert fill_rows(matrix, part.start, source, 2.0**40, scratch) == len(part)
+    finally:
+        os.close(descriptor)
+    return matrix
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("inputs", [64, 131])
+@pytest.mark.parametrize("name", ["bfloat16", *SCHEMES])
+def test_rows_of_a_file_become_the_same_panels(
+    variant: str, tmp_path: Path, name: str, inputs: int, gated: bool
+) -> None:
+    form = panel_format(None if name == "bfloat16" else parse_scheme(name))
+    for dtype in DTYPES:
+        values = noise(150, 160, dtype)
+        columns = range(7, 7 + inputs)
+        expected = empty(150, inputs, form, gated=gated)
+        for start in range(150):  # rows one by one take no whole half of a panel
+            load_rows(expected, start, values[start : start + 1, columns.start : columns.stop])
+        parts = [range(40), range(40, 75), range(75, 150)]
+        assert torch.equal(filled(tmp_path / "file", values, form, parts, columns, gated).memory, expected.memory)
+
+
+@pytest.mark.parametrize("name", ["int8", "int8:asym", "int4:channel:sym"])
+def test_quotients_half_way_between_codes_are_rounded_as_a_division_does(variant: str, name: str) -> None:
+    """Every bfloat16 significand over every one of a scale, in nine powers of two: all ties are among them."""
+    scheme = parse_scheme(name)
+    significands = torch.arange(128, 256, dtype=torch.float32)
+    inputs = torch.cat([significands * 2.0**-power for power in range(9)])
+    largest = significands.repeat(2) * torch.tensor([1.0, 2.0**-99]).repeat_interleave(128)
+    rows = inputs * (largest / 255).log2().floor().exp2().unsqueeze(1)
+    rows = torch.cat((rows.minimum(largest.unsqueeze(1)), -rows.minimum(largest.unsqueeze(1))), 1).to(torch.bfloat16)
+    rows[:, 0] = largest.to(torch.bfloat16)
+    found, expected = (empty(*rows.shape, panel_format(scheme)) for _ in range(2))
+    load_rows(found, 0, rows)
+    quantized = quantize(rows, scheme)
+    expected.put_codes(0, quantized.codes, quantized.scales, quantized.zeros.float())
+    assert torch.equal(found.memory, expected.memory)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_filling_stops_before_a_piece_with_a_value_that_no_model_has(
+    variant: str, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    for wrong in (math.nan, -math.inf):
+        values = torch.ones(4096, 64, dtype=dtype)
+        values[4000, 63] = wrong
+        path = tmp_path / "file"
+        path.write_bytes(values.view(torch.uint8).numpy().tobytes())
+        matrix = empty(4096, 64, PanelFormat())
+        size = dtype.itemsize
+        with path.open("rb") as file:
+            for num_rows, least in ((4096, 1024), (4000, 4000)):
+                source = FileRows(
+                    descriptor=file.fileno(),
+                    dtype=dtype,
+                    offset=0,
+                    num_rows=num_rows,
+                    row_bytes=64 * size,
+                    num_read=64,
+                    num_skipped=0,
+                )
+                scratch = torch.empty(source.scratch_bytes, dtype=torch.uint8)
+                assert least <= fill_rows(matrix, 0, source, 2.0**40, scratch) <= 4000
+        path.write_bytes(path.read_bytes()[: 100 * 64 * size])
+        with path.open("rb") as file:
+            cut = replace(source, descriptor=file.fileno())
+            assert fill_rows(matrix, 0, cut, 2.0**40, scratch) < 100

@@ -30,7 +30,9 @@ _COLUMNS = (
     ("ranks", "num_ranks", None),
     ("threads", "num_threads", None),
     ("GB", "gb", 2),
+    ("files", "files", None),
     ("cat s", "cat_s", 3),
+    ("memory s", "memory_s", 3),
     ("load s", "load_s", 3),
     ("ratio", "ratio", 2),
 )
@@ -42,6 +44,7 @@ _COLUMNS = (
 @click.option("--dtype", default="bfloat16", show_default=True, metavar=f"{{{','.join(DTYPE_CHOICES)}}}")
 @click.option("--num-ranks", default=1, show_default=True, type=click.IntRange(1), help="Ranks on this machine.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Rounds; figures are medians.")
+@click.option("--cold", is_flag=True, help="Measure also with the files dropped from the page cache before each.")
 @click.option("--written", is_flag=True, help="Measure also what `corebound shard` makes of it, in --work-dir.")
 @click.option(
     "--work-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="For --written; else TMPDIR."
@@ -54,6 +57,7 @@ def load(
     dtype: str,
     num_ranks: int,
     rounds: int,
+    cold: bool,
     written: bool,
     work_dir: Path | None,
     cache_dir: Path | None,
@@ -62,11 +66,13 @@ def load(
     """Measure how long ranks take until all weights are in their place, in turns with `cat` of the same files.
 
     Files come from the page cache, where a round before the first puts them, so this is the work that loading adds to
-    the disk's.
+    the disk's; with --cold rounds follow in which they come from the disk. Before each load fresh memory of as many
+    bytes is taken and given back, in the column `memory s`: on a virtual machine it may be the hypervisor's to give.
 
     \b
     Examples:
       corebound bench load --shape llama-1.1b --written
+      corebound bench load --shape llama-1.1b --dtype int8 --cold
       corebound bench load --model ./llama --dtype int4 --num-ranks 2 --json
     """  # noqa: D301  click reads the \b
     require_dtype(dtype)
@@ -74,10 +80,10 @@ def load(
         raise ConfigError(f"--dtype {dtype}: only bfloat16, int8 and int4 have a native decoder", hint="leave it out")
     directory = benchmark_model_dir(model, shape, cache_dir)
     watch = LoadWatch()
-    rows = [_row(directory, dtype, num_ranks, rounds)]
+    rows = _rows(directory, dtype, num_ranks, rounds, cold)
     if written and rows[0]["source"] == "checkpoint":
         with _written(directory, dtype, num_ranks, work_dir) as output:
-            rows.append(_row(output, "bfloat16", num_ranks, rounds))
+            rows += _rows(output, "bfloat16", num_ranks, rounds, cold)
     facts = {"rows": rows, "machine_load": watch.finish().to_json()}
     if as_json:
         click.echo(json.dumps(facts, indent=2))
@@ -91,11 +97,15 @@ def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[key] if digits is None else round(row[key], digits) for _, key, digits in _COLUMNS)
 
 
-def _row(directory: Path, dtype: str, num_ranks: int, rounds: int) -> dict[str, Any]:
+def _rows(directory: Path, dtype: str, num_ranks: int, rounds: int, cold: bool) -> list[dict[str, Any]]:
+    return [_row(directory, dtype, num_ranks, rounds, dropped) for dropped in ((False, True) if cold else (False,))]
+
+
+def _row(directory: Path, dtype: str, num_ranks: int, rounds: int, cold: bool) -> dict[str, Any]:
     description = describe(directory, tokenizer=False)
     if description.shards is not None:
         description.shards.require_ranks(num_ranks)
-    times = measure_load(directory, dtype, num_ranks, rounds)
+    times = measure_load(directory, dtype, num_ranks, rounds, cold=cold)
     return {
         "model": description.name,
         "weights": weights_name(description, dtype),
@@ -104,10 +114,15 @@ def _row(directory: Path, dtype: str, num_ranks: int, rounds: int) -> dict[str, 
         "num_threads": times.num_threads,
         "gb": times.num_bytes / 1e9,
         "num_bytes": times.num_bytes,
+        "files": "on the disk" if cold else "in the page cache",
         "cat_s": median(times.cat_s),
+        "memory_s": median(times.memory_s),
         "load_s": median(times.load_s),
         "ratio": times.ratio,
-        "rounds": [{"cat_s": cat_s, "load_s": load_s} for cat_s, load_s in zip(times.cat_s, times.load_s, strict=True)],
+        "rounds": [
+            {"cat_s": cat_s, "memory_s": memory_s, "load_s": load_s}
+            for cat_s, memory_s, load_s in zip(times.cat_s, times.memory_s, times.load_s, strict=True)
+        ],
     }
 
 

@@ -267,6 +267,7 @@ def library() -> Any:
         "panel_unpack": (None, [pointer]),
         "panel_unpack_row": (None, [pointer, number, pointer]),
         "panel_load": (None, [pointer, pointer, number]),
+        "panel_fill": (number, [pointer]),
         "panel_largest": (ctypes.c_float, [pointer]),
         "panel_to_bfloat16": (None, [pointer, pointer]),
         "panel_multiply": (None, [pointer, pointer, number, number, pointer, ctypes.c_int]),

@@ -8,7 +8,7 @@ import torch
 
 from corebound.kernels.panel_format import Kind, PanelFormat, ScaleKind
 from corebound.kernels.panels import PanelMatrix
-from corebound.kernels.values import load_rows
+from corebound.kernels.values import FileRows, fill_rows, load_rows
 from corebound.quantization.matrix import QuantizedMatrix
 from corebound.quantization.reference import dequantize
 from corebound.quantization.rtn import quantize
@@ -44,6 +44,10 @@ class PanelSink:
     def put(self, first_row: int, rows: torch.Tensor) -> None:
         """Store rows [n, inputs] from `first_row` on; several threads may."""
         load_rows(self.matrix, first_row, rows)
+
+    def fill(self, first_row: int, source: FileRows, largest: float, scratch: torch.Tensor) -> int:
+        """Store rows of a file, and return how many until one that cannot be read or is beyond `largest`."""
+        return fill_rows(self.matrix, first_row, source, largest, scratch)
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,13 @@ class Scratch:
 
     def tensor(self, num_rows: int, num_columns: int, dtype: torch.dtype) -> torch.Tensor:
         """Return rows and columns of the buffer, [num_rows, num_columns], valid until the next call."""
-        num_bytes = num_rows * num_columns * dtype.itemsize
+        return self.buffer(num_rows * num_columns * dtype.itemsize).view(dtype).view(num_rows, num_columns)
+
+    def buffer(self, num_bytes: int) -> torch.Tensor:
+        """Return bytes of the buffer, [num_bytes], valid until the next call."""
         if self._bytes.numel() < num_bytes:
             self._bytes = torch.frombuffer(mmap.mmap(-1, max(num_bytes, CHUNK_BYTES)), dtype=torch.uint8)
-        return self._bytes[:num_bytes].view(dtype).view(num_rows, num_columns)
+        return self._bytes[:num_bytes]
 
 
 def read_rectangle(descriptor: int, entry: TensorEntry, target: torch.Tensor, first_row: int, columns: range) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -25,6 +25,7 @@ from corebound.sharding.workers import Part, run_parts
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PAGE_BYTES = 4096
 _SINK_ROWS = 64  # of a panel: whole ones are put together in the cache
+_FILL_BYTES = 8 << 20  # of a part that one native call takes from the file to its place, piece by piece
 
 # A weight beyond this is no trained number: flipping the top bit of an exponent multiplies it by 2**128.
 _LARGEST_PLAUSIBLE = 2.0**40
@@ -77,6 +78,14 @@ class RowSink(Protocol):
 
     def put(self, first_row: int, rows: torch.Tensor) -> None:
         """Take finite rows [n, inputs] in the type of the checkpoint; they are overwritten afterwards."""
+
+
+@runtime_checkable
+class FileSink(RowSink, Protocol):
+    """What also takes rows from a file itself, which saves the calls between."""
+
+    def fill(self, first_row: int, source: values.FileRows, largest: float, scratch: torch.Tensor) -> int:
+        """Take rows until one that cannot be read or has a magnitude beyond `largest`, and return how many."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +214,8 @@ class PartReader:
         # Parts of rows shorter than a page touch every page anyway: read whole rows and keep the columns.
         narrow = len(columns) < self._width and len(columns) * self._entry.item_bytes < _PAGE_BYTES
         wanted = range(self._width) if narrow else columns
-        step = max(1, CHUNK_BYTES // (len(wanted) * self._entry.item_bytes))
+        straight = self._fills(target)
+        step = max(1, (_FILL_BYTES if straight else CHUNK_BYTES) // (len(wanted) * self._entry.item_bytes))
         start = 0
         while start < len(rows):
             stop = min(start + step, len(rows))
@@ -214,8 +224,40 @@ class PartReader:
                 first = target.first_row + begin
                 stop = min(-(-(first + stop) // _SINK_ROWS) * _SINK_ROWS - first, len(rows))
             place = slice(begin + start, begin + stop)
-            yield functools.partial(self._copy, target, place, rows.start + start, wanted, columns)
+            run = self._fill if straight else self._copy
+            yield functools.partial(run, target, place, rows.start + start, wanted, columns)
             start = stop
+
+    def _fills(self, target: torch.Tensor | _SinkRows) -> bool:
+        native = isinstance(self._values, _NativeValues)
+        return native and isinstance(target, _SinkRows) and isinstance(target.sink, FileSink)
+
+    def _fill(
+        self,
+        target: _SinkRows,
+        place: slice,
+        first_row: int,
+        wanted: range,
+        columns: range,
+        own: Scratch,
+    ) -> None:
+        """Do what _copy does by one native call. Rows that it leaves are copied, which says what is wrong with them."""
+        assert isinstance(target.sink, FileSink)
+        row_bytes = self._width * self._entry.item_bytes
+        source = values.FileRows(
+            descriptor=self._descriptor,
+            dtype=self._source,
+            offset=self._entry.start + first_row * row_bytes + wanted.start * self._entry.item_bytes,
+            num_rows=place.stop - place.start,
+            row_bytes=row_bytes,
+            num_read=len(wanted),
+            num_skipped=columns.start - wanted.start,
+        )
+        scratch = own.buffer(source.scratch_bytes)
+        done = target.sink.fill(target.first_row + place.start, source, _LARGEST_PLAUSIBLE, scratch)
+        self._meter.add(done * len(columns) * self._entry.item_bytes)
+        for row in range(done, source.num_rows):
+            self._copy(target, slice(place.start + row, place.start + row + 1), first_row + row, wanted, columns, own)
 
     def _copy(
         self,

@@ -15,6 +15,8 @@ namespace corebound::kernels {
 enum class DType : int { float32, bfloat16, float16 };
 inline constexpr int num_dtypes = 3;
 
+struct ValueArgs; // panel_load.h
+
 // Layer norm and RMS norm; a range is of rows. With `residual`, x_scale * x + residual is rounded to the element type,
 // stored to `sum`, and normalised; `sum` may be `x` or `residual` itself.
 struct NormArgs {
@@ -155,6 +157,10 @@ struct KernelSet {
   void (*round_rows)(const PanelMatrix &, const PanelInput &, int8_t *high, int8_t *low, float *scales, float *sums);
   void (*split_rotate_store)(const QkvArgs &, int64_t begin, int64_t end);
   bool (*takes_tiles)(); // whether panel_product wants `tiles` from min_tile_rows on
+  // Rows of a checkpoint, see panel_fill.h: whether all magnitudes are up to `largest`, and finite ones into panels,
+  // with room for fill_rows_unit rows in `rounded`, which bf16 values do without.
+  bool (*values_within)(const ValueArgs &, float largest);
+  void (*fill_panel_rows)(const PanelMatrix &, const ValueArgs &, int64_t first_row, uint16_t *rounded);
 };
 
 // The functions of the active variant: the best compiled one that isa::active() allows.

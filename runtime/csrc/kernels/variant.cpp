@@ -22,6 +22,8 @@ constinit const KernelSet kernel_set = {COREBOUND_TEXT(COREBOUND_VARIANT),
                                         make_tiles,
                                         round_rows,
                                         split_rotate_store,
-                                        takes_tiles};
+                                        takes_tiles,
+                                        values_within,
+                                        fill_panel_rows};
 
 } // namespace corebound::kernels::COREBOUND_VARIANT

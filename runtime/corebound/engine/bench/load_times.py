@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,16 +32,21 @@ class LoadJob:
     model_dir: str
     dtype: str
     num_rounds: int
+    cold: bool
     report_path: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadTimes:
-    """Seconds of each round, of the slowest rank: `cat` of all weight files, and all weights in their place."""
+    """Seconds of each round, of the slowest rank: `cat` of all weight files, and all weights in their place.
+
+    Between the two, `memory_s` is how long it takes to get and give back fresh memory of as many bytes.
+    """
 
     num_bytes: int
     num_threads: int
     cat_s: list[float]
+    memory_s: list[float]
     load_s: list[float]
 
     @property
@@ -49,16 +55,17 @@ class LoadTimes:
         return median(load / cat for load, cat in zip(self.load_s, self.cat_s, strict=True))
 
 
-def measure_load(model_dir: Path, dtype: str, num_ranks: int, num_rounds: int) -> LoadTimes:
+def measure_load(model_dir: Path, dtype: str, num_ranks: int, num_rounds: int, *, cold: bool = False) -> LoadTimes:
     """Return how long `num_ranks` ranks of this machine take to load a model, and `cat` in turns with them.
 
-    A first round, which may find files that are not in the page cache, is left out.
+    A first round, which may find files that are not in the page cache, is left out. With `cold` the files are dropped
+    from the page cache before each `cat` and each load.
 
     Raises: LaunchError when a rank fails.
     """
     with tempfile.TemporaryDirectory(prefix="corebound-load-") as directory:
         report = Path(directory) / "report.json"
-        job = LoadJob(model_dir=str(model_dir), dtype=dtype, num_rounds=num_rounds, report_path=str(report))
+        job = LoadJob(model_dir=str(model_dir), dtype=dtype, num_rounds=num_rounds, cold=cold, report_path=str(report))
         spec = LaunchSpec(
             command=_RANK_COMMAND,
             num_accelerators=num_ranks,
@@ -90,16 +97,51 @@ def _measure(collectives: Collectives) -> None:
         plan = shard_plan(description, collectives.size)
         load_native_weights(description, plan, collectives.rank, scheme_to_apply(description, job.dtype))
 
+    def drop() -> None:
+        if job.cold and collectives.rank == 0:
+            drop_from_page_cache(files)
+
     files = describe(job.model_dir, tokenizer=False).checkpoint.files
-    times = LoadTimes(num_bytes=sum(files.values()), num_threads=torch.get_num_threads(), cat_s=[], load_s=[])
+    num_bytes, num_threads = sum(files.values()), torch.get_num_threads()
+    times = LoadTimes(num_bytes=num_bytes, num_threads=num_threads, cat_s=[], memory_s=[], load_s=[])
     for index in range(job.num_rounds + 1):
+        drop()
         cat_s = _together(collectives, lambda: _cat(files) if collectives.rank == 0 else None)
+        memory_s = _together(collectives, lambda: _touch(num_bytes // collectives.size))
+        drop()
         load_s = _together(collectives, load)
         if index > 0:
             times.cat_s.append(cat_s)
+            times.memory_s.append(memory_s)
             times.load_s.append(load_s)
     if collectives.rank == 0:
         Path(job.report_path).write_text(json.dumps(asdict(times)), encoding="utf-8")
+
+
+def drop_from_page_cache(files: Iterable[Path]) -> None:
+    """Drop files from the page cache, so that the next to read them reads the disk; needs no privilege.
+
+    Raises: HostError for a file that cannot be opened or written back.
+    """
+    for path in files:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)  # pages that are not on the disk yet would stay
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise HostError(f"{path}: cannot be dropped from the page cache: {error.strerror or error}") from error
+
+
+def _touch(num_bytes: int) -> None:
+    """Get fresh memory and give it back: what a hypervisor must give first is not taken for the work of loading."""
+    import torch
+
+    from corebound.sharding.arena import allocate
+
+    allocate({"all": (max(1, num_bytes),)}, torch.uint8)["all"].fill_(1)
 
 
 def _together(collectives: Collectives, work: Callable[[], None]) -> float:

@@ -1,0 +1,275 @@
+// Half panels at a time from rows in the second-level cache: words of rows turn into lines of the panel in registers,
+// and codes are made on the way. All else, rows that fill no half panel, is done by load_rows.
+#include "kernels/panel_fill.h"
+
+#include <algorithm>
+
+#include "kernels/ops_internal.h"
+#include "kernels/panel_place.h"
+#if defined(__AVX512F__)
+#include "kernels/panel_fill_avx512.h"
+#elif defined(__AVX2__)
+#include "kernels/panel_fill_avx2.h"
+#else
+#include "kernels/panel_fill_generic.h"
+#endif
+
+COREBOUND_BEGIN_VARIANT
+
+constexpr int64_t unit = fill_rows_unit, half_unit = unit / 2, line = 64;
+
+// Magnitudes order as their bits do, with infinity and NaN above all others.
+template <typename Bits, typename Signed> bool within(const ValueArgs &args, Bits magnitude, Bits limit) {
+  Signed largest = 0;
+  for (int64_t row = 0; row < args.rows; ++row) {
+    const Bits *values = static_cast<const Bits *>(args.values) + row * args.stride;
+    for (int64_t i = 0; i < args.columns; ++i) {
+      const auto found = static_cast<Signed>(values[i] & magnitude);
+      largest = found > largest ? found : largest;
+    }
+  }
+  return static_cast<Bits>(largest) <= limit;
+}
+
+// The 64 bytes from `from` on of 16 rows `stride` bytes apart, of which `count` exist, the others zero.
+struct Lines {
+  const char *from;
+  int64_t stride;
+  alignas(64) char padded[half_unit * line];
+
+  Lines(const char *rows, int64_t apart, int64_t count) : from(rows), stride(apart) {
+    if (count < line) {
+      std::memset(padded, 0, sizeof(padded));
+      for (int64_t row = 0; row < half_unit; ++row) {
+        std::memcpy(padded + row * line, rows + row * apart, static_cast<size_t>(count));
+      }
+      from = padded;
+      stride = line;
+    }
+  }
+};
+
+void fill_pairs(const PanelMatrix &matrix, const uint16_t *rows, int64_t stride, char *to) {
+  for (int64_t at = 0; at < matrix.inputs; at += line / 2) {
+    for (int64_t half = 0; half < 2; ++half) {
+      const auto *from = reinterpret_cast<const char *>(rows + half * half_unit * stride + at);
+      const Lines lines(from, 2 * stride, 2 * std::min(line / 2, matrix.inputs - at));
+      transpose_words(lines.from, lines.stride, to + at * 128 + half * line, 256, line / 4);
+    }
+  }
+}
+
+// The smallest and the largest of a group and of 0: as whole numbers, the bits of positive values order as they do, and
+// those of negative ones, read without sign, come after all of them in the order of magnitudes.
+struct Ends {
+  float low, high;
+  Ends(const uint16_t *values, int64_t count) {
+    int16_t highest = 0;
+    uint16_t lowest = 0x8000U;
+    for (int64_t i = 0; i < count; ++i) {
+      const auto with_sign = static_cast<int16_t>(values[i]);
+      highest = with_sign > highest ? with_sign : highest;
+      lowest = values[i] > lowest ? values[i] : lowest;
+    }
+    low = float_of(static_cast<uint32_t>(lowest) << 16);
+    high = float_of(static_cast<uint32_t>(highest) << 16);
+  }
+};
+
+// How a group of a row becomes codes; the same sums as in panel_load.cpp.
+struct Coding {
+  float scale, inverse, zero;
+  bool divided;
+};
+
+Coding coding_of(const PanelMatrix &matrix, float largest, const Ends &ends) {
+  const auto raised = [](float wanted) { // the smallest bf16 that is no smaller
+    const uint32_t bits = bits_of(wanted > 0x1p-126F ? wanted : 0x1p-126F);
+    return float_of((bits + 0xffffU) & 0xffff0000U);
+  };
+  Coding coding{};
+  if (matrix.asymmetric) {
+    coding.scale = raised((ends.high - ends.low) * static_cast<float>(1.0 / static_cast<double>(largest)));
+    constexpr float shift = 12582912.0F; // to nearest even
+    coding.zero = (-ends.low / coding.scale + shift) - shift;
+  } else {
+    const float furthest = ends.high > -ends.low ? ends.high : -ends.low;
+    coding.scale = raised(furthest * static_cast<float>(2.0 / static_cast<double>(largest)));
+    coding.zero = matrix.kind == WeightKind::int8 ? 128.0F : 8.0F;
+  }
+  coding.inverse = 1.0F / coding.scale;
+  coding.divided = !fused_quotient || coding.scale < 0x1p-90F; // there the remainder below has not all its bits
+  return coding;
+}
+
+// 64 inputs as codes. With x and scale of 8 bits each, the quotient is half way between whole numbers or clearly not:
+// a product with the inverse, corrected by its remainder, is then rounded to the same one as the quotient.
+template <bool divided> void code_line(const uint16_t *values, const Coding &coding, float largest, uint8_t *codes) {
+  const Vec scale = Vec::set(coding.scale), inverse = Vec::set(coding.inverse), zero = Vec::set(coding.zero);
+  const Vec nothing = Vec::zero(), top = Vec::set(largest);
+  for (int64_t i = 0; i < line; i += Vec::width) {
+    const Vec x = Vec::load(reinterpret_cast<const bf16 *>(values) + i);
+    Vec quotient = nothing;
+    if constexpr (divided) {
+      quotient = x / scale;
+    } else {
+      const Vec near = x * inverse;
+      quotient = fma(fma(nothing - near, scale, x), inverse, near);
+    }
+    store_bytes(min(max(round(quotient) + zero, nothing), top), codes + i);
+  }
+}
+
+// `count` inputs of a row as codes, `beyond` in place of those that do not exist.
+void code_row(const uint16_t *values, int64_t count, const Coding &coding, const PanelMatrix &matrix, uint8_t *codes) {
+  const float largest = matrix.kind == WeightKind::int8 ? 255.0F : 15.0F;
+  uint16_t padded[line];
+  if (count < line) {
+    std::memset(padded, 0, sizeof(padded));
+    std::memcpy(padded, values, static_cast<size_t>(count) * 2);
+    values = padded;
+  }
+  if (coding.divided) {
+    code_line<true>(values, coding, largest, codes);
+  } else {
+    code_line<false>(values, coding, largest, codes);
+  }
+  if (count < line) {
+    std::memset(codes + count, matrix.kind == WeightKind::int8 ? 128 : 8, static_cast<size_t>(line - count));
+  }
+}
+
+// The codes of a unit, a row of 64 bytes each, as lines of the panel; an int4 panel has two rows in a byte.
+void store_codes(const PanelMatrix &matrix, uint8_t *codes, char *to, int64_t quads) {
+  auto *rows = reinterpret_cast<char *>(codes);
+  if (matrix.kind == WeightKind::int8) {
+    transpose_words(rows, line, to, 256, quads);
+    transpose_words(rows + half_unit * line, line, to + line, 256, quads);
+    return;
+  }
+  for (int64_t i = 0; i < half_unit * line; ++i) {
+    codes[i] = static_cast<uint8_t>(codes[i] | codes[half_unit * line + i] << 4);
+  }
+  transpose_words(rows, line, to, 128, quads);
+}
+
+// Scales and zeros of a unit whose first output is `output`. Scales are bf16 already, whatever they are kept as.
+void store_scales(const PanelMatrix &matrix, const Coding *codings, char *scales, int64_t output) {
+  for (int64_t row = 0; row < unit; ++row) {
+    if (matrix.scale_kind == ScaleKind::float32) {
+      std::memcpy(scales + (output + row) * 4, &codings[row].scale, 4);
+    } else {
+      const auto narrow = static_cast<uint16_t>(bits_of(codings[row].scale) >> 16);
+      std::memcpy(scales + (output + row) * 2, &narrow, 2);
+    }
+    if (matrix.asymmetric) {
+      scales[matrix.scale_bytes() + output + row] = static_cast<char>(static_cast<int32_t>(codings[row].zero));
+    }
+  }
+}
+
+void fill_codes(const PanelMatrix &matrix, const uint16_t *rows, int64_t stride, char *panel, int64_t output) {
+  const float largest = matrix.kind == WeightKind::int8 ? 255.0F : 15.0F;
+  const int64_t size = matrix.group_inputs, of_output = matrix.kind == WeightKind::int8 ? output * 4 : output * 2;
+  for (int64_t group = 0; group < matrix.num_groups(); ++group) {
+    char *to = panel + group * matrix.group_bytes();
+    const int64_t start = group * size, exist = std::min(size, matrix.inputs - start);
+    Coding codings[unit];
+    for (int64_t row = 0; row < unit; ++row) {
+      codings[row] = coding_of(matrix, largest, Ends(rows + row * stride + start, exist));
+    }
+    for (int64_t at = 0; at < size; at += line) {
+      alignas(64) uint8_t codes[unit * line];
+      const int64_t count = std::clamp<int64_t>(exist - at, 0, line);
+      for (int64_t row = 0; row < unit; ++row) {
+        code_row(rows + row * stride + start + at, count, codings[row], matrix, codes + row * line);
+      }
+      store_codes(matrix, codes, to + at * matrix.input_bytes() + of_output, std::min(line, size - at) / 4);
+    }
+    store_scales(matrix, codings, to + size * matrix.input_bytes(), output);
+  }
+}
+
+void fill_unit(const PanelMatrix &matrix, const uint16_t *rows, int64_t stride, int64_t first_row) {
+  const Place place = place_of(matrix, first_row);
+  char *panel = const_cast<char *>(matrix.panel(place.panel));
+  if (matrix.kind == WeightKind::bfloat16) {
+    fill_pairs(matrix, rows, stride, panel + place.output * 4);
+  } else {
+    fill_codes(matrix, rows, stride, panel, place.output);
+  }
+}
+
+// Whether the rows from `row` on, `rows` of them, begin with half a panel.
+bool fills_unit(const PanelMatrix &matrix, int64_t row, int64_t rows) {
+  const int64_t half = matrix.gated ? matrix.outputs / 2 : matrix.outputs, index = row % half;
+  const bool plain = matrix.kind == WeightKind::bfloat16 || matrix.scale_kind != ScaleKind::float16;
+  return plain && index % unit == 0 && rows >= unit && index + unit <= half;
+}
+
+// Rows up to the next one that may begin half a panel.
+int64_t rows_before_unit(const PanelMatrix &matrix, int64_t row, int64_t rows) {
+  const int64_t half = matrix.gated ? matrix.outputs / 2 : matrix.outputs, index = row % half;
+  return std::min({rows, half - index, unit - index % unit});
+}
+
+uint16_t rounded_bits(uint32_t bits) { return static_cast<uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16); }
+
+// Finite values as bf16 [rows, columns]. Not by Vec, whose stores make zeros of the smallest numbers in some variants.
+void round_rows_to(const ValueArgs &args, uint16_t *__restrict out) {
+  for (int64_t row = 0; row < args.rows; ++row, out += args.columns) {
+    if (args.kind == ValueKind::float32) {
+      const auto *values = static_cast<const uint32_t *>(args.values) + row * args.stride;
+      for (int64_t i = 0; i < args.columns; ++i) {
+        out[i] = rounded_bits(values[i]);
+      }
+    } else {
+      const auto *values = static_cast<const uint16_t *>(args.values) + row * args.stride;
+      for (int64_t i = 0; i < args.columns; ++i) {
+        const float value = float_of((values[i] & 0x7fffU) << 13) * 0x1p112F;
+        out[i] = rounded_bits(bits_of(value) | (values[i] & 0x8000U) << 16);
+      }
+    }
+  }
+}
+
+COREBOUND_END_VARIANT
+
+namespace corebound::kernels::COREBOUND_VARIANT {
+
+bool values_within(const ValueArgs &args, float largest) {
+  const uint32_t bits = bits_of(largest);
+  switch (args.kind) {
+  case ValueKind::float32:
+    return within<uint32_t, int32_t>(args, 0x7fffffffU, bits);
+  case ValueKind::bfloat16:
+    return within<uint16_t, int16_t>(args, 0x7fffU, static_cast<uint16_t>(bits >> 16));
+  case ValueKind::float16: // all that are finite are smaller than any limit
+    break;
+  }
+  return within<uint16_t, int16_t>(args, 0x7fffU, 0x7bffU);
+}
+
+void fill_panel_rows(const PanelMatrix &matrix, const ValueArgs &args, int64_t first_row, uint16_t *rounded) {
+  const int64_t element = args.kind == ValueKind::float32 ? 4 : 2;
+  for (int64_t done = 0; done < args.rows;) {
+    const int64_t row = first_row + done, left = args.rows - done;
+    const bool whole = fills_unit(matrix, row, left);
+    const int64_t count = whole ? unit : rows_before_unit(matrix, row, left);
+    const char *values = static_cast<const char *>(args.values) + done * args.stride * element;
+    ValueArgs rows{values, args.kind, count, args.columns, args.stride};
+    if (args.kind != ValueKind::bfloat16) {
+      round_rows_to(rows, rounded);
+      rows = {rounded, ValueKind::bfloat16, count, args.columns, args.columns};
+    }
+    if (whole) {
+      fill_unit(matrix, static_cast<const uint16_t *>(rows.values), rows.stride, row);
+    } else {
+      load_rows(matrix, rows, row);
+    }
+    done += count;
+  }
+  finish_stores();
+}
+
+} // namespace corebound::kernels::COREBOUND_VARIANT
