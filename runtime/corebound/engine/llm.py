@@ -151,9 +151,7 @@ class LLM:
     def ranks(self) -> list[dict[str, Any]]:
         """Return where every rank runs and with what: CPUs, memory nodes, ISA, collectives, peak memory.
 
-        All ranks call it.
-
-        Raises: CommError when a rank is gone.
+        All ranks call it. Raises: CommError when a rank is gone.
         """
         here = place_of_this_rank(self.collectives.name)
         return [self.collectives.broadcast_object(here, root=rank) for rank in range(self.collectives.size)]

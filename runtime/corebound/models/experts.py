@@ -28,7 +28,7 @@ class ExpertWeights:
     shared: tuple[Tensor, Tensor] | None
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return all tensors."""
+        """Return all tensors: the router, pairs of each expert, and the shared pair; shapes as the fields."""
         return (self.router, *(tensor for pair in self.experts for tensor in pair), *(self.shared or ()))
 
     def bytes_per_token(self, num_chosen: int) -> int:

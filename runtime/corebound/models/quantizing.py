@@ -46,7 +46,10 @@ class PanelSink:
         load_rows(self.matrix, first_row, rows)
 
     def fill(self, first_row: int, source: FileRows, largest: float, scratch: torch.Tensor) -> int:
-        """Store rows of a file, and return how many until one that cannot be read or is beyond `largest`."""
+        """Store rows of a file, and return how many until one that cannot be read or is beyond `largest`.
+
+        Shapes: `scratch` [bytes], overwritten.
+        """
         return fill_rows(self.matrix, first_row, source, largest, scratch)
 
 

@@ -85,7 +85,10 @@ class FileSink(RowSink, Protocol):
     """What also takes rows from a file itself, which saves the calls between."""
 
     def fill(self, first_row: int, source: values.FileRows, largest: float, scratch: torch.Tensor) -> int:
-        """Take rows until one that cannot be read or has a magnitude beyond `largest`, and return how many."""
+        """Take rows until one that cannot be read or has a magnitude beyond `largest`, and return how many.
+
+        Shapes: `scratch` [bytes], overwritten.
+        """
 
 
 @dataclass(frozen=True)
@@ -224,8 +227,11 @@ class PartReader:
                 first = target.first_row + begin
                 stop = min(-(-(first + stop) // _SINK_ROWS) * _SINK_ROWS - first, len(rows))
             place = slice(begin + start, begin + stop)
-            run = self._fill if straight else self._copy
-            yield functools.partial(run, target, place, rows.start + start, wanted, columns)
+            if straight:
+                assert isinstance(target, _SinkRows)
+                yield functools.partial(self._fill, target, place, rows.start + start, wanted, columns)
+            else:
+                yield functools.partial(self._copy, target, place, rows.start + start, wanted, columns)
             start = stop
 
     def _fills(self, target: torch.Tensor | _SinkRows) -> bool:
