@@ -113,12 +113,15 @@ def allocate_kv_cache(
 ) -> KVCache:
     """Return the key and value cache of every layer, each [num_blocks, num_kv_heads, block_size, head_dim].
 
-    The memory is not written here, so that its pages land on the rank's own node when the rank first uses them.
+    The memory is not written here, so that its pages land on the rank's own node when the rank first uses them. They
+    are huge where they may be: blocks of one head lie apart, and each small page would cost an entry of the TLB.
     """
-    import torch
+    from corebound.sharding.arena import allocate
 
     shape = (num_blocks, num_kv_heads, block_size, head_dim)
-    return [(torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)) for _ in range(num_layers)]
+    names = [(f"keys {layer}", f"values {layer}") for layer in range(num_layers)]
+    tensors = allocate({name: shape for pair in names for name in pair}, dtype)
+    return [(tensors[keys], tensors[values]) for keys, values in names]
 
 
 def copy_blocks(cache: KVCache, copies: list[BlockCopy]) -> None:

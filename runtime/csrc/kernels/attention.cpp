@@ -8,9 +8,28 @@
 
 COREBOUND_BEGIN_VARIANT
 
+#ifdef __AMX_BF16__
+// From so many heads that read the same keys on, tiles take them from the cache faster than vectors do.
+constexpr int64_t min_tile_heads = 4;
+#endif
+
+template <class T>
+void attend_single(const AttentionArgs &args, const Item &item, const KeyRange &range, Work &work,
+                   [[maybe_unused]] void *scratch) {
+#ifdef __AMX_BF16__
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (item.group.count >= min_tile_heads) {
+      return attend_bf16_queries(args, item, range, scratch);
+    }
+  }
+#endif
+  attend_one_query<T>(args, item, range, work);
+}
+
 // The only query of sequence `b`: some of its groups of heads, each in parts.
 template <class T>
-void attend_sequence(const AttentionArgs &args, int64_t b, int64_t parts, int64_t begin, int64_t end, Work &work) {
+void attend_sequence(const AttentionArgs &args, int64_t b, int64_t parts, int64_t begin, int64_t end, Work &work,
+                     void *scratch) {
   const int64_t position = args.context_lengths[b] - 1, seen = first_seen(args, position);
   const int64_t row = args.heads * attention_partial_floats(args.head_dim);
   for (int64_t index = begin; index < end; ++index) {
@@ -19,7 +38,7 @@ void attend_sequence(const AttentionArgs &args, int64_t b, int64_t parts, int64_
     const int64_t part = index % parts, from = seen + part * attention_part_keys, to = from + attention_part_keys;
     const KeyRange range = {from, parts == 1 || to > position ? position + 1 : to,
                             parts == 1 ? nullptr : args.partials + (b * args.max_parts + part) * row};
-    attend_one_query<T>(args, item, range, work);
+    attend_single<T>(args, item, range, work, scratch);
   }
 }
 
@@ -32,7 +51,7 @@ template <class T> void attention_range(const AttentionArgs &args, void *scratch
     if (queries == 1) {
       const int64_t parts = args.partials ? attention_parts(args, b) : 1, items = args.num_groups * parts;
       const int64_t first = begin > index ? begin - index : 0, last = end - index < items ? end - index : items;
-      attend_sequence<T>(args, b, parts, first, last, work);
+      attend_sequence<T>(args, b, parts, first, last, work, scratch);
       index += items;
       continue;
     }
@@ -48,9 +67,11 @@ template <class T> void attention_range(const AttentionArgs &args, void *scratch
                            args.context_lengths[b] - queries + first};
         if (item.num_queries == 1) {
           const KeyRange all = {first_seen(args, item.first_position), item.first_position + 1, nullptr};
-          attend_one_query<T>(args, item, all, work);
+          attend_single<T>(args, item, all, work, scratch);
         } else if constexpr (std::is_same_v<T, bf16>) {
-          attend_bf16_queries(args, item, scratch);
+          const KeyRange all = {first_seen(args, item.first_position) / block_keys * block_keys,
+                                item.first_position + item.num_queries, nullptr};
+          attend_bf16_queries(args, item, all, scratch);
         } else {
           attend_queries<T>(args, item, work);
         }

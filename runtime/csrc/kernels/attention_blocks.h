@@ -52,16 +52,18 @@ inline char *value_place(const Bf16Work &work, int64_t key, int64_t d) {
 }
 
 // c[32 x 32], 64 floats a row, = (or +=) two row tiles times two column tiles over `steps` steps; the second of each is
-// `stride` bytes behind the first.
-template <bool add>
+// `stride` bytes behind the first. With one row tile only, c[16 x 32].
+template <bool add, bool one_row_tile>
 inline void multiply_square(const char *rows, int64_t row_stride, const char *columns, int64_t column_stride,
                             int64_t steps, float *c) {
   float *below = c + 16 * 64;
   if constexpr (add) {
     _tile_loadd(0, c, 256);
     _tile_loadd(1, c + 16, 256);
-    _tile_loadd(2, below, 256);
-    _tile_loadd(3, below + 16, 256);
+    if constexpr (!one_row_tile) {
+      _tile_loadd(2, below, 256);
+      _tile_loadd(3, below + 16, 256);
+    }
   } else {
     _tile_zero(0);
     _tile_zero(1);
@@ -74,33 +76,39 @@ inline void multiply_square(const char *rows, int64_t row_stride, const char *co
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, columns + column_stride, 64);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, rows + row_stride, 64);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    if constexpr (!one_row_tile) {
+      _tile_loadd(5, rows + row_stride, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
   }
   _tile_stored(0, c, 256);
   _tile_stored(1, c + 16, 256);
-  _tile_stored(2, below, 256);
-  _tile_stored(3, below + 16, 256);
+  if constexpr (!one_row_tile) {
+    _tile_stored(2, below, 256);
+    _tile_stored(3, below + 16, 256);
+  }
 }
 
 // Scores of the block of rows from `row` on with keys [begin, end), multiples of 32.
-inline void multiply_keys(const Bf16Work &work, int64_t row, int64_t, int64_t begin, int64_t end) {
+inline void multiply_keys(const Bf16Work &work, int64_t row, int64_t num_rows, int64_t begin, int64_t end) {
   const int64_t steps = work.dim / 32;
+  const auto multiply = num_rows > 16 ? multiply_square<false, false> : multiply_square<false, true>;
   const char *rows = reinterpret_cast<const char *>(work.queries + row * work.dim);
   for (int64_t key = begin; key < end; key += 32) {
-    multiply_square<false>(rows, steps * 1024, key_place(work, key, 0), steps * 1024, steps,
-                           work.scores + key / key_tile * block_rows * key_tile + key % key_tile);
+    multiply(rows, steps * 1024, key_place(work, key, 0), steps * 1024, steps,
+             work.scores + key / key_tile * block_rows * key_tile + key % key_tile);
   }
 }
 
 // Adds the weights of keys [begin, end) times their values to the results of the block of rows from `row` on.
-inline void multiply_values(const Bf16Work &work, int64_t row, int64_t, int64_t begin, int64_t end) {
+inline void multiply_values(const Bf16Work &work, int64_t row, int64_t rows, int64_t begin, int64_t end) {
   constexpr int64_t stride = block_keys / 32 * 1024;
+  const auto multiply = rows > 16 ? multiply_square<true, false> : multiply_square<true, true>;
   const char *weights = reinterpret_cast<const char *>(work.weights) + begin / 32 * 1024;
   for (int64_t d = 0; d < work.dim; d += 32) {
-    multiply_square<true>(weights, stride, value_place(work, begin, d), stride, (end - begin) / 32,
-                          work.result(d / 64, row) + d % 64);
+    multiply(weights, stride, value_place(work, begin, d), stride, (end - begin) / 32,
+             work.result(d / 64, row) + d % 64);
   }
 }
 
@@ -223,9 +231,9 @@ inline void lay_out_block(const bf16 *const *keys, const bf16 *const *values, in
       lay_out_keys(keys + j, num_keys, key + j, d, head_dim - d, work);
     }
   }
-  for (int64_t j = 0; j < key_tile; j += 2) {
-    const bf16 *first = j < count ? values[j] : nullptr, *second = j + 1 < count ? values[j + 1] : nullptr;
-    for (int64_t d = 0; d < work.dim; d += 32) {
+  for (int64_t d = 0; d < work.dim; d += 32) {
+    for (int64_t j = 0; j < key_tile; j += 2) {
+      const bf16 *first = j < count ? values[j] : nullptr, *second = j + 1 < count ? values[j + 1] : nullptr;
       lay_out_values(first, second, key + j, d, head_dim - d, work);
     }
   }

@@ -72,13 +72,6 @@ void score_keys(const T *q, const T *const *keys, int64_t count, int64_t head_di
   }
 }
 
-// Keys [begin, end) of one query; `partials` is where their part is left, [heads, attention_partial_floats], or null
-// where they are all.
-struct KeyRange {
-  int64_t begin, end;
-  float *partials;
-};
-
 // One query: M consecutive heads from `head` on.
 template <class T, int M>
 void attend_query(const AttentionArgs &args, const Item &item, const KeyRange &range, int64_t head, Work &work) {

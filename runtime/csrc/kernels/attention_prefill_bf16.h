@@ -45,15 +45,26 @@ inline void attend_rows(const AttentionArgs &args, const Item &item, const Bf16W
   multiply_values(work, row, rows, first_key, end_key);
 }
 
-inline void attend_bf16_queries(const AttentionArgs &args, const Item &item, void *scratch) {
+inline void leave_partials(const AttentionArgs &args, const Item &item, const Bf16Work &work, float *partials) {
+  const int64_t dim = (args.head_dim + 15) / 16 * 16;
+  for (int64_t r = 0; r < item.group.count; ++r) {
+    float *to = partials + (item.group.first + r) * attention_partial_floats(args.head_dim);
+    for (int64_t d = 0; d < dim; ++d) {
+      to[d] = work.result(d / 64, r)[d % 64];
+    }
+    to[dim] = work.largest[r] / log2_of_e;
+    to[dim + 1] = Vec::load(work.sums + r * 16).sum();
+  }
+}
+
+// The keys of `range`, whose beginning is where blocks begin; a part of them is of one query only.
+inline void attend_bf16_queries(const AttentionArgs &args, const Item &item, const KeyRange &range, void *scratch) {
   const Bf16Work work(args, scratch);
   [[maybe_unused]] const Tiles tiles{};
   const int64_t heads = item.group.count, rows = item.num_queries * heads;
   load_bf16_queries(args, item, work);
-  const int64_t all = item.first_position + item.num_queries;
-  int64_t begin = first_seen(args, item.first_position) / block_keys * block_keys;
-  for (; begin < all; begin += block_keys) {
-    const int64_t end = all - begin < block_keys ? all : begin + block_keys;
+  for (int64_t begin = range.begin; begin < range.end; begin += block_keys) {
+    const int64_t end = range.end - begin < block_keys ? range.end : begin + block_keys;
     for (int64_t at = begin; at < end; at += key_tile) {
       const int64_t count = end - at < key_tile ? end - at : key_tile;
       const bf16 *keys[pointer_count], *values[pointer_count];
@@ -63,6 +74,9 @@ inline void attend_bf16_queries(const AttentionArgs &args, const Item &item, voi
     for (int64_t row = 0; row < rows; row += block_rows) {
       attend_rows(args, item, work, row, rows - row < block_rows ? rows - row : block_rows, begin, end);
     }
+  }
+  if (range.partials) {
+    return leave_partials(args, item, work, range.partials);
   }
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t token = item.first_token + r / heads, head = item.group.first + r % heads;

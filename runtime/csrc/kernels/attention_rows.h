@@ -32,6 +32,13 @@ struct Item {
   int64_t first_position; // in the sequence, of the first query
 };
 
+// Keys [begin, end) of an item; `partials` is where those of one query leave their part, [heads,
+// attention_partial_floats], or null where they are all.
+struct KeyRange {
+  int64_t begin, end;
+  float *partials;
+};
+
 inline void fill(float *p, int64_t count, float value) {
   for (int64_t i = 0; i < count; ++i) {
     p[i] = value;
@@ -44,12 +51,13 @@ constexpr int64_t pointer_count = key_tile + 16; // the last pointer repeats, so
 template <class T>
 void locate(const AttentionArgs &args, const Item &item, int64_t begin, int64_t count, const T **keys,
             const T **values) {
-  for (int64_t j = 0; j < count; ++j) {
-    const int64_t position = begin + j;
-    const int64_t block = item.blocks[position / args.block_size], offset = position % args.block_size;
-    const int64_t row = ((block * args.kv_heads + item.group.kv_head) * args.block_size + offset) * args.head_dim;
-    keys[j] = static_cast<const T *>(args.key_cache) + row;
-    values[j] = static_cast<const T *>(args.value_cache) + row;
+  int64_t index = begin / args.block_size, offset = begin % args.block_size;
+  for (int64_t j = 0; j < count; ++index, offset = 0) { // block by block: a division for each key takes longer
+    const int64_t first = (item.blocks[index] * args.kv_heads + item.group.kv_head) * args.block_size;
+    for (; j < count && offset < args.block_size; ++j, ++offset) {
+      keys[j] = static_cast<const T *>(args.key_cache) + (first + offset) * args.head_dim;
+      values[j] = static_cast<const T *>(args.value_cache) + (first + offset) * args.head_dim;
+    }
   }
   for (int64_t j = count; j < (count + 15) / 16 * 16; ++j) {
     keys[j] = keys[count - 1];

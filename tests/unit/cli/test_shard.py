@@ -28,7 +28,7 @@ def test_it_says_what_was_written_and_keeps_it_the_second_time(tmp_path, capsys,
     command = ["shard", "--model", "demo", "--output", str(tmp_path / "out"), "--num_ranks", "2", "--dtype", "int4"]
     assert main(command) == 0
     first = capsys.readouterr().out
-    assert first.startswith(f"{tmp_path / 'out'}: demo as int4:g128:asym for 2 ranks, 2.28")
+    assert first.startswith(f"{tmp_path / 'out'}: demo as int4:g128:asym for 2 ranks, 2.29")
     assert "written in" in first
     assert main([*command, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
