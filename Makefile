@@ -169,7 +169,7 @@ bench: native ## Measure this machine and Corebound on it, and check the promise
 .PHONY: bench-peers
 bench-peers: native ## Install the engines that `corebound bench peers` compares with (PEERS="llama_cpp vllm"; some GB each)
 	@$(PYTHON3) runtime/packaging/setup_peers.py $(PEERS)
-	@echo "installed; now: $(BIN)/corebound bench peers --output docs/benchmarks.md (a quiet machine; an hour)" >&2
+	@echo "installed; now: $(BIN)/corebound bench peers --output reports/peers.md --results reports/peers.json (a quiet machine; an hour)" >&2
 
 .PHONY: lint
 lint: setup ## Check style, layers, playbooks, scripts and the project's own rules

@@ -20,6 +20,6 @@ def test_first_token_next_token_and_memory_are_as_predicted(shape: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
-    assert len(rows) == 18  # three figures of three dtypes on one and two ranks
-    missed = {row["what"]: row["found"]["median"] for row in rows if not row["is_met"]}
+    assert len(rows) == 18  # three figures of three dtypes on one and two ranks, of two with the reason on one core
+    missed = {row["what"]: row["found"]["median"] for row in rows if row["is_met"] is False}
     assert not missed, missed

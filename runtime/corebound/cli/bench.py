@@ -31,5 +31,5 @@ def bench() -> None:
       corebound bench generate --shape llama-1.1b --num-ranks 2 --compare transformers
       corebound bench load --shape llama-1.1b --written
       corebound bench quality --model demo
-      corebound bench targets --results docs/benchmarks/targets.json
+      corebound bench targets --results reports/targets.json
     """  # noqa: D301  click reads the \b

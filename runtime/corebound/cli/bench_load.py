@@ -16,6 +16,7 @@ from corebound.cli.bench_model import benchmark_model_dir
 from corebound.cli.tables import render_table
 from corebound.engine.bench.load import LoadWatch
 from corebound.engine.bench.load_times import measure_load
+from corebound.engine.bench.page_cache import where
 from corebound.engine.bench.shapes import SHAPES
 from corebound.engine.request import DTYPE_CHOICES, require_dtype
 from corebound.errors import ConfigError
@@ -66,8 +67,9 @@ def load(
     """Measure how long ranks take until all weights are in their place, in turns with `cat` of the same files.
 
     Files come from the page cache, where a round before the first puts them, so this is the work that loading adds to
-    the disk's; with --cold rounds follow in which they come from the disk. Before each load fresh memory of as many
-    bytes is taken and given back, in the column `memory s`: on a virtual machine it may be the hypervisor's to give.
+    the disk's; with --cold rounds follow in which they come from the disk, and the column `files` says what stayed in
+    memory nevertheless. Before each load fresh memory of as many bytes is taken and given back, in the column
+    `memory s`: on a virtual machine it may be the hypervisor's to give.
 
     \b
     Examples:
@@ -114,7 +116,7 @@ def _row(directory: Path, dtype: str, num_ranks: int, rounds: int, cold: bool) -
         "num_threads": times.num_threads,
         "gb": times.num_bytes / 1e9,
         "num_bytes": times.num_bytes,
-        "files": "on the disk" if cold else "in the page cache",
+        "files": where(times.dropped_share) if cold else "in the page cache",
         "cat_s": median(times.cat_s),
         "memory_s": median(times.memory_s),
         "load_s": median(times.load_s),

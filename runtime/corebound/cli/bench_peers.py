@@ -66,16 +66,19 @@ def peers(
 
     \b
     Examples:
-      corebound bench peers --output docs/benchmarks.md --results docs/benchmarks/peers.json
+      corebound bench peers --output reports/peers.md --results reports/peers.json
       corebound bench peers --peers llama_cpp,openvino --dtype bfloat16,int8,int4 --rounds 5 --json
       corebound bench peers --shape llama-tiny --rounds 1 --new-tokens 8    a try in a minute
-      corebound bench peers --from-results docs/benchmarks/targets.json --from-results docs/benchmarks/peers.json \\
-          --output docs/benchmarks.md
+      corebound bench peers --from-results reports/peers.json --from-results reports/targets.json \\
+          --output reports/benchmarks.md
     """  # noqa: D301  click reads the \b
+    for path in (results, output):
+        if path is not None:
+            files.require_writable(path)
     found = [files.read(path) for path in from_results] or [measure(_chosen(names), results, **options)]
     if output is not None:
-        for path in write_page(found, output):
-            click.echo(f"written: {path}", err=True)
+        for written in write_page(found, output):
+            click.echo(f"written: {written}", err=True)
     click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2) if as_json else _tables(found))
     return 0
 

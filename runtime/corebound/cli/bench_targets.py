@@ -72,10 +72,10 @@ def targets(
 
     \b
     Examples:
-      corebound bench targets --results docs/benchmarks/targets.json
+      corebound bench targets --results reports/targets.json
       corebound bench targets --only decode,prefill --rounds 3 --json
       corebound bench targets --shapes llama-tiny --context 1500 --rounds 1    a try in some minutes
-      corebound bench targets --from-results docs/benchmarks/targets.json
+      corebound bench targets --from-results reports/targets.json
     """  # noqa: D301  click reads the \b
     if from_results is not None:
         found = files.read(from_results)
@@ -89,6 +89,8 @@ def targets(
             new_tokens=new_tokens,
             num_rounds=rounds,
         )
+        if results is not None:
+            files.require_writable(results)
         found = measure(_chosen(only), settings, results, cache_dir)
     click.echo(json.dumps(found, indent=2) if as_json else table(found))
     return 0

@@ -76,6 +76,8 @@ def test_rounds_of_both_engines_alternate_and_are_compared_pair_by_pair(measured
         "batch_size": 1,
         "decode_speed_ratio": 3.0,
         "ratio_per_round": [3.0, 3.0, 3.0],
+        "first_token_ratio": 1.0,
+        "first_token_ratio_per_round": [1.0, 1.0, 1.0],
         "num_equal_tokens": 1,
         "num_new_tokens": 48,
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from corebound.engine.bench.markdown import markdown_table, size_name
@@ -16,58 +16,100 @@ _SUM_RIVALS = ("vllm_tp", "deepspeed_tp")
 _BATCH, _BATCH_BOUND = 16, 1.2
 _BFLOAT16 = "bfloat16"
 
+_METHOD = """\
+Ours and the other are those with the best median. *Found* is the median over the rounds of the ratio within a round;
+where it says so, it is the ratio of the two medians: of sums, and of engines that were not there in every round.
+"""
+
 Row = dict[str, Any]
+Line = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compared:
+    """What two engines are compared by: of a row, and of a comparison of rounds."""
+
+    figure: str
+    ratio: str
+    unit: str
+    lower_is_better: bool = True
+
+    def of(self, row: Row) -> float:
+        """Return the figure of a row."""
+        return float(row[self.figure])
+
+    def best(self, rows: Sequence[Row]) -> Row:
+        """Return the row with the best median."""
+        return min(rows, key=self.of) if self.lower_is_better else max(rows, key=self.of)
+
+
+_NEXT = _Compared(figure="next_token_ms", ratio="decode_speed_ratio", unit="ms")
+_FIRST = _Compared(figure="first_token_ms", ratio="first_token_ratio", unit="ms")
+_SPEED = _Compared(figure="decode_tokens_per_s", ratio="decode_speed_ratio", unit="tokens/s", lower_is_better=False)
 
 
 def render_against(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the parts of a page: a table of the promises for each run of engines that took turns."""
+    """Return the parts of a page: a table of the promises for each run of engines that took turns, and its method."""
     parts = []
     for result in results:
-        lines = [*_faster(result["rows"]), *_batch(result["rows"]), *_sums(result.get("all_reduce") or [])]
+        rows, sums = result["rows"], result.get("all_reduce") or []
+        rounds = result.get("comparisons") or []
+        lines = [*_faster(rows, rounds), *_batch(rows, rounds)] if _has_others(rows) else []
+        lines += _sums(sums)
         if lines:
-            parts += [f"## Against other engines, {result['shape']}, {result['date']}", markdown_table(_HEADER, lines)]
+            parts += [f"## Against other engines, {result['shape']}, {result['date']}"]
+            parts += [markdown_table(_HEADER, lines), _METHOD]
     return parts
 
 
-def _faster(rows: Sequence[Row]) -> Iterable[tuple[str, ...]]:
+def _has_others(rows: Sequence[Row]) -> bool:
+    return any(row["engine"] != OURS for row in rows)
+
+
+def _faster(rows: Sequence[Row], rounds: Sequence[Row]) -> Iterable[Line]:
     """Yield how many times as long the best of the others takes, by dtype and prompt, at batch 1."""
     alone = [row for row in rows if row["batch_size"] == 1]
     for dtype in dict.fromkeys(row["dtype"] for row in alone):
         for length in sorted({row["num_prompt_tokens"] for row in alone}):
             found = [row for row in alone if (row["dtype"], row["num_prompt_tokens"]) == (dtype, length)]
-            for figure, name in (("next_token_ms", "next token"), ("first_token_ms", "first token")):
+            ours, others = _parted(found, None)
+            for by, name in ((_NEXT, "next token"), (_FIRST, "first token")):
                 what = f"{name}, {dtype}, prompt of {length}: fastest other over ours"
-                yield from _compared(what, 1.0, found, partial(_figure, figure), "ms")
+                yield from _held(what, 1.0, by, ours, others, rounds)
 
 
-def _figure(name: str, row: Row) -> float:
-    return float(row[name])
-
-
-def _compared(what: str, bound: float, rows: Sequence[Row], value: Callable[[Row], float], unit: str) -> Iterable[Any]:
-    ours = [row for row in rows if row["engine"] == OURS]
-    others = [row for row in rows if row["engine"] != OURS]
-    if ours and others:
-        mine, theirs = min(ours, key=value), min(others, key=value)
-        yield _line(what, bound, value(theirs) / value(mine), _named(mine, value, unit), _named(theirs, value, unit))
-
-
-def _batch(rows: Sequence[Row]) -> Iterable[tuple[str, ...]]:
+def _batch(rows: Sequence[Row], rounds: Sequence[Row]) -> Iterable[Line]:
     found = [row for row in rows if (row["batch_size"], row["dtype"]) == (_BATCH, _BFLOAT16)]
-    ours = [row for row in found if row["engine"] == OURS]
-    theirs = [row for row in found if row["engine"] in ("vllm", "vllm_tp")]
-    if ours and theirs:
-        mine, other = (max(group, key=_speed) for group in (ours, theirs))
-        what = f"batch {_BATCH}, bfloat16, tokens/s: ours over vLLM-CPU"
-        names = (_named(mine, _speed, "tokens/s"), _named(other, _speed, "tokens/s"))
-        yield _line(what, _BATCH_BOUND, _speed(mine) / _speed(other), *names)
+    what = f"batch {_BATCH}, bfloat16, tokens/s: ours over vLLM-CPU"
+    return _held(what, _BATCH_BOUND, _SPEED, *_parted(found, ("vllm", "vllm_tp")), rounds)
 
 
-def _speed(row: Row) -> float:
-    return float(row["decode_tokens_per_s"])
+def _parted(rows: Sequence[Row], names: Sequence[str] | None) -> tuple[list[Row], list[Row]]:
+    ours = [row for row in rows if row["engine"] == OURS]
+    return ours, [row for row in rows if row["engine"] != OURS and (names is None or row["engine"] in names)]
 
 
-def _sums(rows: Sequence[Row]) -> Iterable[tuple[str, ...]]:
+def _held(
+    what: str, bound: float, by: _Compared, ours: Sequence[Row], others: Sequence[Row], rounds: Sequence[Row]
+) -> Iterable[Line]:
+    """Yield the line of the best of ours against the best of the others; none where we were not measured."""
+    if not ours:
+        return
+    mine = by.best(ours)
+    if not others:
+        yield (what, f"at least {bound:g}", "not measured", _named(mine, by), "none ran", "")
+        return
+    theirs = by.best(others)
+    slower, faster = (theirs, mine) if by.lower_is_better else (mine, theirs)
+    ratio, is_by_round = by.of(slower) / by.of(faster), False
+    for one in rounds:
+        same = all(one[key] == mine[key] for key in ("dtype", "num_ranks", "num_prompt_tokens", "batch_size"))
+        if same and one["with"] == theirs["engine"] and by.ratio in one:
+            ratio, is_by_round = float(one[by.ratio]), True
+    yield _line(what, bound, ratio, _named(mine, by), _named(theirs, by), is_by_round=is_by_round)
+
+
+def _sums(rows: Sequence[Row]) -> Iterable[Line]:
     """Yield the other engines' sums over ours, by size and placement; both are called from Python."""
     for placement in dict.fromkeys(row.get("placement", "near") for row in rows):
         for num_bytes in _SUM_BYTES:
@@ -82,11 +124,12 @@ def _sums(rows: Sequence[Row]) -> Iterable[tuple[str, ...]]:
             yield _line(what, 1.0, rival / mine, f"{mine:.2f} us", f"{title_of(other['provider'])} {rival:.2f} us")
 
 
-def _named(row: Row, value: Callable[[Row], float], unit: str) -> str:
+def _named(row: Row, by: _Compared) -> str:
     ours = f"{row['num_ranks']} rank{'s' * (row['num_ranks'] > 1)}"
     who = ours if row["engine"] == OURS else title_of(row["engine"])
-    return f"{who}, {format_of(row)}: {value(row):.2f} {unit}"
+    return f"{who}, {format_of(row)}: {by.of(row):.2f} {by.unit}"
 
 
-def _line(what: str, bound: float, ratio: float, ours: str, other: str) -> tuple[str, ...]:
-    return (what, f"at least {bound:g}", f"{ratio:.2f}", ours, other, "yes" if ratio >= bound else "no")
+def _line(what: str, bound: float, ratio: float, ours: str, other: str, *, is_by_round: bool = False) -> Line:
+    found = f"{ratio:.2f}" if is_by_round else f"{ratio:.2f}, of medians"
+    return (what, f"at least {bound:g}", found, ours, other, "yes" if ratio >= bound else "no")

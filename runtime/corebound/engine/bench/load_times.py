@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
 from corebound.comm import Collectives
 from corebound.comm.rank_process import leave, run_rank
+from corebound.engine.bench.page_cache import cached_share, drop_from_page_cache
 from corebound.engine.job import read_job
 from corebound.errors import CoreboundError, HostError, LaunchError
 from corebound.launcher import LaunchSpec, launch
@@ -40,7 +40,9 @@ class LoadJob:
 class LoadTimes:
     """Seconds of each round, of the slowest rank: `cat` of all weight files, and all weights in their place.
 
-    Between the two, `memory_s` is how long it takes to get and give back fresh memory of as many bytes.
+    Between the two, `memory_s` is how long it takes to get and give back fresh memory of as many bytes. Where files
+    were dropped from the page cache, `dropped_shares` are the shares that were in memory all the same, None where the
+    kernel does not tell.
     """
 
     num_bytes: int
@@ -48,6 +50,13 @@ class LoadTimes:
     cat_s: list[float]
     memory_s: list[float]
     load_s: list[float]
+    dropped_shares: list[float | None] = field(default_factory=list)
+
+    @property
+    def dropped_share(self) -> float | None:
+        """Return the largest of those shares; None where the kernel did not tell."""
+        known = [share for share in self.dropped_shares if share is not None]
+        return max(known) if known and len(known) == len(self.dropped_shares) else None
 
     @property
     def ratio(self) -> float:
@@ -100,6 +109,7 @@ def _measure(collectives: Collectives) -> None:
     def drop() -> None:
         if job.cold and collectives.rank == 0:
             drop_from_page_cache(files)
+            times.dropped_shares.append(cached_share(files))
 
     files = describe(job.model_dir, tokenizer=False).checkpoint.files
     num_bytes, num_threads = sum(files.values()), torch.get_num_threads()
@@ -116,23 +126,6 @@ def _measure(collectives: Collectives) -> None:
             times.load_s.append(load_s)
     if collectives.rank == 0:
         Path(job.report_path).write_text(json.dumps(asdict(times)), encoding="utf-8")
-
-
-def drop_from_page_cache(files: Iterable[Path]) -> None:
-    """Drop files from the page cache, so that the next to read them reads the disk; needs no privilege.
-
-    Raises: HostError for a file that cannot be opened or written back.
-    """
-    for path in files:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)  # pages that are not on the disk yet would stay
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise HostError(f"{path}: cannot be dropped from the page cache: {error.strerror or error}") from error
 
 
 def _touch(num_bytes: int) -> None:

@@ -121,8 +121,10 @@ def _fractions(values: Sequence[float], ceilings: Sequence[float]) -> list[float
 
 
 def compare(ours: Series, theirs: Series) -> dict[str, Any]:
-    """Return how much faster our steps are than another engine's, round by round, and how far the tokens agree."""
-    ratios = [b.step_ms / a.step_ms for a, b in zip(ours.samples, theirs.samples, strict=True)]
+    """Return how much faster we are than another engine, round by round, and how far the tokens agree."""
+    pairs = list(zip(ours.samples, theirs.samples, strict=True))
+    ratios = [b.step_ms / a.step_ms for a, b in pairs]
+    firsts = [b.case.first_token_ms / a.case.first_token_ms for a, b in pairs]
     return {
         "with": theirs.engine,
         "dtype": ours.dtype,
@@ -131,6 +133,8 @@ def compare(ours: Series, theirs: Series) -> dict[str, Any]:
         "batch_size": ours.case.batch_size,
         "decode_speed_ratio": round(statistics.median(ratios), 3),
         "ratio_per_round": [round(ratio, 3) for ratio in ratios],
+        "first_token_ratio": round(statistics.median(firsts), 3),
+        "first_token_ratio_per_round": [round(ratio, 3) for ratio in firsts],
         "num_equal_tokens": num_equal(ours.samples[0].case.token_ids, theirs.samples[0].case.token_ids),
         "num_new_tokens": ours.case.num_new_tokens,
     }

@@ -1,11 +1,13 @@
-"""How much a model reads and computes for a token, from its checkpoint."""
+"""How much a model reads and computes for a token, from its architecture."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from corebound.models.description import ModelDescription
+from corebound.models.architecture import Architecture
+from corebound.sharding.expected import is_packable
+from corebound.sharding.plan import model_parameters
 
 _CACHE_ELEMENT_BYTES = 2
 
@@ -14,7 +16,8 @@ _CACHE_ELEMENT_BYTES = 2
 class Work:
     """The sizes that decide how long a model takes.
 
-    `layer_elements` are the weights of the matrices in all layers, `head_elements` those of the head.
+    `layer_elements` are the weights of the matrices in all layers that a token goes through, `head_elements` those of
+    the head. A batch may read more experts of a step than one token does.
     """
 
     layer_elements: int
@@ -40,21 +43,28 @@ class Work:
         return batch_size * (linear + attention)
 
 
-def work_of(description: ModelDescription) -> Work:
-    """Return the sizes of a model."""
-    vocabulary, layers = [], 0
-    for entry in description.entries.values():
-        if len(entry.shape) != 2:
+def work_of(architecture: Architecture) -> Work:
+    """Return the sizes of a model; of experts the part that a token goes through."""
+    layers, of_experts, head, embedding = 0, 0, 0, 0
+    for parameter in model_parameters(architecture):
+        num_elements = math.prod(parameter.shape)
+        if parameter.rule.field == "embedding_weight":
+            embedding = num_elements
+        elif not is_packable(parameter):
             continue
-        if entry.shape[0] == description.vocab_size:
-            vocabulary.append(math.prod(entry.shape))
+        elif parameter.layer is None:
+            head += num_elements
+        elif parameter.expert is not None:
+            of_experts += num_elements
         else:
-            layers += math.prod(entry.shape)
+            layers += num_elements
+    if of_experts:
+        layers += of_experts * architecture.num_chosen_experts // architecture.num_experts
     return Work(
         layer_elements=layers,
-        head_elements=max(vocabulary),
-        num_layers=description.num_layers,
-        num_heads=description.num_heads,
-        num_kv_heads=description.num_kv_heads,
-        head_dim=description.head_dim,
+        head_elements=embedding if architecture.tied_head else head,
+        num_layers=architecture.num_layers,
+        num_heads=architecture.num_heads,
+        num_kv_heads=architecture.num_kv_heads,
+        head_dim=architecture.head_dim,
     )

@@ -39,6 +39,11 @@ def row(engine: str, next_ms: float, *, ranks: int = 1, batch: int = 1, dtype: s
     }
 
 
+def comparison(engine: str, *, ranks: int = 1, batch: int = 1, **ratios: float) -> dict[str, Any]:
+    case = {"dtype": "bfloat16", "num_ranks": ranks, "num_prompt_tokens": 32, "batch_size": batch}
+    return {"with": engine, **case, **ratios}
+
+
 def test_promises_come_with_what_was_measured_and_what_could_not_be() -> None:
     kept = Finding(
         line="decode",
@@ -81,11 +86,27 @@ def test_the_best_of_the_others_is_what_ours_are_held_against() -> None:
     ]
     rows = [row("corebound", 50), row("corebound", 40, ranks=2), row("vllm", 60), row("llama_cpp", 30)]
     rows += [row("corebound", 100, batch=16), row("vllm", 130, batch=16)]
-    (_, table) = render_against([{"shape": "s", "date": "d", "rows": rows, "all_reduce": sums}])
+    rows += [row("corebound", 20, dtype="int8")]
+    comparisons = [
+        comparison("llama_cpp", decode_speed_ratio=1.1),  # of the slower of ours
+        comparison("llama_cpp", ranks=2, decode_speed_ratio=1.01),
+        comparison("vllm", ranks=2, decode_speed_ratio=2.0),
+        comparison("vllm", batch=16, decode_speed_ratio=1.19),
+    ]
+    run = {"shape": "s", "date": "d", "rows": rows, "all_reduce": sums, "comparisons": comparisons}
+    (_, table, method) = render_against([run])
     lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
-    assert [(line[2], line[-1]) for line in lines] == [("0.75", "no"), ("0.75", "no"), ("1.30", "yes"), ("0.50", "no")]
+    assert [(line[2], line[-1].strip(" |")) for line in lines] == [
+        ("1.01", "yes"),  # of the rounds, where the medians would say 0.75
+        ("0.75, of medians", "no"),
+        ("not measured", "none ran"),
+        ("not measured", "none ran"),
+        ("1.19", "no"),
+        ("0.50, of medians", "no"),
+    ]
     assert lines[0][3].startswith("2 ranks") and lines[0][4].startswith("llama.cpp")
     assert "far cores" in lines[-1][0]
+    assert "the ratio within a round" in method
 
 
 def test_a_run_without_others_says_nothing_about_them() -> None:

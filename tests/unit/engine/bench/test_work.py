@@ -9,6 +9,8 @@ import pytest
 from corebound.engine.bench import shapes
 from corebound.engine.bench.work import work_of
 from corebound.models import describe
+from corebound.models.config_reader import ConfigReader
+from corebound.models.families import ARCHITECTURES
 
 
 def test_every_matrix_counts_but_the_embedding(tmp_path: Path) -> None:
@@ -24,6 +26,25 @@ def test_a_tied_head_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     tied = shapes.SHAPES["llama-tiny"] | {"tie_word_embeddings": True}
     monkeypatch.setitem(shapes.SHAPES, "tied", tied)
     work = work_of(describe(shapes.write_shape("tied", tmp_path, lambda text: None), tokenizer=False))
+    assert work.head_elements == 4000 * 512
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe"])
+def test_of_experts_those_count_that_a_token_goes_through(model_type: str) -> None:
+    names = {"mixtral": "MixtralForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM"}
+    config = shapes.SHAPES["llama-tiny"] | {
+        "model_type": model_type,
+        "architectures": [names[model_type]],
+        "num_local_experts": 8,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 704,
+    }
+    work = work_of(ARCHITECTURES[names[model_type]](ConfigReader(Path("x"), config), "x"))
+    attention, router, expert = 512 * 512 * 2 + 2 * 512 * 256, 8 * 512, 3 * 512 * 1408
+    shared = 3 * 512 * 704 + 512 if model_type == "qwen2_moe" else 0  # and the row that weighs it
+    assert work.layer_elements == 4 * (attention + router + 2 * expert + shared)
     assert work.head_elements == 4000 * 512
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from corebound.engine.bench.series import percentile
 
 Sense = Literal["at least", "at most", "within"]
+ONE_CORE = "this machine has one core"
 _DIGITS = 4
 
 
@@ -47,9 +48,7 @@ class Finding:
     @property
     def promised(self) -> str:
         """Return the promise in words."""
-        if self.bound is None:
-            return ""
-        return f"within {self.bound:.0%}" if self.sense == "within" else f"{self.sense} {self.bound:g}"
+        return promise(self.sense, self.bound)
 
     @property
     def is_met(self) -> bool | None:
@@ -99,6 +98,13 @@ class NotMeasured:
             "is_met": None,
             "note": self.reason,
         }
+
+
+def promise(sense: Sense, bound: float | None) -> str:
+    """Return a promise in words; none without a bound."""
+    if bound is None:
+        return ""
+    return f"within {bound:.0%}" if sense == "within" else f"{sense} {bound:g}"
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

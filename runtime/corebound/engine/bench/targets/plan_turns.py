@@ -56,11 +56,16 @@ def _wants_prompt(asked: Collection[str], dtype: str, num_ranks: int) -> bool:
     return "ranks" in asked and dtype == "bfloat16"
 
 
-def cached_turns(settings: Settings, vocab_size: int, topology: Topology) -> list[PlannedTurn]:
-    """Return the turns of one rank on one core, and of two ranks on a core each."""
+def two_cpus(topology: Topology) -> tuple[int, int]:
+    """Return a CPU of each of the two cores that a small model is measured on."""
     first, second = (core.cpus[0] for core in topology.physical_cores()[:2])
+    return first, second
+
+
+def cached_turns(settings: Settings, vocab_size: int, cpus: tuple[int, int]) -> list[PlannedTurn]:
+    """Return the turns of one rank on the first of two CPUs, and of two ranks on one each."""
     cases = [settings.decode(vocab_size)]
     return [
-        PlannedTurn(who=Who(dtype="bfloat16", num_ranks=1, cpus=(first,)), cases=cases, is_read=False),
-        PlannedTurn(who=Who(dtype="bfloat16", num_ranks=2, cpus=(first, second)), cases=cases, is_read=False),
+        PlannedTurn(who=Who(dtype="bfloat16", num_ranks=1, cpus=cpus[:1]), cases=cases, is_read=False),
+        PlannedTurn(who=Who(dtype="bfloat16", num_ranks=2, cpus=cpus), cases=cases, is_read=False),
     ]

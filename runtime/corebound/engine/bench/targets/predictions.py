@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from corebound.engine.bench.targets.finding import Finding, Measured, ratios_of
+from corebound.engine.bench.targets.finding import ONE_CORE, Finding, Measured, NotMeasured, promise, ratios_of
 from corebound.engine.bench.targets.samples import Samples, Who
 from corebound.engine.predict.measure import measure_ceilings
 from corebound.engine.predict.model import Prediction, Workload, predict
@@ -14,6 +14,7 @@ from corebound.models.architecture import Architecture
 from corebound.topology import Topology
 
 BOUND = 0.15
+_FIRST, _NEXT, _MEMORY = "first token", "next token", "memory"
 
 
 @dataclass(kw_only=True)
@@ -49,14 +50,14 @@ def compare(predictions: Sequence[dict[Who, Prediction]], samples: Samples, shap
         memory = statistics.median(row.host_bytes for row in made) / 2**20
         peak = samples.first[who].report.peak_rss_bytes / 2**20
         for what, unit, predicted, measured in (
-            ("first token", "ms", first, [sample.case.first_token_ms for sample in found]),
-            ("next token", "ms", following, [sample.step_ms for sample in found]),
-            ("memory", "MiB", [memory], [peak]),
+            (_FIRST, "ms", first, [sample.case.first_token_ms for sample in found]),
+            (_NEXT, "ms", following, [sample.step_ms for sample in found]),
+            (_MEMORY, "MiB", [memory], [peak]),
         ):
             findings.append(
                 Finding(
                     line="plan",
-                    what=f"{what}, predicted over measured: {shape}, {who}",
+                    what=_name(what, shape, who),
                     sense="within",
                     bound=BOUND,
                     ratios=ratios_of(predicted, measured),
@@ -65,3 +66,21 @@ def compare(predictions: Sequence[dict[Who, Prediction]], samples: Samples, shap
                 )
             )
     return findings
+
+
+def without_two_ranks(dtypes: Sequence[str], shape: str) -> list[NotMeasured]:
+    """Return the rows that `compare` would have of two ranks, on a machine of one core."""
+    return [
+        NotMeasured(
+            line="plan",
+            what=_name(what, shape, Who(dtype=dtype, num_ranks=2)),
+            promised=promise("within", BOUND),
+            reason=ONE_CORE,
+        )
+        for dtype in dtypes
+        for what in (_FIRST, _NEXT, _MEMORY)
+    ]
+
+
+def _name(what: str, shape: str, who: Who) -> str:
+    return f"{what}, predicted over measured: {shape}, {who}"

@@ -16,8 +16,10 @@ Our ranks load each model once and then take turns; between turns the same cores
 multiply bfloat16 matrices. *Found* is the median over the rounds of the ratio of *measured* and *limit*, each of the
 same round, beside its p10 and p90; what is timed against something of ours is timed right after it. A round of the long
 context computes its prompt anew and is judged by the steps after it. Predictions are made from ceilings that every
-round measures again. Memory is that of the process after its first prompt: whole, and beside what torch and Python held
-before any model was there.
+round measures again. Memory is that of the process after its first prompt. What is promised is the part that came with
+the model, less what Python and torch held before any model was there, since the promise is that weights are in memory
+once; the whole process is told beside it. Between `cat` and each load fresh memory of the files' size is got and given
+back, so that what a hypervisor must give first is not taken for the work of loading; the notes say how long that took.
 """
 
 

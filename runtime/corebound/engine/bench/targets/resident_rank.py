@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,22 @@ def main() -> int:
 
 def _serve(collectives: Collectives) -> None:
     job = ResidentJob(**collectives.broadcast_object(read_job() if collectives.rank == 0 else None))
+    state = partial(write_whole, job.state_path(collectives.rank))
+    state("loading the model")
     before_bytes = _sum(collectives, resident_bytes())
     options: dict[str, Any] = {"dtype": job.dtype, "kv_cache_gib": job.kv_cache_gib, "text": False}
     llm = LLM(job.model_dir, show_progress=False, collectives=collectives, **options)
     for number in itertools.count():
+        state(f"waiting for turn {number}")
         turn = _next_turn(job, number)
         if turn is None:
             return
         cases = []
         for case in turn.cases:
+            state(f"turn {number}, {case.name}")
             _run(llm, case.for_warm_up())
             cases.append(_run(llm, case))
+        state(f"turn {number}, summing up")
         resident = _sum(collectives, resident_bytes())
         weight_bytes = _sum(collectives, llm.weight_bytes_per_token)
         ranks = llm.ranks()

@@ -6,17 +6,18 @@ import json
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from corebound.engine.bench.ruler import Reading, Ruler
 from corebound.engine.bench.targets import commands, judge
-from corebound.engine.bench.targets.finding import Finding, NotMeasured
-from corebound.engine.bench.targets.plan_turns import cached_turns, main_turns
-from corebound.engine.bench.targets.predictions import Predictions, compare
+from corebound.engine.bench.targets.finding import ONE_CORE, Finding, NotMeasured, promise
+from corebound.engine.bench.targets.plan_turns import cached_turns, main_turns, two_cpus
+from corebound.engine.bench.targets.predictions import Predictions, compare, without_two_ranks
 from corebound.engine.bench.targets.samples import run_rounds
 from corebound.engine.bench.targets.settings import Settings
-from corebound.engine.bench.targets.sizes import checkpoint_bytes, prompt_cache_bytes
+from corebound.engine.bench.targets.sizes import checkpoint_bytes, last_level_bytes, prompt_cache_bytes
 from corebound.engine.bench.work import work_of
 from corebound.engine.predict.model import Workload
 from corebound.models import describe
@@ -97,7 +98,7 @@ class Run:
         )
         self.readings += samples.readings
         cache = prompt_cache_bytes(description, length + self.settings.few_tokens)
-        by_line: dict[str, list[Finding]] = {
+        by_line: dict[str, Sequence[Finding | NotMeasured]] = {
             "decode": judge.decode(samples, shape, work, self.settings),
             "prefill": judge.prefill(samples, shape, work, self.settings),
             "ranks": judge.two_ranks(samples, shape, self.settings),
@@ -105,7 +106,10 @@ class Run:
             "batches": judge.batches(samples, shape),
             "memory": judge.memory(samples, shape, checkpoint_bytes(description, judge.DTYPES), cache),
             "busy": judge.busy_core(samples, shape),
-            "plan": compare(predictions.of_round, samples, shape, "prompt"),
+            "plan": [
+                *compare(predictions.of_round, samples, shape, "prompt"),
+                *(without_two_ranks(judge.DTYPES, shape) if self._num_cores < 2 else ()),
+            ],
         }
         # What was measured for one line only is not told as another's.
         only_first = {"prefill", "ranks", "beams", "batches", "busy"}
@@ -123,7 +127,8 @@ class Run:
             directory = longer_model(source, Path(parent), 2 * self.settings.context)
             if directory is None:
                 reason = f"{shape} has no positions to raise to {self.settings.context}"
-                return [NotMeasured(line="context", what=shape, reason=reason)]
+                promised = promise("at least", judge.LONG_CONTEXT_BOUND)
+                return [NotMeasured(line="context", what=shape, promised=promised, reason=reason)]
             description = describe(directory, tokenizer=False)
             turns = main_turns({"context"}, self.settings, description.vocab_size, self._num_cores, is_first=True)
             samples = run_rounds(
@@ -139,22 +144,31 @@ class Run:
             return list(judge.long_context(samples, shape, work_of(description), self.settings))
 
     def _cached(self) -> list[Finding | NotMeasured]:
-        """Return the line of two ranks on the largest model that the last-level caches hold."""
-        what = "a model that fits the cache, 2 ranks against 1 on one core each"
+        """Return the line of two ranks on the largest model that the last-level caches of their cores hold."""
+        missing = partial(
+            NotMeasured,
+            line="ranks",
+            what="a model that fits the cache, 2 ranks against 1 on one core each",
+            promised=promise("at least", judge.CACHED_TWO_RANKS_BOUND),
+        )
         if self._num_cores < 2:
-            return [NotMeasured(line="ranks", what=what, reason="this machine has one core")]
-        cache_bytes = last_level_bytes(self.topology)
+            return [missing(reason=ONE_CORE)]
+        cpus = two_cpus(self.topology)
+        of_one, of_both = (last_level_bytes(self.topology, chosen) for chosen in (cpus[:1], cpus))
         for shape in self.settings.cached_shapes:
             directory = self.model_dir(shape)
             description = describe(directory, tokenizer=False)
             num_bytes = work_of(description).weight_bytes(16)
-            if num_bytes <= _CACHE_SHARE * cache_bytes:
+            # One core reads all of it, so it has to fit that core's cache as well.
+            if num_bytes <= _CACHE_SHARE * min(of_one, of_both):
                 break
         else:
-            reason = f"no shape fits half of the {cache_bytes >> 20} MiB of last-level cache"
-            return [NotMeasured(line="ranks", what=what, reason=reason)]
-        note = f"{num_bytes / 1e6:.0f} MB of weights, {cache_bytes >> 20} MiB of last-level cache"
-        turns = cached_turns(self.settings, description.vocab_size, self.topology)
+            return [missing(reason=f"no shape fits half of the {of_one >> 20} MiB of last-level cache of one core")]
+        note = (
+            f"{num_bytes / 1e6:.0f} MB of weights; the last-level cache of the one core has {of_one >> 20} MiB, "
+            f"those of the two {of_both >> 20} MiB"
+        )
+        turns = cached_turns(self.settings, description.vocab_size, cpus)
         samples = run_rounds(
             directory,
             turns,
@@ -168,7 +182,8 @@ class Run:
 
     def _all_reduce(self) -> list[Finding | NotMeasured]:
         if self._num_cores < 2:
-            return [NotMeasured(line="allreduce", what="8 KiB, bfloat16", reason="this machine has one core")]
+            promised = promise("at most", commands.ALL_REDUCE_BOUND)
+            return [NotMeasured(line="allreduce", what="8 KiB, bfloat16", promised=promised, reason=ONE_CORE)]
         return commands.all_reduce(self.topology, self.settings.num_rounds, self.announce)
 
     def _quality(self) -> list[Finding | NotMeasured]:
@@ -188,9 +203,3 @@ def longer_model(source: Path, parent: Path, num_positions: int) -> Path | None:
     for file in source.glob("*.safetensors"):
         (target / file.name).symlink_to(file.resolve())
     return target
-
-
-def last_level_bytes(topology: Topology) -> int:
-    """Return the size of all last-level caches together."""
-    level = max((cache.level for cache in topology.caches), default=0)
-    return sum(cache.size_bytes for cache in topology.caches if cache.level == level)

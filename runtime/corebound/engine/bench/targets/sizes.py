@@ -1,37 +1,25 @@
-"""How many bytes a checkpoint has at a dtype, and the cache of a prompt."""
+"""How many bytes a checkpoint has at a dtype, the cache of a prompt, and the caches of some cores."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from corebound.engine.kv_cache import BLOCK_SIZE, block_bytes, blocks_for
-from corebound.models import ModelDescription
 from corebound.models.architecture import Architecture
+from corebound.models.storage import rank_storage
 from corebound.quantization import parse_scheme
-from corebound.quantization.scheme import Scheme, is_scheme
-from corebound.sharding.expected import is_packable
-from corebound.sharding.plan import model_parameters
+from corebound.quantization.scheme import is_scheme
+from corebound.sharding import shard_plan
+from corebound.topology import Topology
 
-_PLAIN_BITS = 16
 _ELEMENT_BYTES = 2
 
 
-def checkpoint_bytes(description: ModelDescription, dtypes: Sequence[str]) -> dict[str, int]:
-    """Return the bytes of all parameters at each dtype: of a quantized one the matrices with scales, the rest plain."""
-    return {dtype: _bytes_at(description, parse_scheme(dtype) if is_scheme(dtype) else None) for dtype in dtypes}
-
-
-def _bytes_at(description: ModelDescription, scheme: Scheme | None) -> int:
-    bits = 0.0
-    for parameter in model_parameters(description):
-        num_weights = math.prod(parameter.shape)
-        if scheme is None or not is_packable(parameter):
-            bits += num_weights * _PLAIN_BITS
-        else:
-            group = scheme.group_size or parameter.shape[1]
-            bits += num_weights * (scheme.bits + (_PLAIN_BITS + (0 if scheme.symmetric else scheme.bits)) / group)
-    return round(bits / 8)
+def checkpoint_bytes(architecture: Architecture, dtypes: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of all weights at each dtype, each stored as one rank stores it, scales included."""
+    plan = shard_plan(architecture, 1)
+    schemes = {dtype: parse_scheme(dtype) if is_scheme(dtype) else None for dtype in dtypes}
+    return {dtype: rank_storage(architecture, plan, 0, scheme).num_bytes for dtype, scheme in schemes.items()}
 
 
 def prompt_cache_bytes(architecture: Architecture, num_tokens: int) -> int:
@@ -44,3 +32,13 @@ def prompt_cache_bytes(architecture: Architecture, num_tokens: int) -> int:
         block_size=BLOCK_SIZE,
     )
     return blocks_for(num_tokens, BLOCK_SIZE) * one
+
+
+def last_level_bytes(topology: Topology, cpus: Collection[int]) -> int:
+    """Return the size of the last-level caches that hold some CPUs, each once."""
+    level = max((cache.level for cache in topology.caches), default=0)
+    return sum(
+        cache.size_bytes
+        for cache in topology.caches
+        if cache.level == level and cache.kind != "instruction" and not set(cpus).isdisjoint(cache.cpus)
+    )

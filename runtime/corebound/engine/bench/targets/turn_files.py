@@ -33,6 +33,10 @@ class ResidentJob:
         """Return where a turn is answered."""
         return Path(self.folder) / f"report-{number}.json"
 
+    def state_path(self, rank: int) -> Path:
+        """Return where a rank says what it is doing."""
+        return Path(self.folder) / f"state-{rank}.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TurnCase:

@@ -75,8 +75,9 @@ def test_two_ranks_are_held_against_one_in_every_figure() -> None:
         }
     )
     judged = judge.two_ranks(found, "x", SETTINGS)
-    assert [one.ratios for one in judged] == [pytest.approx([1.04] * 2), pytest.approx([1.1] * 2), [1.0]]
-    assert [one.is_met for one in judged] == [True, False, True]
+    measured = [one for one in judged if isinstance(one, Finding)]
+    assert [one.ratios for one in measured] == [pytest.approx([1.04] * 2), pytest.approx([1.1] * 2), [1.0]]
+    assert [one.is_met for one in measured] == [True, False, True]
     alone = Who(dtype="bfloat16", num_ranks=1, cpus=(0,))
     found.of_case[alone, "decode"] = [sample(208), sample(104)]
     (cached,) = judge.cached_two_ranks(found, "x", alone, TWO, "small")
@@ -94,12 +95,24 @@ def test_beams_batches_and_a_taken_core_are_ratios_of_neighbours() -> None:
     assert {one.is_met for one in speeds} == {None}
 
 
-def test_memory_is_told_with_and_without_what_was_there_before() -> None:
+def test_memory_is_promised_less_what_python_and_torch_held_and_the_whole_process_is_told() -> None:
     report = BenchReport(num_threads=1, peak_rss_bytes=0, cases=[])
     turn = TurnReport(report=report, resident_bytes=1300, before_load_bytes=250)
     judged = judge.memory(Samples(first={ONE: turn}), "x", {"bfloat16": 900}, 100)
-    assert [one.ratios for one in judged] == [[1.3], [1.05]]
-    assert [one.is_met for one in judged] == [False, True]
+    assert [(one.what.partition(":")[0], one.ratios) for one in judged] == [
+        ("less Python and torch", [1.05]),
+        ("whole process", [1.3]),
+    ]
+    assert [(one.promised, one.is_met) for one in judged] == [("at most 1.1", True), ("", None)]
+
+
+def test_two_ranks_of_one_core_are_rows_with_the_reason() -> None:
+    found = Samples(of_case={(ONE, "decode"): [sample(100, 200)], (ONE, "prompt"): [sample(1, 500)]})
+    rows = [one.row() for one in judge.two_ranks(found, "x", SETTINGS)]
+    assert len(rows) == 3
+    assert {(row["found"], row["promised"], row["note"]) for row in rows} == {
+        (None, "at most 1.05", "this machine has one core")
+    }
 
 
 def test_a_prediction_has_to_lie_on_either_side_of_what_is_measured() -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import pytest
+
+from corebound.engine.bench import shapes
+from corebound.engine.bench.targets import run as module
+from corebound.engine.bench.targets.finding import NotMeasured
 from corebound.engine.bench.targets.plan_turns import main_turns
-from corebound.engine.bench.targets.run import longer_model
-from corebound.engine.bench.targets.samples import Who
+from corebound.engine.bench.targets.run import Run, longer_model
+from corebound.engine.bench.targets.samples import PlannedTurn, Samples, Who
 from corebound.engine.bench.targets.settings import LINES, Settings
+from corebound.topology import Topology, read_topology
+from fixtures.topology_trees import shared_machine
 
 SETTINGS = Settings()
 
@@ -45,3 +53,43 @@ def test_only_one_turn_has_a_busy_core() -> None:
     turns = main_turns({"busy"}, SETTINGS, 1000, 2, is_first=True)
     assert [turn.is_busy for turn in turns] == [False, True]
     assert turns[0].cases[0].case == turns[1].cases[0].case
+
+
+def two_sockets(last_level_mib: int, allowed: tuple[int, ...]) -> Topology:
+    topology = read_topology(shared_machine("xeon-2s-ht"))
+    last = max(cache.level for cache in topology.caches)
+    caches = tuple(
+        dataclasses.replace(cache, size_bytes=last_level_mib << 20) if cache.level == last else cache
+        for cache in topology.caches
+    )
+    return dataclasses.replace(topology, caches=caches, allowed_cpus=allowed)
+
+
+@pytest.mark.parametrize(
+    ("last_level_mib", "allowed", "is_measured"),
+    # Half of a cache has to hold the 27.7 MB of llama-tiny. Two sockets of 40 MiB have that together only.
+    [(40, (0, 1), False), (40, (0, 56), False), (60, (0, 1), True), (60, (0, 56), True), (60, (0,), False)],
+)
+def test_a_cached_model_fits_the_cache_of_the_one_core_that_reads_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_level_mib: int, allowed: tuple[int, ...], is_measured: bool
+) -> None:
+    turns: list[Who] = []
+
+    def rounds(directory: Path, planned: list[PlannedTurn], cases: object, **options: object) -> Samples:
+        turns.extend(turn.who for turn in planned)
+        return Samples()
+
+    monkeypatch.setattr(module, "run_rounds", rounds)
+    run = Run(
+        topology=two_sockets(last_level_mib, allowed),
+        settings=Settings(cached_shapes=("llama-tiny",)),
+        lines=["ranks"],
+        model_dir=lambda shape: shapes.write_shape(shape, tmp_path, lambda text: None),
+        announce=lambda text: None,
+    )
+    found = run._cached()
+    assert [who.cpus for who in turns] == ([allowed[:1], allowed] if is_measured else [])
+    if not is_measured:
+        (missing,) = found
+        assert isinstance(missing, NotMeasured) and missing.promised == "at least 1.7"
+        assert ("one core" in missing.reason) and (len(allowed) == 1 or "40 MiB" in missing.reason)

@@ -1,0 +1,62 @@
+"""What is predicted, against what the same rounds measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from corebound.engine.bench.peers.adapters.protocol import BenchReport, CaseReport
+from corebound.engine.bench.ruler import Reading
+from corebound.engine.bench.series import Sample
+from corebound.engine.bench.targets.predictions import compare, without_two_ranks
+from corebound.engine.bench.targets.samples import Samples, Who
+from corebound.engine.bench.targets.turn_files import TurnReport
+from corebound.engine.predict.model import Prediction, Times
+
+ONE = Who(dtype="int8", num_ranks=1)
+
+
+def prediction(first_s: float, next_s: float, memory_mib: int) -> Prediction:
+    return Prediction(
+        dtype="int8",
+        num_ranks=1,
+        num_hosts=1,
+        first_token=Times(arithmetic_s=first_s),
+        next_token=Times(memory_s=next_s / 2, overhead_s=next_s / 2),
+        weight_bytes=0,
+        cache_bytes=0,
+        rank_bytes=memory_mib << 20,
+        host_bytes=memory_mib << 20,
+        available_bytes=1 << 40,
+    )
+
+
+def sample(first_ms: float, step_ms: float) -> Sample:
+    case = CaseReport(first_token_ms=first_ms, step_ms=[step_ms], elapsed_s=1.0)
+    report = BenchReport(num_threads=1, peak_rss_bytes=100 << 20, cases=[case])
+    reading = Reading(read_gb_per_s=1.0, best_read_gb_per_s=1.0, gemm_gflop_per_s=1.0)
+    return Sample(engine=report, case=case, before=reading, after=reading)
+
+
+def test_times_are_compared_round_by_round_and_memory_once() -> None:
+    rounds = [sample(100, 10), sample(200, 20), sample(100, 10)]
+    first = TurnReport(report=rounds[0].engine, resident_bytes=0, before_load_bytes=0)
+    samples = Samples(of_case={(ONE, "prompt"): rounds}, first={ONE: first})
+    made = [{ONE: prediction(*one)} for one in ((0.11, 0.008, 90), (0.22, 0.016, 120), (0.11, 0.008, 110))]
+    found = compare(made, samples, "s", "prompt")
+    assert [one.ratios for one in found] == [pytest.approx([1.1] * 3), pytest.approx([0.8] * 3), [1.1]]
+    assert [one.is_met for one in found] == [True, False, True]
+    assert [one.what for one in found] == [
+        f"{what}, predicted over measured: s, int8, 1 rank" for what in ("first token", "next token", "memory")
+    ]
+
+
+def test_who_did_not_do_the_case_is_not_compared() -> None:
+    assert (
+        compare([{ONE: prediction(1, 1, 1)}], Samples(), "s", "prompt") == compare([], Samples(), "s", "prompt") == []
+    )
+
+
+def test_one_core_has_the_rows_of_two_ranks_with_the_reason() -> None:
+    rows = [one.row() for one in without_two_ranks(["bfloat16", "int8"], "s")]
+    assert len(rows) == 6 and len({row["what"] for row in rows}) == 6
+    assert {(row["promised"], row["note"]) for row in rows} == {("within 15%", "this machine has one core")}
