@@ -289,7 +289,8 @@ def test_a_rank_killed_at_any_moment_brings_the_job_down(start: Start, tmp_path:
         launch = start("--num_accelerators", "2", "stubborn.py")
         delay_s = moments.uniform(0.0, 0.4)
         agent = []
-        assert eventually(lambda: bool(agent or agent.extend(ranks_of(launch))))  # noqa: B023  called at once
+        found = eventually(lambda: bool(agent or agent.extend(ranks_of(launch))), timeout_s=60)  # noqa: B023 - called at once
+        assert found, (launch.processes(), launch.stderr)
         time.sleep(delay_s)
         os.kill(moments.choice(agent), signal.SIGKILL)
         start_s = time.monotonic()
