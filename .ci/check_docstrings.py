@@ -16,8 +16,9 @@ QUANTITY = re.compile(
     r"(?:^|_)(?:time|timeout|duration|delay|elapsed|interval|deadline|latency|grace|period|age|bandwidth"
     r"|memory(?:_(?:allocated|cached|reserved|used))?)$"
 )
+# Not the s of a possessive ("this rank's"), and not the pronoun "us": microseconds are µs, or us after a number.
 UNIT_IN_TEXT = re.compile(
-    r"\b(?:seconds?|minutes?|milliseconds?|microseconds?|nanoseconds?|[mµun]?s|bytes?|[KMGT]i?B)\b"
+    r"(?<!['\u2019])\b(?:seconds?|minutes?|milliseconds?|microseconds?|nanoseconds?|[mµn]?s|bytes?|[KMGT]i?B)\b|\d\s*us\b"
 )
 SHAPE = re.compile(r"\[[^\]]+\]|\bshapes?\b|\bscalars?\b", re.IGNORECASE)
 RAISES = re.compile(r"\braises?\b", re.IGNORECASE)
@@ -103,7 +104,9 @@ def _without_unit(named: list[tuple[str, ast.expr]], text: str) -> Iterator[str]
     for name, annotation in named:
         parts = {part.strip() for part in ast.unparse(annotation).split("|")}
         is_number = parts <= {"float", "int", "None"} and parts != {"None"}
-        if is_number and QUANTITY.search(name) and not UNIT_IN_TEXT.search(text):
+        # A count has no unit, whatever it is made for.
+        is_quantity = QUANTITY.search(name) and not name.startswith("num_")
+        if is_number and is_quantity and not UNIT_IN_TEXT.search(text):
             yield f"{name} is a time or a size; neither its name nor the docstring has the unit"
 
 

@@ -84,8 +84,8 @@ class Cell:
 def cells(name: str, dtype: str, mode: str) -> list[Cell]:
     """Return the cells of one row: greedy tokens with padding on the left, logits with padding on either side."""
     family = FAMILIES[name]
-    if MODES[mode] is _inject and (lacks := _lacks(family)):
-        return [Cell(name, num_ranks, dtype, mode, False, 0.0, 0.0, lacks) for num_ranks in RANKS]
+    if MODES[mode] is _inject and (lack := lacks(family)):
+        return [Cell(name, num_ranks, dtype, mode, False, 0.0, 0.0, lack) for num_ranks in RANKS]
     cases = (SHORT, RIGHT, *((LONG,) if family.window else ()))
     exact = [answer(_build(family, dtype).float(), case) for case in cases]
     whole = _error([answer(_build(family, dtype), case) for case in cases], exact, dtype)
@@ -108,7 +108,8 @@ def cells(name: str, dtype: str, mode: str) -> list[Cell]:
     return row
 
 
-def _lacks(family: Family) -> str:
+def lacks(family: Family) -> str:
+    """Return what blocks of ours lack that the family's have; nothing where they can be replaced."""
     try:
         describe_block(family.config())
     except KernelError as error:

@@ -83,8 +83,8 @@ class Cell:
 
 def cells(family: str, loader: str, path: Path) -> list[Cell]:
     """Return the cells of one row, of a checkpoint of the family at `path`."""
-    if lacks := _lacks(family, loader, path):
-        return [Cell(family, loader, num_ranks, lacks=lacks) for num_ranks in RANKS]
+    if lack := lacks(family, loader):
+        return [Cell(family, loader, num_ranks, lacks=lack) for num_ranks in RANKS]
     row = []
     for num_ranks in RANKS:
         with start_ranks(num_ranks, COREBOUND_LOG_LEVEL="warning") as job:
@@ -98,15 +98,21 @@ def grown(job: Ranks, loader: str, path: Path) -> tuple[Grown, ...]:
     return tuple(job.run(how.task, path, timeout_s=TIMEOUT_S, **how.settings))
 
 
-def _lacks(family: str, loader: str, path: Path) -> str:
+def lacks(family: str, loader: str) -> str:
+    """Return what a way to load lacks that the family needs, by its configuration alone; nothing where it loads."""
+    config = config_of(family)
     if loader == "decoder":
-        try:
-            describe(path, tokenizer=False)
-        except ModelLoadError as error:
-            return error.message.partition("config.json: ")[2].removeprefix("architectures: ")
+        with tempfile.TemporaryDirectory() as directory:
+            config.architectures = [f"{FAMILIES[family].classes}ForCausalLM"]
+            config.save_pretrained(directory)
+            # That there are no weights is found out after what the configuration asks for.
+            try:
+                describe(directory, tokenizer=False)
+            except ModelLoadError as error:
+                return error.message.partition("config.json: ")[2].removeprefix("architectures: ")
     if LOADERS[loader].joins_block:
         try:
-            describe_block(config_of(family))
+            describe_block(config)
         except KernelError as error:
             return error.message.partition("cannot express ")[2]
     return ""

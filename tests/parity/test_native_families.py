@@ -22,7 +22,7 @@ from corebound.quantization.reference import dequantize
 from corebound.quantization.rtn import quantize
 from corebound.quantization.scheme import parse_scheme
 from corebound.sharding import shard_plan
-from fixtures.decoder_families import CASES, FEW
+from fixtures.decoder_families import CASES, FEW, require_clear_choices
 from fixtures.decoding import EXPERTS, Runner, transformers_logits
 from fixtures.thread_group import ThreadCollectives, run_ranks
 from fixtures.tiny_models import NUM_LAYERS, VOCAB_SIZE
@@ -63,6 +63,7 @@ def exact(built: Built) -> Callable[..., torch.Tensor]:
             if scheme is not None and of.endswith(("experts.gate_up_proj", "experts.down_proj")):
                 for expert in experts.data:
                     expert.copy_(dequantize(quantize(expert, parse_scheme(scheme))))
+        require_clear_choices(model)
         with torch.inference_mode():
             return torch.cat([model(torch.tensor([prompt])).logits[0] for prompt in PROMPTS])
 
@@ -81,6 +82,18 @@ def logits_of(path: Path, group: SingleCollectives | ThreadCollectives, dtype: s
     runner = Runner(path, group, dtype)
     assert isinstance(runner.decoder, NativeDecoder)
     return torch.cat(runner.logits(PROMPTS))
+
+
+def test_a_choice_between_two_experts_that_rounding_could_turn_is_refused(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    path = CASES["mixtral"](tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, experts_implementation=EXPERTS)
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate.weight[1:] = model.model.layers[1].mlp.gate.weight[0]
+    require_clear_choices(model)
+    with pytest.raises(AssertionError, match="take another seed"):
+        model(torch.tensor([PROMPTS[0]]))
 
 
 @pytest.mark.parametrize("name", FEW)

@@ -51,7 +51,12 @@ class CheckpointSource:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
         self._others = {name: group for group in names.values() for name in group}
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+        state = model.state_dict(keep_vars=True)
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        # Such as the head of a model that ties it, and tables that older versions stored.
+        names_of_one = {id(tensor): name for name, tensor in reversed(state.items())}
+        taken = {stored.name for name in names_of_one.values() for stored in self._stored(name)}
+        self._tally.leave_out(tensors.keys() - taken)
 
     def part(self, name: str, dim: int, ranges: Sequence[range]) -> Tensor:
         """Return the ranges of one dimension, one after the other.
@@ -60,6 +65,7 @@ class CheckpointSource:
         Raises: ModelLoadError naming the tensor.
         """
         if self._files is not None and not self.has(name):
+            self._tally.expect(self._stored(name), sum(len(part) for part in ranges), self._shapes[name][dim])
             return self._files.part(name, dim, ranges)
         return self._read(self._find(name), dim, ranges)
 
@@ -69,12 +75,22 @@ class CheckpointSource:
         Raises: ModelLoadError naming the tensor.
         """
         if self._files is not None and not self.has(name):
+            self._tally.expect(self._stored(name))
             return self._files.whole(name)
         return self._read(self._find(name), 0, None)
 
     def _read(self, stored: StoredTensor, dim: int, ranges: Sequence[range] | None) -> Tensor:
-        self._tally.expect(stored, dim, ranges)
+        if ranges is None or not stored.shape:
+            self._tally.expect([stored])
+        else:
+            self._tally.expect([stored], sum(len(part) for part in ranges), stored.shape[dim])
         return stored.read(dim, ranges, dtype=self._dtype, meter=self._tally)
+
+    def _stored(self, name: str) -> list[StoredTensor]:
+        """Return the checkpoint's tensors that have the values of one of the model; nothing where there are none."""
+        own = self._stored_name(name)
+        names = (own,) if own is not None else self._files.stored_names(name) if self._files is not None else ()
+        return [self._tensors[name] for name in names]
 
     def has(self, name: str) -> bool:
         """Return whether the checkpoint has a tensor for this name of the model."""

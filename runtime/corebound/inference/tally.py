@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from corebound.inference.stored import StoredTensor
 from corebound.sharding.reading import Meter, Progress
@@ -20,9 +20,11 @@ class Tally(Meter):
         }
         super().__init__(sum(self._estimates.values()), progress)
 
-    def expect(self, tensor: StoredTensor, dim: int, ranges: Sequence[range] | None) -> None:
-        """Put what is about to be read of a tensor in place of its estimate."""
-        num_bytes = tensor.num_bytes()
-        if ranges is not None and tensor.shape:
-            num_bytes = num_bytes // max(1, tensor.shape[dim]) * sum(len(part) for part in ranges)
-        self.num_bytes += num_bytes - self._estimates.pop(tensor.name, 0)
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Take tensors that no rank will read out of the total."""
+        self.num_bytes -= sum(self._estimates.pop(name, 0) for name in names)
+
+    def expect(self, tensors: Sequence[StoredTensor], num_taken: int = 1, num_all: int = 1) -> None:
+        """Put what is about to be read of tensors, `num_taken` of `num_all` slices, in place of their estimates."""
+        num_bytes = sum(tensor.num_bytes() for tensor in tensors) // num_all * num_taken
+        self.num_bytes += num_bytes - sum(self._estimates.pop(tensor.name, 0) for tensor in tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from corebound.errors import ConfigError, CoreboundError, ModelLoadError
 from corebound.inference.checkpoint import find_tensors
 from corebound.inference.configuration import InferenceConfig
 from corebound.inference.stored import Piece, StoredTensor
+from corebound.sharding.checkpoint import read_header
 from corebound.sharding.reading import Meter
 
 WEIGHTS = {"first.weight": torch.arange(24.0).view(4, 6), "second.weight": torch.arange(10.0)}
@@ -158,6 +160,39 @@ def test_what_ranks_wrote_is_put_together_for_another_number_of_ranks(dim: int) 
     torn = StoredTensor(name="w", shape=(8, 8), dim=dim, pieces=pieces[:2])
     with pytest.raises(ModelLoadError, match="no file has all of"):
         torn.read(dim, [range(8)])
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize(("cut", "dim"), [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1), (1, 1)])
+def test_of_files_that_were_cut_along_another_dimension_only_the_wanted_part_is_read(
+    cut: int, dim: int, dtype: torch.dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = torch.randn(8, 8, 8)
+    # The second rank repeats what the first has.
+    pieces = []
+    for index, ranges in enumerate([(range(3),), (range(2, 5), range(7, 8)), (range(5, 7),)]):
+        file = tmp_path / f"{index}.safetensors"
+        save_file({"w": torch.cat([whole.narrow(cut, part.start, len(part)) for part in ranges], cut)}, file)
+        pieces.append(Piece(read_header(file)[0]["w"], ranges))
+    stored = StoredTensor(name="w", shape=(8, 8, 8), dim=cut, pieces=tuple(pieces))
+    num_read = 0
+
+    def counting(descriptor: int, views: list[memoryview], offset: int) -> int:
+        nonlocal num_read
+        count = preadv(descriptor, views, offset)
+        num_read += count
+        return count
+
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", counting)
+    meter = Meter(0, None)
+    found = stored.read(dim, [range(6, 8), range(1, 3)], dtype=dtype, meter=meter)
+    expected = torch.cat([whole.narrow(dim, 6, 2), whole.narrow(dim, 1, 2)], dim)
+    assert torch.equal(found, expected.to(dtype or torch.float32))
+    assert num_read == meter.num_done == expected.nbytes
+    torn = StoredTensor(name="w", shape=(8, 8, 8), dim=cut, pieces=tuple(pieces[:2]))
+    with pytest.raises(ModelLoadError, match="no file has all of"):
+        torn.read(dim, [range(4, 8)])
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:

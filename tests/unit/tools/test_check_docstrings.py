@@ -39,6 +39,9 @@ def found(source: str) -> list[tuple[str, str]]:
         ("def add(x: Tensor) -> None:\n  '''Add.'''", "add", "no shape"),
         ("async def add() -> list[torch.Tensor | None]:\n  '''Add.'''", "add", "no shape"),
         ("def wait(timeout: float):\n  '''Wait.'''", "wait", "timeout is a time or a size"),
+        ("def age(self) -> float:\n  '''Return this rank's.'''", "age", "age is a time or a size"),
+        ("def age(self) -> float:\n  '''Return the task\u2019s.'''", "age", "age is a time or a size"),
+        ("def age(self) -> float:\n  '''Return what it tells us.'''", "age", "age is a time or a size"),
         ("def elapsed() -> float | None:\n  '''Return it.'''", "elapsed", "elapsed is a time or a size"),
         ("class Plan:\n  '''A plan.'''\n  total_memory: int = 0", "Plan", "total_memory is a time or a size"),
     ],
@@ -67,6 +70,8 @@ def test_what_a_docstring_leaves_out_is_named(source: str, name: str, problem: s
         "def add(make: Callable[[], Tensor], kind: type[Tensor]):\n  '''Add what is made.'''",
         "def wait(timeout_s: float):\n  '''Wait.'''",
         "def wait(timeout: float):\n  '''Wait up to `timeout` seconds.'''",
+        "def elapsed() -> float:\n  '''Return it: 5 us for a token.'''",
+        "def num_blocks_for_memory(num_bytes: int) -> int:\n  '''Return how many fit.'''",
         "def elapsed() -> str:\n  '''Return it as text.'''",
     ],
 )

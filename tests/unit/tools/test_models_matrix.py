@@ -30,6 +30,11 @@ def test_the_matrix_on_the_page_has_every_cell_and_none_that_differs(page):
     assert {tuple(row[:3]) for row in rows[2:]} == expected
     assert all(len(row) == 3 + len(RANKS) and all(row) for row in rows)
     assert "differs" not in matrix
+    said = {(row[0], row[2]): row[3].removeprefix("no: ") for row in rows[2:] if row[3].startswith("no: ")}
+    found = {
+        (name, mode): models_matrix.lacks(FAMILIES[name]) for name in FAMILIES for mode in MODES if "inject" in mode
+    }
+    assert said == {of: lack for of, lack in found.items() if lack}
 
 
 def test_a_row_that_is_run_now_holds():

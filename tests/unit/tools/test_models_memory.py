@@ -6,15 +6,29 @@ import re
 from fixtures.families import FAMILIES
 from fixtures.large_models import MIB
 from models_matrix import PAGE, replaced
-from models_memory import BEGIN, CONSTANT_BYTES, END, LOADERS, RANKS, Cell
+from models_memory import BEGIN, CONSTANT_BYTES, END, LOADERS, RANKS, Cell, lacks
 from multiproc.memory_tasks import Grown
 
 CELL = Cell("llama", "decoder", 1, (Grown(50 * MIB, 40 * MIB),))
 
 
-def test_the_table_on_the_page_has_every_cell_and_none_that_needs_more() -> None:
+def table_of_the_page() -> tuple[str, list[list[str]]]:
     text = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return text, [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
+
+
+def test_the_page_says_no_where_the_code_does_and_nowhere_else() -> None:
+    said = {
+        (row[0], row[1]): row[2].removeprefix("no: ") for row in table_of_the_page()[1] if row[2].startswith("no: ")
+    }
+    found = {(family, loader): lacks(family, loader) for family in FAMILIES for loader in LOADERS}
+    assert said == {of: lack for of, lack in found.items() if lack}
+
+
+def test_the_table_on_the_page_has_every_cell_and_none_that_needs_more() -> None:
+    text, rows = table_of_the_page()
     assert {tuple(row[:2]) for row in rows[2:]} == {(family, loader) for family in FAMILIES for loader in LOADERS}
     assert all(len(row) == 2 + len(RANKS) for row in rows)
     assert "more" not in text

@@ -133,6 +133,20 @@ class CheckpointSource:
             return self._read_whole(name, template)
         return self.part(name, len(shape) - 1, [range(shape[-1])])
 
+    def stored_names(self, name: str) -> tuple[str, ...]:
+        """Return the names of the files' tensors that have the values of one of the model; none if any is missing."""
+        if (entry := self._find(name)) is not None:
+            return (entry.name,)
+        experts = _EXPERTS.fullmatch(name)
+        if experts is None:
+            return ()
+        of_kind = slice(2, 3) if experts["kind"] == "down" else slice(0, 2)
+        found: list[str] = []
+        for index in range(self._templates[name].shape[0]):
+            entries = [self._find(other) for other in self._expert_names(experts["layer"], index)[of_kind]]
+            found += [entry.name for entry in entries if entry is not None]
+        return tuple(found)
+
     def _read_whole(self, name: str, template: Tensor) -> Tensor:
         entry = self._entry(name, tuple(template.shape), template.dtype)
         stored = template.dtype if entry.dtype in _WHOLE_DTYPES.values() else TORCH_DTYPES[entry.dtype]
@@ -173,7 +187,10 @@ class CheckpointSource:
 
         `dim` 0 are the expert's outputs, 1 its inputs.
         """
-        gate, up, down = self._expert_names(experts["layer"], index)
+        names = self._expert_names(experts["layer"], index)
+        if not names:
+            raise ModelLoadError(f"{experts['layer']}mlp.experts: the checkpoint has no weights of expert {index}")
+        gate, up, down = names
         if experts["kind"] == "down":
             self._read(self._entry(down, tuple(template.shape[1:]), template.dtype), target, dim, ranges)
             return
@@ -194,11 +211,12 @@ class CheckpointSource:
             start += rows
 
     def _expert_names(self, layer: str, index: int) -> tuple[str, ...]:
+        """Return how the checkpoint calls gate, up and down of an expert; nothing where it has none."""
         for names in _EXPERT_NAMES:
             full = tuple(layer + name.format(index) for name in names)
             if self._find(full[0]) is not None:
                 return full
-        raise ModelLoadError(f"{layer}mlp.experts: the checkpoint has no weights of expert {index}")
+        return ()
 
     def _entry(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> TensorEntry:
         entry = self._find(name)
