@@ -22,5 +22,5 @@ def test_a_matrix_takes_whole_panels_and_groups(form: PanelFormat, num_bytes: in
 
 
 def test_groups_that_no_kernel_takes_are_refused() -> None:
-    with pytest.raises(KernelError, match="groups of a multiple of 32 inputs up to 128, or a multiple of that, found 48"):
+    with pytest.raises(KernelError, match="a multiple of 32 inputs up to 128, or a multiple of that, found 48"):
         PanelFormat(kind="int8", group_size=48)
