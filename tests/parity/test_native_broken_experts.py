@@ -1,4 +1,4 @@
-"""Scores of experts that are no numbers, by every variant: one sequence is lost, and its neighbours are what they were."""
+"""Scores of experts that are no numbers, by every variant: one sequence is lost, its neighbours are what they were."""
 
 from __future__ import annotations
 
