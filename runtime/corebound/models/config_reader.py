@@ -13,6 +13,8 @@ from corebound.errors import ModelLoadError
 CONFIG_FILE = "config.json"
 
 _MISSING = object()
+# What native code has for the smallest of its sizes, and more than any model needs.
+_MAX_INTEGER = 2**31 - 1
 
 
 class ConfigReader:
@@ -24,13 +26,15 @@ class ConfigReader:
         self._where = where
 
     def integer(self, field: str, *aliases: str, default: int | None = None, minimum: int = 1) -> int:
-        """Return a whole number of at least `minimum`; without a default the field must be there.
+        """Return a whole number of at least `minimum` and 31 bits; without a default the field must be there.
 
         Raises: ModelLoadError.
         """
         name, value = self._find(field, aliases, default)
         if type(value) is not int or value < minimum:
             raise self.wrong(name, f"a whole number of at least {minimum}", value)
+        if value > _MAX_INTEGER:
+            raise self.wrong(name, f"a whole number of at most {_MAX_INTEGER}", value)
         return value
 
     def number(self, field: str, *aliases: str, default: float | None = None) -> float:
@@ -39,9 +43,13 @@ class ConfigReader:
         Raises: ModelLoadError.
         """
         name, value = self._find(field, aliases, default)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        try:
+            number = float(value) if type(value) in (int, float) else math.nan
+        except OverflowError:  # a whole number that no float is near
+            number = math.inf
+        if not 0 < number < math.inf:
             raise self.wrong(name, "a number above 0", value)
-        return float(value)
+        return number
 
     def flag(self, field: str, *, default: bool) -> bool:
         """Return true or false.
