@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from corebound.errors import ModelLoadError
+from corebound.sharding.json_objects import RepeatedKeyError, without_repetition
 
 CONFIG_FILE = "config.json"
 
@@ -117,11 +118,9 @@ def read_json_object(path: Path, *, hint: str | None = None) -> dict[str, Any]:
     Raises: ModelLoadError naming the file, and the line where it is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition)
-    except _RepeatedKeyError as error:
-        raise ModelLoadError(
-            f"{path}: key {error.args[0]!r}: expected once in an object, found twice", hint="remove one of the two"
-        ) from error
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repetition)
+    except RepeatedKeyError as error:
+        raise ModelLoadError(f"{path}: {error}", hint="remove one of the two") from error
     except FileNotFoundError as error:
         raise ModelLoadError(f"{path}: missing", hint=hint) from error
     except OSError as error:
@@ -137,16 +136,3 @@ def read_json_object(path: Path, *, hint: str | None = None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
-
-
-class _RepeatedKeyError(Exception):
-    """A key that an object has twice: which of the values counts is nowhere said."""
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _RepeatedKeyError(key)
-        found[key] = value
-    return found
