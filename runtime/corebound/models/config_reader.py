@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from corebound.errors import ModelLoadError
+from corebound.sharding.json_objects import RepeatedKeyError, without_repetition
 
 CONFIG_FILE = "config.json"
 
 _MISSING = object()
+# What native code has for the smallest of its sizes, and more than any model needs.
+_MAX_INTEGER = 2**31 - 1
 
 
 class ConfigReader:
@@ -24,13 +27,15 @@ class ConfigReader:
         self._where = where
 
     def integer(self, field: str, *aliases: str, default: int | None = None, minimum: int = 1) -> int:
-        """Return a whole number of at least `minimum`; without a default the field must be there.
+        """Return a whole number of at least `minimum` and 31 bits; without a default the field must be there.
 
         Raises: ModelLoadError.
         """
         name, value = self._find(field, aliases, default)
         if type(value) is not int or value < minimum:
             raise self.wrong(name, f"a whole number of at least {minimum}", value)
+        if value > _MAX_INTEGER:
+            raise self.wrong(name, f"a whole number of at most {_MAX_INTEGER}", value)
         return value
 
     def number(self, field: str, *aliases: str, default: float | None = None) -> float:
@@ -39,9 +44,13 @@ class ConfigReader:
         Raises: ModelLoadError.
         """
         name, value = self._find(field, aliases, default)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        try:
+            number = float(value) if type(value) in (int, float) else math.nan
+        except OverflowError:  # a whole number that no float is near
+            number = math.inf
+        if not 0 < number < math.inf:
             raise self.wrong(name, "a number above 0", value)
-        return float(value)
+        return number
 
     def flag(self, field: str, *, default: bool) -> bool:
         """Return true or false.
@@ -109,11 +118,9 @@ def read_json_object(path: Path, *, hint: str | None = None) -> dict[str, Any]:
     Raises: ModelLoadError naming the file, and the line where it is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition)
-    except _RepeatedKeyError as error:
-        raise ModelLoadError(
-            f"{path}: key {error.args[0]!r}: expected once in an object, found twice", hint="remove one of the two"
-        ) from error
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repetition)
+    except RepeatedKeyError as error:
+        raise ModelLoadError(f"{path}: {error}", hint="remove one of the two") from error
     except FileNotFoundError as error:
         raise ModelLoadError(f"{path}: missing", hint=hint) from error
     except OSError as error:
@@ -129,16 +136,3 @@ def read_json_object(path: Path, *, hint: str | None = None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
-
-
-class _RepeatedKeyError(Exception):
-    """A key that an object has twice: which of the values counts is nowhere said."""
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _RepeatedKeyError(key)
-        found[key] = value
-    return found

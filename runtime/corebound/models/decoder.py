@@ -14,7 +14,7 @@ from corebound import kernels
 from corebound.comm import Collectives
 from corebound.models.batch import StepBatch
 from corebound.models.description import ModelDescription
-from corebound.models.experts import mix_experts
+from corebound.models.experts import mix_experts, require_one_variant
 from corebound.models.rope import RotaryTable
 from corebound.models.weights import DecoderWeights, LayerWeights
 from corebound.sharding import ShardPlan, alibi_slopes
@@ -46,11 +46,18 @@ class Decoder:
     """A rank's part of a model. All ranks call forward with equal batches; two all-reduces a layer join their parts.
 
     Layers with a parallel residual need one.
+
+    Raises: ModelError for a model with experts on ranks that do not compute with the same variant.
     """
 
     def __init__(
         self, description: ModelDescription, plan: ShardPlan, weights: DecoderWeights, collectives: Collectives
     ) -> None:
+        if description.num_experts and collectives.size > 1:
+            variants = sorted({row["variant"] for row in kernels.running_table()})
+            # Plain operators, and some inside the others, are torch's, whose capability is its variant.
+            arithmetic = f"{' and '.join(variants)} operators with torch for {torch.backends.cpu.get_cpu_capability()}"
+            require_one_variant(description.name, arithmetic, collectives)
         self.description = description
         self.weights = weights
         self.dtype: torch.dtype = weights.embedding.dtype

@@ -22,6 +22,9 @@ from corebound.sharding.plan import model_parameters
 
 # Any one of these is a tokenizer that transformers can load.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+# As configurations name them. Beyond so many layers and experts, describing a model would already take its memory.
+_NUM_LAYERS, _NUM_EXPERTS = ("num_hidden_layers", "n_layer"), ("num_local_experts", "num_experts")
+_MAX_LAYERS_AND_EXPERTS = 1 << 20
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -66,6 +69,7 @@ def describe(model_dir: Path | str, *, tokenizer: bool = True, allow_pickled_wei
         raise ModelLoadError(f"{path}: {'not a directory' if path.exists() else 'no such directory'}")
     config = read_config(path)
     architecture = _architecture_name(config)
+    _check_counts(config)
     described = ARCHITECTURES[architecture](config, path.resolve().name)
     stored = packed_format(config)
     if stored is not None and stored.scheme.group_size is not None:
@@ -112,6 +116,21 @@ def _architecture_name(config: ConfigReader) -> str:
             hint=(f"did you mean `{close}`? " if close else "") + f"known: {', '.join(sorted(ARCHITECTURES))}",
         )
     return str(known[0])
+
+
+def _check_counts(config: ConfigReader) -> None:
+    """Check that a model has not more layers, or experts in all of them, than can be listed."""
+
+    def largest(names: tuple[str, ...]) -> tuple[str, int]:
+        # What else may be wrong is the family's to say, which may not even read it.
+        positive = [name for name in names if type(value := config.values.get(name)) is int and value > 0]
+        found = [(name, config.integer(name)) for name in positive]
+        return max(found, key=lambda item: item[1], default=("", 1))
+
+    layers, experts = largest(_NUM_LAYERS), largest(_NUM_EXPERTS)
+    if layers[1] * experts[1] > _MAX_LAYERS_AND_EXPERTS:
+        names = " times ".join(name for name, _ in (layers, experts) if name)
+        raise config.wrong(names, f"at most {_MAX_LAYERS_AND_EXPERTS}", layers[1] * experts[1])
 
 
 def _check_tokenizer(path: Path) -> None:

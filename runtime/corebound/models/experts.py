@@ -5,6 +5,7 @@ Letters: T tokens, H hidden size, E experts, C chosen ones, I channels within an
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from corebound import kernels
+from corebound.comm import Collectives
+from corebound.errors import ModelError
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -36,6 +39,26 @@ class ExpertWeights:
         all_experts = sum(tensor.nbytes for pair in self.experts for tensor in pair)
         others = self.router.nbytes + sum(tensor.nbytes for tensor in self.shared or ())
         return others + all_experts // len(self.experts) * num_chosen
+
+
+def require_one_variant(name: str, arithmetic: str, collectives: Collectives) -> None:
+    """Check that all ranks compute what a model's routers score with the same arithmetic. All ranks call it.
+
+    Every rank chooses for itself. Where two experts are nearly as good, other roundings are another choice, and then
+    the ranks would add up parts of different experts.
+
+    Raises: ModelError that says what each rank has.
+    """
+    mine = (arithmetic, socket.gethostname())
+    everyone = [collectives.broadcast_object(mine, root=rank) for rank in range(collectives.size)]
+    if len({found for found, _ in everyone}) > 1:
+        ranks = zip(collectives.ranks, everyone, strict=True)
+        found = ", ".join(f"rank {rank} on {host}: {variant}" for rank, (variant, host) in ranks)
+        raise ModelError(
+            f"{name}: experts: expected the same variant of kernels on all ranks, which else choose different experts "
+            f"where two are nearly as good; found {found}",
+            hint="set COREBOUND_ISA for all ranks to a variant that every host has; `corebound doctor` lists them",
+        )
 
 
 def route(scores: Tensor, num_chosen: int, *, renormalised: bool) -> tuple[Tensor, Tensor]:

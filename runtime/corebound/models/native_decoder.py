@@ -17,10 +17,12 @@ from corebound.comm import Collectives
 from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_ops import failure
 from corebound.errors import KernelError
+from corebound.kernels import active_isa
 from corebound.kernels.panels import ACTIVATIONS, PanelMatrix, library
 from corebound.logs import get_logger
 from corebound.models.batch import StepBatch
 from corebound.models.description import ModelDescription
+from corebound.models.experts import require_one_variant
 from corebound.models.native_structs import (
     ALL_REDUCE,
     ExpertStruct,
@@ -47,7 +49,8 @@ class NativeDecoder:
 
     `cpus` are the CPUs of the team, one thread each; the first is the caller's for as long as a step takes.
 
-    Raises: KernelError when the native library cannot make the team.
+    Raises: KernelError when the native library cannot make the team; ModelError for a model with experts on ranks that
+    do not compute with the same variant.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class NativeDecoder:
         collectives: Collectives,
         cpus: Sequence[int],
     ) -> None:
+        if description.num_experts and collectives.size > 1:
+            require_one_variant(description.name, f"native decoder of {active_isa()}", collectives)
         self.description = description
         self.weights = weights
         self.dtype = torch.bfloat16

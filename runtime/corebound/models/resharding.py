@@ -83,7 +83,10 @@ class WrittenSource:
         description = written.description
         self._path, self._plan, self._rank = description.path, plan, rank
         self._before, self._ranks = written.plan, written.ranks
+        # Once for all: models with experts have tens of thousands of parameters.
         self._places = [_parameter_rows(self._before, index) for index in range(self._before.num_ranks)]
+        self._rows = _parameter_rows(plan, rank)
+        self._of_field = _by_field(plan)
         # A packed checkpoint keeps its zeros only where one is not the middle of the codes, rank by rank.
         is_packed = description.packed is not None
         forms = {field: self._form(field, is_packed) for field in self._ranks[0].matrices}
@@ -132,8 +135,8 @@ class WrittenSource:
             raise ModelLoadError(f"{self._path}: matrix {field!r}: the ranks have it in different forms")
         form = forms.pop()
         asymmetric = any(rank.matrices[field].form.asymmetric for rank in self._ranks)
-        for parameter in self._plan.parameters:
-            if parameter.field == field and form.kind != "bfloat16" and parameter.rule.cut_dim == 1:
+        for parameter in self._of_field[field]:
+            if form.kind != "bfloat16" and parameter.rule.cut_dim == 1:
                 self._check_groups(parameter, form)
         if asymmetric and is_packed:
             asymmetric = self._has_other_zeros(field, 128 if form.kind == "int8" else 8)
@@ -162,8 +165,8 @@ class WrittenSource:
 
     def _has_other_zeros(self, field: str, middle: int) -> bool:
         scratch = Scratch()
-        for parameter in self._plan.parameters:
-            for _, pieces in self._chunks(parameter) if parameter.field == field else ():
+        for parameter in self._of_field[field]:
+            for _, pieces in self._chunks(parameter):
                 for piece in pieces:
                     zeros = self._take(field, piece, scratch)[2]
                     if zeros is not None and bool((zeros != middle).any()):
@@ -172,7 +175,7 @@ class WrittenSource:
 
     def _chunks(self, parameter: Parameter) -> Iterator[tuple[int, list[_Piece]]]:
         """Yield rows of a parameter on this rank, each as its first row in the field and the pieces it consists of."""
-        row = _parameter_rows(self._plan, self._rank)[parameter.name]
+        row = self._rows[parameter.name]
         for part in self._plan.ranges(parameter, self._rank):
             if parameter.rule.cut_dim == 1:
                 pieces = self._column_pieces(parameter, part)
@@ -258,6 +261,13 @@ class WrittenSource:
             None if scales is None else scales[:, groups],
             None if zeros is None else zeros[:, groups],
         )
+
+
+def _by_field(plan: ShardPlan) -> dict[str, list[Parameter]]:
+    found: dict[str, list[Parameter]] = {}
+    for parameter in plan.parameters:
+        found.setdefault(parameter.field, []).append(parameter)
+    return found
 
 
 def _parameter_rows(plan: ShardPlan, rank: int) -> dict[str, int]:

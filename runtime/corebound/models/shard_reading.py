@@ -21,7 +21,7 @@ from corebound.models.shards import Shards, StoredMatrix
 from corebound.models.storage import matrix_schemes
 from corebound.sharding import ShardPlan
 from corebound.sharding.arena import allocate
-from corebound.sharding.checkpoint import TensorEntry, read_open_header, read_open_metadata
+from corebound.sharding.checkpoint import TensorEntry, read_open_header
 from corebound.sharding.mapped import huge_bytes, map_file
 from corebound.sharding.reading import Meter, Progress, Scratch, opened, read_span
 from corebound.sharding.workers import Part, run_parts
@@ -97,7 +97,7 @@ def rank_tensors(
     Raises: ModelLoadError for a file that is damaged or does not fit config.json or the manifest.
     """
     path, num_bytes = rank_file(description, plan, rank)
-    entries, found_bytes = read_open_header(path, descriptor)
+    entries, found_bytes, metadata = read_open_header(path, descriptor)
     if found_bytes != num_bytes:
         raise ModelLoadError(
             f"{path}: expected {num_bytes} bytes, as the manifest says, found {found_bytes}", hint=_ANEW
@@ -112,7 +112,7 @@ def rank_tensors(
     matrices = {field: _matrix(stored) for field, stored in file.matrices.items()}
     for field, entry in entries.items():
         _check(entry, shapes[field], matrices.get(field))
-    _check_metadata(description.shards, rank, path, read_open_metadata(path, descriptor))
+    _check_metadata(description.shards, rank, path, metadata)
     return matrices, entries
 
 

@@ -11,9 +11,10 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from corebound.errors import ModelLoadError
+from corebound.sharding.json_objects import RepeatedKeyError, without_repetition
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -103,33 +104,40 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], int]:
     """
     try:
         with path.open("rb") as file:
-            return read_open_header(path, file.fileno())
+            header = _open_header(path, file.fileno())
     except OSError as error:
         raise ModelLoadError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return header.tensors, header.num_bytes
 
 
-def read_open_header(path: Path, descriptor: int) -> tuple[dict[str, TensorEntry], int]:
-    """Return the same of a file that is open; `path` is what errors and tensors name.
+class Header(NamedTuple):
+    """The tensors of a safetensors file, its size in bytes, and the texts of who wrote it, by name."""
 
-    Raises: ModelLoadError naming the file and what is wrong with it.
-    """
-    header, file_bytes = _read_header(path, descriptor)
-    content = _parse(path, header)
-    content.pop(_METADATA, None)
-    entries = {name: _entry(path, name, fields, 8 + len(header)) for name, fields in content.items()}
-    _check_layout(path, entries, data_start=8 + len(header), file_bytes=file_bytes)
-    return entries, file_bytes
+    tensors: dict[str, TensorEntry]
+    num_bytes: int
+    metadata: dict[str, str]
 
 
-def read_open_metadata(path: Path, descriptor: int) -> dict[str, str]:
-    """Return the texts that the writer of an open file has put into its header, by name.
+def read_open_header(path: Path, descriptor: int) -> Header:
+    """Return what the header of an open file says; `path` is what errors and tensors name.
 
     Raises: ModelLoadError naming the file and what is wrong with it.
     """
-    found = _parse(path, _read_header(path, descriptor)[0]).get(_METADATA, {})
+    header = _open_header(path, descriptor)
+    found: object = header.metadata
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise ModelLoadError(f"{path}: damaged header: {_METADATA}: expected texts by name", hint=_DAMAGED)
-    return found
+    return header
+
+
+def _open_header(path: Path, descriptor: int) -> Header:
+    """Return the same, with metadata as they are: files of others are read without them."""
+    header, file_bytes = _read_header(path, descriptor)
+    content = _parse(path, header)
+    metadata = content.pop(_METADATA, {})
+    entries = {name: _entry(path, name, fields, 8 + len(header)) for name, fields in content.items()}
+    _check_layout(path, entries, data_start=8 + len(header), file_bytes=file_bytes)
+    return Header(entries, file_bytes, metadata)
 
 
 def _read_header(path: Path, descriptor: int) -> tuple[bytes, int]:
@@ -167,8 +175,8 @@ def is_all_zero(entry: TensorEntry) -> bool:
 
 def _parse(path: Path, header: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(header.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = json.loads(header.decode("utf-8"), object_pairs_hook=without_repetition)
+    except (ValueError, RecursionError, RepeatedKeyError) as error:
         raise ModelLoadError(f"{path}: damaged header: {error}", hint=_DAMAGED) from error
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path}: damaged header: expected an object, found {type(content).__name__}")
@@ -222,9 +230,12 @@ def _read_indexed(
     model_dir: Path, index: Path, suffix: str = ".safetensors", read: FileReader | None = None
 ) -> Checkpoint:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=without_repetition)
+        weight_map = content["weight_map"]
         names = {str(file) for file in weight_map.values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise ModelLoadError(f"{index}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError, RepeatedKeyError, KeyError, TypeError, AttributeError) as error:
         raise ModelLoadError(f"{index}: damaged: expected a JSON object with weight_map: {error}") from error
     strange = sorted(name for name in names if Path(name).name != name or not name.endswith(suffix))
     if strange:

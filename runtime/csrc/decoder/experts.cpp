@@ -15,8 +15,10 @@ namespace corebound::decoder {
 
 using kernels::Activation;
 
-// The best of a softmax over all experts, the lower of equal ones first; then in the order of the experts.
+// The best of a softmax over all experts, the lower of equal ones first; then in the order of the experts. They are
+// distinct whatever the scores are, NaN too: all memory is for experts that have a row once.
 void Walker::choose(int64_t row) {
+  constexpr float taken = -1.0F; // no part of a softmax
   const int64_t experts = model_.num_experts, chosen = model_.num_chosen;
   float *scores = mixture_.scores.data() + row * (experts + 1);
   Choice *choices = mixture_.choices.data() + row * choices_of_row();
@@ -28,10 +30,18 @@ void Walker::choose(int64_t row) {
   }
   float kept = 0.0F;
   for (int64_t c = 0; c < chosen; ++c) {
-    const int64_t best = std::max_element(scores, scores + experts) - scores;
+    int64_t best = -1;
+    for (int64_t e = 0; e < experts; ++e) {
+      if (scores[e] != taken && (best < 0 || scores[e] > scores[best])) {
+        best = e;
+      }
+    }
     choices[c] = {static_cast<int32_t>(best), 0, scores[best]};
     kept += scores[best];
-    scores[best] = -1.0F; // below every other
+    scores[best] = taken;
+  }
+  if (std::isnan(sum)) { // then all of the softmax is, as torch has it, whichever experts were chosen
+    kept = sum;
   }
   std::sort(choices, choices + chosen, [](const Choice &a, const Choice &b) { return a.expert < b.expert; });
   for (int64_t c = 0; c < chosen; ++c) {

@@ -2,8 +2,6 @@
 // and codes are made on the way. All else, rows that fill no half panel, is done by load_rows.
 #include "kernels/panel_fill.h"
 
-#include <algorithm>
-
 #include "kernels/ops_internal.h"
 #include "kernels/panel_place.h"
 #if defined(__AVX512F__)
@@ -17,6 +15,9 @@
 COREBOUND_BEGIN_VARIANT
 
 constexpr int64_t unit = fill_rows_unit, half_unit = unit / 2, line = 64;
+
+// Not that of the library: the linker may keep one variant's copy of a template for all of them.
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Magnitudes order as their bits do, with infinity and NaN above all others.
 template <typename Bits, typename Signed> bool within(const ValueArgs &args, Bits magnitude, Bits limit) {
@@ -53,7 +54,7 @@ void fill_pairs(const PanelMatrix &matrix, const uint16_t *rows, int64_t stride,
   for (int64_t at = 0; at < matrix.inputs; at += line / 2) {
     for (int64_t half = 0; half < 2; ++half) {
       const auto *from = reinterpret_cast<const char *>(rows + half * half_unit * stride + at);
-      const Lines lines(from, 2 * stride, 2 * std::min(line / 2, matrix.inputs - at));
+      const Lines lines(from, 2 * stride, 2 * smaller(line / 2, matrix.inputs - at));
       transpose_words(lines.from, lines.stride, to + at * 128 + half * line, 256, line / 4);
     }
   }
@@ -173,18 +174,18 @@ void fill_codes(const PanelMatrix &matrix, const uint16_t *rows, int64_t stride,
   const int64_t size = matrix.group_inputs, of_output = matrix.kind == WeightKind::int8 ? output * 4 : output * 2;
   for (int64_t group = 0; group < matrix.num_groups(); ++group) {
     char *to = panel + group * matrix.group_bytes();
-    const int64_t start = group * size, exist = std::min(size, matrix.inputs - start);
+    const int64_t start = group * size, exist = smaller(size, matrix.inputs - start);
     Coding codings[unit];
     for (int64_t row = 0; row < unit; ++row) {
       codings[row] = coding_of(matrix, largest, Ends(rows + row * stride + start, exist));
     }
     for (int64_t at = 0; at < size; at += line) {
       alignas(64) uint8_t codes[unit * line];
-      const int64_t count = std::clamp<int64_t>(exist - at, 0, line);
+      const int64_t count = exist > at ? smaller(exist - at, line) : 0;
       for (int64_t row = 0; row < unit; ++row) {
         code_row(rows + row * stride + start + at, count, codings[row], matrix, codes + row * line);
       }
-      store_codes(matrix, codes, to + at * matrix.input_bytes() + of_output, std::min(line, size - at) / 4);
+      store_codes(matrix, codes, to + at * matrix.input_bytes() + of_output, smaller(line, size - at) / 4);
     }
     store_scales(matrix, codings, to + size * matrix.input_bytes(), output);
   }
@@ -210,7 +211,7 @@ bool fills_unit(const PanelMatrix &matrix, int64_t row, int64_t rows) {
 // Rows up to the next one that may begin half a panel.
 int64_t rows_before_unit(const PanelMatrix &matrix, int64_t row, int64_t rows) {
   const int64_t half = matrix.gated ? matrix.outputs / 2 : matrix.outputs, index = row % half;
-  return std::min({rows, half - index, unit - index % unit});
+  return smaller(rows, smaller(half - index, unit - index % unit));
 }
 
 uint16_t rounded_bits(uint32_t bits) { return static_cast<uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16); }

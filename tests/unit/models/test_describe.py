@@ -215,3 +215,29 @@ def test_a_key_that_is_there_twice_and_bytes_that_are_no_text_say_what_to_do(tmp
     (tmp_path / "config.json").write_text('{"n": ' + "[" * 200_000)
     with pytest.raises(ModelLoadError, match=r"config\.json: cannot be read"):
         describe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"vocab_size": 2**31}, "vocab_size: expected a whole number of at most 2147483647, found 2147483648"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps: expected a number above 0, found 1000"),
+        ({"num_hidden_layers": 2**30}, "num_hidden_layers: expected at most 1048576, found 1073741824"),
+        (
+            {"num_hidden_layers": 1024, "num_local_experts": 1025},
+            "num_hidden_layers times num_local_experts: expected at most 1048576, found 1049600",
+        ),
+        ({"num_local_experts": 10**9}, "num_local_experts: expected at most 1048576, found 2000000000"),
+        ({"num_local_experts": 2**64}, "num_local_experts: expected a whole number of at most 2147483647, found 1844"),
+    ],
+)
+def test_numbers_beyond_any_model_are_refused_before_anything_is_made_of_them(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], problem: str
+) -> None:
+    def listed(geometry: object) -> None:
+        raise AssertionError("parameters are listed")
+
+    monkeypatch.setattr("corebound.sharding.match.model_parameters", listed)
+    shutil.copytree(llama, tmp_path / "copy")
+    experts = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+    assert problem in refused(edit_config(tmp_path / "copy", **experts | changes)).message

@@ -14,10 +14,11 @@ from corebound.models import describe, resharding
 from corebound.models.description import ModelDescription
 from corebound.models.shard_writing import write_shards
 from corebound.sharding import ShardPlan
+from corebound.sharding.plan import Parameter, model_parameters
 from fixtures.decoding import Runner
 from fixtures.packed_weights import pack_model
 from fixtures.thread_group import run_ranks
-from fixtures.tiny_models import build_bloom, build_llama
+from fixtures.tiny_models import build_bloom, build_family, build_llama
 
 pytestmark = pytest.mark.native
 
@@ -165,3 +166,25 @@ def test_headers_are_read_once_whatever_the_ranks(
     monkeypatch.setattr(resharding, "opened", lambda path: (opened.append(path), original(path))[1])
     write(two, tmp_path / "three", 3)
     assert [path.name for path in opened] == [f"rank-{rank:05d}-of-00002.safetensors" for rank in range(2)]
+
+
+def test_each_parameter_costs_the_same_however_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with thousands of experts was walked whole for each of its parameters."""
+    calls: list[str] = []
+    field, local_shape = Parameter.field, ShardPlan.local_shape
+    assert isinstance(field, property) and field.fget is not None
+    of_field = field.fget
+    monkeypatch.setattr(Parameter, "field", property(lambda self: (calls.append("field"), of_field(self))[1]))
+    monkeypatch.setattr(
+        ShardPlan, "local_shape", lambda self, *of: (calls.append("local_shape"), local_shape(self, *of))[1]
+    )
+
+    def cost(num_experts: int) -> float:
+        path = tmp_path / str(num_experts)
+        two = write(build_family(path / "model", "mixtral", num_local_experts=num_experts), path / "two", 2)
+        calls.clear()
+        write(two, path / "three", 3)
+        return len(calls) / len(model_parameters(describe(two, tokenizer=False)))
+
+    few, many = cost(3), cost(16)
+    assert many < 1.2 * few

@@ -28,7 +28,7 @@ from corebound.models.manifest import SHARDS_FILE
 from corebound.models.shard_reading import read_rank
 from corebound.models.shard_writing import write_shards
 from corebound.models.shards import Shards, read_shards
-from corebound.sharding import shard_plan
+from corebound.sharding import checkpoint, shard_plan
 from fixtures.decoder_families import CASES
 from fixtures.decoding import Runner
 from fixtures.packed_weights import pack_model
@@ -542,3 +542,12 @@ def test_a_flipped_bit_is_found_by_its_digest(models: Callable[[str], Path], blo
     assert caught.value.hint == "--force writes it anew"
     write(models("bloom-tied"), bloom, 2, "int4:g32", force=True)
     verify_manifest(bloom)
+
+
+def test_the_header_of_a_file_is_parsed_once(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[Path] = []
+    parse = checkpoint._parse
+    monkeypatch.setattr(checkpoint, "_parse", lambda path, *of: (parsed.append(path), parse(path, *of))[1])
+    description = describe(bloom, tokenizer=False)
+    read_rank(description, shard_plan(description, 2), 1)
+    assert [path.name for path in parsed] == ["rank-00001-of-00002.safetensors"]

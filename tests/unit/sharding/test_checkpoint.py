@@ -51,6 +51,10 @@ def test_entries_agree_with_what_safetensors_wrote(tmp_path: Path) -> None:
         (struct.pack("<Q", 2) + b"{[", "damaged header"),
         (struct.pack("<Q", 2) + b"\xff\xfe", "damaged header"),
         (struct.pack("<Q", 2) + b"[]", "expected an object"),
+        (
+            struct.pack("<Q", 15) + b'{"a":{},"a":{}}',
+            "damaged header: key 'a': expected once",
+        ),
     ],
 )
 def test_a_damaged_beginning_is_named(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -151,6 +155,8 @@ def test_a_file_the_index_names_must_be_there(tmp_path: Path) -> None:
     [
         ("{", "damaged"),
         ("{}", "damaged"),
+        ("[" * 200_000, "damaged"),
+        ('{"weight_map": {"a": "model-1.safetensors", "a": "model-1.safetensors"}}', "key 'a': expected once"),
         ('{"weight_map": {"a": "../x.safetensors"}}', "expected names of safetensors files beside it"),
         ('{"weight_map": {"zz": "model-1.safetensors"}}', "tensor 'zz' is not in model-1.safetensors"),
     ],

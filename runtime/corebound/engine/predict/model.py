@@ -137,7 +137,10 @@ def predict(
     hosts = [range(first, first + ranks_per_host) for first in range(0, plan.num_ranks, ranks_per_host)]
     model = _Model(architecture, plan, tuple(stored), ceilings, ranks_per_host, num_hosts)
     needs = [
-        stored[rank].num_bytes + caches[rank] + _buffer_bytes(architecture, plan, rank, work) + PROCESS_BYTES
+        stored[rank].num_bytes
+        + caches[rank]
+        + _buffer_bytes(architecture, plan, rank, work, scheme is not None)
+        + PROCESS_BYTES
         for rank in range(plan.num_ranks)
     ]
     heaviest = max(range(plan.num_ranks), key=lambda rank: needs[rank])
@@ -167,7 +170,7 @@ def _cache_bytes(architecture: Architecture, plan: ShardPlan, rank: int, work: W
     return work.batch * blocks_for(max(work.context, work.prompt_tokens), BLOCK_SIZE) * one
 
 
-def _buffer_bytes(architecture: Architecture, plan: ShardPlan, rank: int, work: Workload) -> int:
+def _buffer_bytes(architecture: Architecture, plan: ShardPlan, rank: int, work: Workload, quantised: bool) -> int:
     """Return the bytes of what a step of many tokens keeps between its products, as Walker::make_room has it."""
     share = plan.shares[rank]
     rows = max(min(work.prompt_tokens, STEP_TOKENS), work.batch)
@@ -179,7 +182,11 @@ def _buffer_bytes(architecture: Architecture, plan: ShardPlan, rank: int, work: 
     mixed_rows = _mixed_rows(architecture, rows)
     elements = rows * (3 * architecture.hidden_size + projected + 2 * attended + inner)
     elements += mixed_rows * (2 * architecture.hidden_size + mixed)
-    return _ELEMENT_BYTES * (elements + max(rows, mixed_rows) * max(architecture.hidden_size, attended, inner, mixed))
+    widest = max(architecture.hidden_size, attended, inner, mixed)
+    elements += max(rows, mixed_rows) * widest  # tiles, or rows in whole numbers of two bytes
+    if quantised and mixed_rows:
+        elements += max(rows, mixed_rows) * widest  # both: an expert with few rows takes no tiles
+    return _ELEMENT_BYTES * elements
 
 
 def _mixed_rows(architecture: Architecture, rows: int) -> int:

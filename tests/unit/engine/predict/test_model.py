@@ -13,6 +13,7 @@ from corebound.engine.predict.model import (
     SAMPLED_WORD_S,
     Prediction,
     Workload,
+    _buffer_bytes,
     attention_flop,
     predict,
 )
@@ -23,6 +24,7 @@ from corebound.kernels.panel_probe import ProductRate
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
 from corebound.models.families import ARCHITECTURES
+from corebound.sharding import shard_plan
 
 GIB = 1 << 30
 # 10 GB/s of bfloat16 weights with one row, and with 512 rows a hundredth of that: 512 GFLOP/s.
@@ -208,3 +210,12 @@ def test_a_token_reads_its_experts_and_a_batch_reads_more_of_them() -> None:
     assert found(1).rank_bytes - found(1).weight_bytes - found(1).cache_bytes - PROCESS_BYTES == 2 * (
         512 * (3 * 512 + 3 * 512 + 2 * 512) + (2 * 512 + 15 * 9) * (2 * 512 + 1024 + 1024)
     )
+
+
+def test_quantised_experts_keep_rows_in_whole_numbers_beside_tiles() -> None:
+    config = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 100}
+    config |= {"intermediate_size": 128, "num_local_experts": 4}
+    model = ARCHITECTURES["MixtralForCausalLM"](ConfigReader(Path("m"), config), "m")
+    plan, work = shard_plan(model, 1), Workload(prompt_tokens=512)
+    plain, quantised = (_buffer_bytes(model, plan, 0, work, kind) for kind in (False, True))
+    assert quantised - plain == 2 * (512 * 2 + 15 * 5) * 128
