@@ -26,7 +26,7 @@ def _check(name: str, num_ranks: int, cases: tuple[Case, ...], **changes):
 
 
 def test_every_table_has_a_tiny_model():
-    assert {family.model_type for family in FAMILIES.values()} == set(TABLES)
+    assert set(TABLES) <= {family.model_type for family in FAMILIES.values()}  # others are cut by their own plans
 
 
 @pytest.mark.parametrize("name", FAMILIES)
