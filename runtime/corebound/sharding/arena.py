@@ -1,4 +1,4 @@
-"""One anonymous mapping for all weights of a rank: in huge pages if it may, first touched by the reader."""
+"""One anonymous mapping for a rank's weights, or its cache: in huge pages if it may, first touched by the user."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def allocate(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[
 
 
 def _ask_for_huge_pages(mapping: mmap.mmap) -> None:
-    # A decode step walks through every weight once: with 4 KiB pages each of them costs an entry of the TLB.
+    # A decode step walks through every weight, and the whole cache, once: each page of 4 KiB costs an entry of the TLB.
     try:
         mapping.madvise(mmap.MADV_HUGEPAGE)
     except OSError as error:
-        _log.debug("weights in small pages: the kernel refuses huge ones: %s", error)
+        _log.debug("small pages: the kernel refuses huge ones: %s", error)
