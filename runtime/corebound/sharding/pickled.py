@@ -6,7 +6,6 @@ where each tensor lies in the file; the weights themselves are read as those of 
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -67,29 +66,35 @@ def places_in_file(path: Path, content: Mapping[Any, Any]) -> dict[str, TensorEn
     places, file_bytes = _Mappings(path), path.stat().st_size
     found: dict[str, TensorEntry] = {}
     for name, value in content.items():
-        with contextlib.suppress(ModelLoadError):
-            found[str(name)] = _entry(path, str(name), value, places, file_bytes)
+        place = _place(path, str(name), value, places, file_bytes)
+        if isinstance(place, TensorEntry):
+            found[str(name)] = place
     return found
 
 
 def _entry(path: Path, name: str, value: Any, places: _Mappings, file_bytes: int) -> TensorEntry:
+    place = _place(path, name, value, places, file_bytes)
+    if isinstance(place, str):
+        raise ModelLoadError(f"{path}: tensor {name!r}: {place}", hint=_CONVERT)
+    return place
+
+
+def _place(path: Path, name: str, value: Any, places: _Mappings, file_bytes: int) -> TensorEntry | str:
+    """Return where a tensor lies in the file, or why it cannot be read there."""
     import torch
 
-    def wrong(what: str) -> ModelLoadError:
-        return ModelLoadError(f"{path}: tensor {name!r}: {what}", hint=_CONVERT)
-
     if not isinstance(value, torch.Tensor):
-        raise wrong(f"expected a tensor, found {type(value).__name__}")
+        return f"expected a tensor, found {type(value).__name__}"
     dtype = _DTYPES.get(str(value.dtype).removeprefix("torch."))
     if dtype is None or value.layout != torch.strided or value.device.type != "cpu":
-        raise wrong(f"cannot be read as {value.dtype}, {value.layout}")
+        return f"cannot be read as {value.dtype}, {value.layout}"
     if not value.is_contiguous():
-        raise wrong("is stored with its dimensions in another order")
+        return "is stored with its dimensions in another order"
     start = places.file_offset(value)
     if start is None:
-        raise wrong("is not in the file as it is")
+        return "is not in the file as it is"
     if start + value.nbytes > file_bytes:
-        raise wrong(f"ends at byte {start + value.nbytes} of a file of {file_bytes}")
+        return f"ends at byte {start + value.nbytes} of a file of {file_bytes}"
     return TensorEntry(name, path, dtype, tuple(value.shape), start)
 
 

@@ -2,55 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
-from corebound.models.families.common import features, heads, longest_context, rope, untied
-
-
-def with_experts(
-    config: ConfigReader,
-    name: str,
-    *,
-    family: str,
-    experts: dict[str, Any],
-    default_positions: int,
-    default_eps: float = 1e-6,
-    biases: dict[str, bool] | None = None,
-    windows: Callable[[ConfigReader, int, int], tuple[int, ...]],
-) -> Architecture:
-    """Return a decoder with the attention of LLaMA, and the `experts` that the family has read.
-
-    `biases` are the flags, named as the features, that switch biases on, with their defaults. `windows` gives the
-    sliding windows from the number of layers and of positions.
-
-    Raises: ModelLoadError naming the field that is missing, wrong, or asks for what is not computed here.
-    """
-    sizes = heads(config)
-    config.choice("hidden_act", valid=("silu",), default="silu")
-    num_layers = config.integer("num_hidden_layers")
-    named = config.integer("max_position_embeddings", default=default_positions)
-    positions = rope(config, sizes.head_dim, named)
-    max_positions = longest_context(positions, named)
-    switched = {field: config.flag(field, default=default) for field, default in (biases or {}).items()}
-    return Architecture(
-        name=name,
-        family=family,
-        num_layers=num_layers,
-        **sizes.sizes(),
-        intermediate_size=config.integer("intermediate_size"),
-        vocab_size=config.integer("vocab_size"),
-        features=features(untied_head=untied(config, tied_by_default=False), **switched),
-        norm="rms",
-        norm_eps=config.number("rms_norm_eps", default=default_eps),
-        activation="silu_gated",
-        rope=positions,
-        max_positions=max_positions,
-        windows=windows(config, num_layers, max_positions),
-        **experts,
-    )
 
 
 def chosen_experts(config: ConfigReader, num_experts: int, default: int) -> int:

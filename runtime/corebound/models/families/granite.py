@@ -20,7 +20,11 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
     Raises: ModelLoadError naming the field that is missing, wrong, or asks for what is not computed here.
     """
     plain = llama_like(
-        config, name, family="granite", default_positions=_POSITIONS, biases=("attention_bias", "mlp_bias")
+        config,
+        name,
+        family="granite",
+        default_positions=_POSITIONS,
+        biases={"attention_bias": False, "mlp_bias": False},
     )
     return replace(
         plain,

@@ -15,4 +15,6 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
 
     Raises: ModelLoadError naming the field that is missing, wrong, or asks for what is not computed here.
     """
-    return llama_like(config, name, family="llama", default_positions=2048, biases=("attention_bias", "mlp_bias"))
+    return llama_like(
+        config, name, family="llama", default_positions=2048, biases={"attention_bias": False, "mlp_bias": False}
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
@@ -16,14 +16,16 @@ def llama_like(
     family: str,
     default_positions: int,
     default_head_dim: int | None = None,
-    biases: tuple[str, ...] = (),
+    default_eps: float = 1e-6,
+    biases: Mapping[str, bool] | None = None,
     windows: Callable[[ConfigReader, int, int], tuple[int, ...]] | None = None,
 ) -> Architecture:
     """Return a decoder with rotary positions, RMS norms and an MLP gated by SiLU.
 
-    `default_positions` and `default_head_dim` stand where config.json says nothing; without the latter a head has the
-    hidden size over the number of heads. `biases` are the fields, named as the features, by which the family switches
-    biases on. `windows` gives the sliding windows from the number of layers and of positions.
+    `default_positions`, `default_head_dim` and `default_eps` stand where config.json says nothing; without a size of
+    heads, one has the hidden size over their number. `biases` are the fields, named as the features, by which the
+    family switches biases on, with their defaults. `windows` gives the sliding windows from the number of layers and of
+    positions.
 
     Raises: ModelLoadError naming the field that is missing, wrong, or asks for what is not computed here.
     """
@@ -42,10 +44,10 @@ def llama_like(
         vocab_size=config.integer("vocab_size"),
         features=features(
             untied_head=untied(config, tied_by_default=False),
-            **{bias: config.flag(bias, default=False) for bias in biases},
+            **{bias: config.flag(bias, default=default) for bias, default in (biases or {}).items()},
         ),
         norm="rms",
-        norm_eps=config.number("rms_norm_eps", default=1e-6),
+        norm_eps=config.number("rms_norm_eps", default=default_eps),
         activation="silu_gated",
         rope=positions,
         max_positions=max_positions,

@@ -5,10 +5,13 @@ Source: Jiang et al., Mixtral of Experts (2024).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
 from corebound.models.families.common import require, windows
-from corebound.models.families.experts import chosen_experts, with_experts
+from corebound.models.families.experts import chosen_experts
+from corebound.models.families.llama_like import llama_like
 
 
 def architecture(config: ConfigReader, name: str) -> Architecture:
@@ -18,17 +21,11 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
     """
     require(config, attention_bias=False)
     num_experts = config.integer("num_local_experts", "num_experts", default=8)
-    return with_experts(
-        config,
-        name,
-        family="mixtral",
-        experts={
-            "num_experts": num_experts,
-            "expert_size": config.integer("intermediate_size"),
-            "num_chosen_experts": chosen_experts(config, num_experts, 2),
-            "renormalised_experts": True,
-        },
-        default_positions=131072,
-        default_eps=1e-5,
-        windows=windows,
+    plain = llama_like(config, name, family="mixtral", default_positions=131072, default_eps=1e-5, windows=windows)
+    return replace(
+        plain,
+        num_experts=num_experts,
+        expert_size=config.integer("intermediate_size"),
+        num_chosen_experts=chosen_experts(config, num_experts, 2),
+        renormalised_experts=True,
     )

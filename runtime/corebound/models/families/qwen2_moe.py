@@ -5,10 +5,13 @@ Source: Yang et al., Qwen2 Technical Report (2024).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
 from corebound.models.families.common import layered_windows
-from corebound.models.families.experts import qwen_experts, with_experts
+from corebound.models.families.experts import qwen_experts
+from corebound.models.families.llama_like import llama_like
 
 
 def architecture(config: ConfigReader, name: str) -> Architecture:
@@ -20,12 +23,7 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
         raise config.wrong("layer_types", "the kind of each layer, for use_sliding_window", None)
     experts = qwen_experts(config, num_experts=60, expert_size=1408, num_chosen=4)
     experts["shared_expert_size"] = config.integer("shared_expert_intermediate_size", default=5632)
-    return with_experts(
-        config,
-        name,
-        family="qwen2_moe",
-        experts=experts,
-        default_positions=32768,
-        biases={"qkv_bias": True},
-        windows=layered_windows,
+    plain = llama_like(
+        config, name, family="qwen2_moe", default_positions=32768, biases={"qkv_bias": True}, windows=layered_windows
     )
+    return replace(plain, **experts)

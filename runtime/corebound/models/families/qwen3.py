@@ -22,6 +22,6 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
         family="qwen3",
         default_positions=32768,
         default_head_dim=128,
-        biases=("attention_bias",),
+        biases={"attention_bias": False},
         windows=layered_windows,
     )

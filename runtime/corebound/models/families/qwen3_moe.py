@@ -5,10 +5,13 @@ Source: Yang et al., Qwen3 Technical Report (2025).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
 from corebound.models.families.common import windows
-from corebound.models.families.experts import qwen_experts, with_experts
+from corebound.models.families.experts import qwen_experts
+from corebound.models.families.llama_like import llama_like
 
 
 def architecture(config: ConfigReader, name: str) -> Architecture:
@@ -16,15 +19,10 @@ def architecture(config: ConfigReader, name: str) -> Architecture:
 
     Raises: ModelLoadError naming the field that is missing, wrong, or asks for what is not computed here.
     """
-    return with_experts(
-        config,
-        name,
-        family="qwen3_moe",
-        experts=qwen_experts(config, num_experts=128, expert_size=768, num_chosen=8),
-        default_positions=32768,
-        biases={"attention_bias": False},
-        windows=_windows,
+    plain = llama_like(
+        config, name, family="qwen3_moe", default_positions=32768, biases={"attention_bias": False}, windows=_windows
     )
+    return replace(plain, **qwen_experts(config, num_experts=128, expert_size=768, num_chosen=8))
 
 
 def _windows(config: ConfigReader, num_layers: int, max_positions: int) -> tuple[int, ...]:

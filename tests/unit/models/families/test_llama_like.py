@@ -31,7 +31,7 @@ def read(family: str, **fields: Any) -> Architecture:
 
 def shared(**fields: Any) -> Architecture:
     config = ConfigReader(Path("config.json"), SIZES | fields)
-    return llama_like(config, "tiny", family="any", default_positions=128, biases=("mlp_bias",))
+    return llama_like(config, "tiny", family="any", default_positions=128, biases={"mlp_bias": False})
 
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Granite"])

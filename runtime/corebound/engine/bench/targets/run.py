@@ -15,9 +15,10 @@ from corebound.engine.bench.targets import commands, judge
 from corebound.engine.bench.targets.finding import ONE_CORE, Finding, NotMeasured, promise
 from corebound.engine.bench.targets.plan_turns import cached_turns, main_turns, two_cpus
 from corebound.engine.bench.targets.predictions import Predictions, compare, without_two_ranks
-from corebound.engine.bench.targets.samples import run_rounds
+from corebound.engine.bench.targets.samples import PlannedTurn, Samples, run_rounds
 from corebound.engine.bench.targets.settings import Settings
 from corebound.engine.bench.targets.sizes import checkpoint_bytes, last_level_bytes, prompt_cache_bytes
+from corebound.engine.bench.targets.turn_files import TurnCase
 from corebound.engine.bench.work import work_of
 from corebound.engine.predict.model import Workload
 from corebound.models import describe
@@ -70,6 +71,27 @@ class Run:
     def _num_cores(self) -> int:
         return len(self.topology.physical_cores())
 
+    def _rounds(
+        self,
+        directory: Path,
+        turns: Sequence[PlannedTurn],
+        warm: TurnCase,
+        each_round: Callable[[], object] = lambda: None,
+    ) -> Samples:
+        """Return the samples of all rounds of a model; `warm` is what its ranks do first, unmeasured."""
+        samples = run_rounds(
+            directory,
+            turns,
+            [warm],
+            ruler=Ruler.of(self.topology),
+            num_rounds=self.settings.num_rounds,
+            kv_cache_gib=_KV_CACHE_GIB,
+            announce=self.announce,
+            each_round=each_round,
+        )
+        self.readings += samples.readings
+        return samples
+
     def _main(self, shape: str, *, is_first: bool) -> list[Finding | NotMeasured]:
         """Return the lines of one shape that share loaded models."""
         directory = self.model_dir(shape)
@@ -86,17 +108,12 @@ class Run:
             everyone=list(dict.fromkeys(turn.who for turn in turns)),
             work=Workload(prompt_tokens=length, context=length + self.settings.few_tokens // 2),
         )
-        samples = run_rounds(
+        samples = self._rounds(
             directory,
             turns,
-            [self.settings.prompt(description.vocab_size)],
-            ruler=Ruler.of(self.topology),
-            num_rounds=self.settings.num_rounds,
-            kv_cache_gib=_KV_CACHE_GIB,
-            announce=self.announce,
-            each_round=predictions.predict if "plan" in self.lines else lambda: None,
+            self.settings.prompt(description.vocab_size),
+            predictions.predict if "plan" in self.lines else lambda: None,
         )
-        self.readings += samples.readings
         cache = prompt_cache_bytes(description, length + self.settings.few_tokens)
         by_line: dict[str, Sequence[Finding | NotMeasured]] = {
             "decode": judge.decode(samples, shape, work, self.settings),
@@ -131,16 +148,7 @@ class Run:
                 return [NotMeasured(line="context", what=shape, promised=promised, reason=reason)]
             description = describe(directory, tokenizer=False)
             turns = main_turns({"context"}, self.settings, description.vocab_size, self._num_cores, is_first=True)
-            samples = run_rounds(
-                directory,
-                turns,
-                [self.settings.prompt(description.vocab_size)],
-                ruler=Ruler.of(self.topology),
-                num_rounds=self.settings.num_rounds,
-                kv_cache_gib=_KV_CACHE_GIB,
-                announce=self.announce,
-            )
-            self.readings += samples.readings
+            samples = self._rounds(directory, turns, self.settings.prompt(description.vocab_size))
             return list(judge.long_context(samples, shape, work_of(description), self.settings))
 
     def _cached(self) -> list[Finding | NotMeasured]:
@@ -169,15 +177,7 @@ class Run:
             f"those of the two {of_both >> 20} MiB"
         )
         turns = cached_turns(self.settings, description.vocab_size, cpus)
-        samples = run_rounds(
-            directory,
-            turns,
-            [self.settings.decode(description.vocab_size)],
-            ruler=Ruler.of(self.topology),
-            num_rounds=self.settings.num_rounds,
-            kv_cache_gib=_KV_CACHE_GIB,
-            announce=self.announce,
-        )
+        samples = self._rounds(directory, turns, self.settings.decode(description.vocab_size))
         return list(judge.cached_two_ranks(samples, shape, turns[0].who, turns[1].who, note))
 
     def _all_reduce(self) -> list[Finding | NotMeasured]:
