@@ -8,6 +8,7 @@ from typing import Any
 from corebound.engine.bench import results
 from corebound.engine.bench.against import render_against
 from corebound.engine.bench.page import render
+from corebound.engine.bench.peers.report import _plot
 from corebound.engine.bench.targets.finding import Finding, Measured, NotMeasured
 
 ROOT = Path(__file__).parents[4]
@@ -181,6 +182,15 @@ def test_a_run_of_sums_alone_is_a_part_of_the_page() -> None:
     assert "| 8 KiB | near | vLLM-CPU, 2 ranks (python) | 3.00 |" in text
     assert "| DeepSpeed AutoTP, 2 ranks | all-reduce, bfloat16 | no g++ |" in text
     assert "### Decode" not in text
+
+
+def test_two_runs_of_one_shape_have_their_own_charts() -> None:
+    plots: dict[str, str] = {}
+    for value in (1.0, 2.0, 3.0):
+        (shown,) = _plot(plots, "x", "s-decode.svg", "t", [row("corebound", value)], lambda one: one["next_token_ms"])
+        assert shown == f"![t](x/{list(plots)[-1]})"
+    assert list(plots) == ["s-decode.svg", "2-s-decode.svg", "3-s-decode.svg"]
+    assert len(set(plots.values())) == 3
 
 
 def test_a_run_without_others_says_nothing_about_them() -> None:

@@ -129,5 +129,8 @@ def _plot(
     ]
     if not bars:
         return []
+    # Two runs of one shape, as of other dtypes, have their own charts.
+    alike = sum(other.endswith(name) for other in plots)
+    name = f"{alike + 1}-{name}" if alike else name
     plots[name] = bar_chart(title, bars, digits=digits, mark=mark)
     return [f"![{title}]({folder}/{name})"]
