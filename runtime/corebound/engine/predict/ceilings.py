@@ -37,20 +37,24 @@ class InputTime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheRate:
-    """How fast all cores take one token through its context where `group_heads` queries read the same keys."""
+class AttentionRate:
+    """How fast attention is on all cores where `group_heads` queries read the same keys.
+
+    `cache_gb_per_s` is of one token that goes through its context, `prompt_gflop_per_s` of a prompt.
+    """
 
     group_heads: int
-    gb_per_s: float
+    cache_gb_per_s: float
+    prompt_gflop_per_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
     """What all cores of one host reach together.
 
-    `products`, `read_gb_per_s` and `cache_rates` are of all cores at once; `layer_us` is what a layer of a step costs
-    beside all that grows with the model: barriers, the bookkeeping of attention. `attention_gflop_per_s` is that of a
-    prompt. The network counts only between hosts: None where nobody has measured it.
+    `products`, `read_gb_per_s` and `attention` are of all cores at once; `layer_us` is what a layer of a step costs
+    beside all that grows with the model: barriers, the bookkeeping of attention. The network counts only between hosts:
+    None where nobody has measured it.
     """
 
     host: str
@@ -61,10 +65,9 @@ class Ceilings:
     read_gb_per_s: float
     products: tuple[ProductRate, ...]
     inputs: tuple[InputTime, ...]
-    cache_rates: tuple[CacheRate, ...]
+    attention: tuple[AttentionRate, ...]
     sums: tuple[SumTime, ...]
     layer_us: float
-    attention_gflop_per_s: float
     network_latency_us: float | None = None
     network_gb_per_s: float | None = None
 
@@ -88,8 +91,14 @@ class Ceilings:
     def cache_seconds(self, num_bytes: float, group_heads: float) -> float:
         """Return how long a token needs for its context where so many queries read the same keys."""
         # Reading takes as long however many queries there are, computing grows with them.
-        times = sorted((float(row.group_heads), 1 / row.gb_per_s) for row in self.cache_rates)
+        times = sorted((float(row.group_heads), 1 / row.cache_gb_per_s) for row in self.attention)
         return num_bytes * _between(times, group_heads) * 1e-9
+
+    def prompt_attention_seconds(self, num_flop: float, group_heads: float) -> float:
+        """Return how long a prompt's attention takes where so many queries read the same keys."""
+        # Keys and values are laid out once for all queries that read them.
+        times = sorted((1 / row.group_heads, 1 / row.prompt_gflop_per_s) for row in self.attention)
+        return num_flop * _between(times, 1 / group_heads) * 1e-9
 
     def sum_seconds(self, num_ranks: int, num_bytes: int) -> float:
         """Return how long an all-reduce takes between ranks of this host."""
@@ -106,7 +115,7 @@ class Ceilings:
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
 
-_LISTS: dict[str, type] = {"products": ProductRate, "inputs": InputTime, "cache_rates": CacheRate, "sums": SumTime}
+_LISTS: dict[str, type] = {"products": ProductRate, "inputs": InputTime, "attention": AttentionRate, "sums": SumTime}
 
 
 def _between(points: Sequence[tuple[float, float]], x: float) -> float:
@@ -154,8 +163,8 @@ def read_ceilings(path: Path) -> Ceilings:
             raise ConfigError(f"--ceilings {path}: products: none of {kind} with one row", hint=_HINT)
         if not any(row.kind == kind for row in values["inputs"]):
             raise ConfigError(f"--ceilings {path}: inputs: none of {kind}", hint=_HINT)
-    if not values["cache_rates"]:
-        raise ConfigError(f"--ceilings {path}: cache_rates: expected some, found none", hint=_HINT)
+    if not values["attention"]:
+        raise ConfigError(f"--ceilings {path}: attention: expected some, found none", hint=_HINT)
     return Ceilings(**values)
 
 

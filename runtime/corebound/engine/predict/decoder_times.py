@@ -7,18 +7,18 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
-from corebound.engine.predict.ceilings import CacheRate, InputTime
+from corebound.engine.predict.ceilings import AttentionRate, InputTime
+from corebound.engine.predict.times import attention_flop
 from corebound.kernels.panel_format import Kind
 from corebound.kernels.panel_probe import FORMATS, PanelProbe, ProductRate
 from corebound.models.decoder_probe import HEAD_DIM, DecoderProbe, ProbeShape
 
 PROMPT_TOKENS = 512
-QUERY_WIDTH = ProbeShape(num_layers=1).num_heads * HEAD_DIM
 # The widest of which some layers fit the memory: the wider they are, the more of a step are its products.
 _WIDTHS = ((2048, 5632), (1024, 2816), (512, 1408), (256, 704))
 _LEAST_LAYERS = 4
 _CACHED_TOKENS = 1024
-# Heads and kv heads of those whose cache is timed: eight queries read the same keys, or one.
+# Heads and kv heads of those whose attention is timed: eight queries read the same keys, or one.
 _HEADS = ((32, 4), (16, 16))
 _ROUNDS, _PROMPTS, _SMALL_STEPS = 3, 3, 20
 _LEAST_S, _LEAST_NS = 1e-4, 0.01
@@ -31,18 +31,16 @@ def layer_seconds(cpus: Sequence[int]) -> float:
         return probe.next_seconds(1, _SMALL_STEPS) / shape.num_layers
 
 
-def prompt_layer_seconds(cpus: Sequence[int]) -> float:
-    """Return what a layer of a prompt of PROMPT_TOKENS costs whose products are next to nothing."""
-    shape = ProbeShape(num_layers=4)
-    with closing(DecoderProbe(cpus, shape, tokens=PROMPT_TOKENS)) as probe:
-        return probe.prompt_seconds(_PROMPTS) / shape.num_layers
-
-
-def prompt_rate(cpus: Sequence[int], kind: Kind, beside_s: float) -> ProductRate:
-    """Return the rate of products in a prompt, whose layers take `beside_s` for all else.
+def prompt_rates(cpus: Sequence[int]) -> tuple[ProductRate, ...]:
+    """Return the rates of products in a prompt of PROMPT_TOKENS, without what its layers take for all else.
 
     A decoder's own team and buffers do them: tiles are made once for all members, and the weights come from memory.
     """
+    beside_s = _prompt_layer_seconds(cpus, ProbeShape(num_layers=4))
+    return tuple(_prompt_rate(cpus, kind, beside_s) for kind in FORMATS)
+
+
+def _prompt_rate(cpus: Sequence[int], kind: Kind, beside_s: float) -> ProductRate:
     one, two = (ProbeShape(num_layers=count, hidden=2048, inner=5632, form=FORMATS[kind]) for count in (1, 2))
     with (
         closing(DecoderProbe(cpus, one, tokens=PROMPT_TOKENS)) as short,
@@ -55,6 +53,12 @@ def prompt_rate(cpus: Sequence[int], kind: Kind, beside_s: float) -> ProductRate
     return ProductRate(
         kind=kind, num_rows=PROMPT_TOKENS, matrix_bytes=one.layer_bytes, weights_per_s=one.layer_weights / products_s
     )
+
+
+def _prompt_layer_seconds(cpus: Sequence[int], shape: ProbeShape) -> float:
+    """Return what a layer of a prompt costs whose products are next to nothing: its attention above all."""
+    with closing(DecoderProbe(cpus, shape, tokens=PROMPT_TOKENS)) as probe:
+        return probe.prompt_seconds(_PROMPTS) / shape.num_layers
 
 
 def input_times(probe: PanelProbe, layer_s: float) -> tuple[InputTime, ...]:
@@ -76,20 +80,33 @@ def input_times(probe: PanelProbe, layer_s: float) -> tuple[InputTime, ...]:
     return tuple(found)
 
 
-def cache_rates(probe: PanelProbe, read_gb_per_s: float) -> tuple[CacheRate, ...]:
-    """Return how fast a token reads the cache of its context, which weights have driven out of the caches."""
+def attention_rates(probe: PanelProbe, read_gb_per_s: float) -> tuple[AttentionRate, ...]:
+    """Return how fast the probe's cores are at attention; they read no cache faster than memory.
+
+    The context of a token is one that weights have driven out of the caches.
+    """
     rates = []
     for num_heads, num_kv_heads in _HEADS:
-        of_heads = ProbeShape(num_layers=1, num_heads=num_heads, num_kv_heads=num_kv_heads, form=FORMATS["int4"])
-        with _from_memory(probe, of_heads, tokens=_CACHED_TOKENS) as (shape, decoder):
-            short_s, long_s = _least(
-                *(functools.partial(decoder.next_seconds, context, 1) for context in (1, _CACHED_TOKENS))
+        heads = ProbeShape(num_layers=4, num_heads=num_heads, num_kv_heads=num_kv_heads)
+        flop = attention_flop(num_heads * HEAD_DIM, 0, PROMPT_TOKENS)
+        rates.append(
+            AttentionRate(
+                group_heads=num_heads // num_kv_heads,
+                cache_gb_per_s=min(read_gb_per_s, _cache_gb_per_s(probe, heads)),
+                prompt_gflop_per_s=flop / _prompt_layer_seconds(probe.cpus, heads) * 1e-9,
             )
-        num_bytes = shape.num_layers * shape.cached_bytes * (_CACHED_TOKENS - 1)
-        least_s = num_bytes / read_gb_per_s * 1e-9
-        rate = num_bytes / max(long_s - short_s, least_s) * 1e-9
-        rates.append(CacheRate(group_heads=num_heads // num_kv_heads, gb_per_s=rate))
+        )
     return tuple(rates)
+
+
+def _cache_gb_per_s(probe: PanelProbe, heads: ProbeShape) -> float:
+    heads = dataclasses.replace(heads, form=FORMATS["int4"])  # the fastest steps, of which the cache is most
+    with _from_memory(probe, heads, tokens=_CACHED_TOKENS) as (shape, decoder):
+        short_s, long_s = _least(
+            *(functools.partial(decoder.next_seconds, context, 1) for context in (1, _CACHED_TOKENS))
+        )
+    num_bytes = shape.num_layers * shape.cached_bytes * (_CACHED_TOKENS - 1)
+    return num_bytes / max(long_s - short_s, _LEAST_S) * 1e-9
 
 
 def _least(*timed: Callable[[], float]) -> list[float]:

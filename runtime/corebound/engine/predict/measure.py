@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 from corebound import native
 from corebound.engine.predict import decoder_times
-from corebound.engine.predict.ceilings import CacheRate, Ceilings, InputTime, SumTime
-from corebound.engine.predict.times import attention_flop
+from corebound.engine.predict.ceilings import AttentionRate, Ceilings, InputTime, SumTime
 from corebound.errors import KernelError
 from corebound.kernels.memory_probe import measure_read
 from corebound.kernels.panel_probe import FORMATS, AlignedMemory, PanelProbe, ProductRate, on_each
@@ -48,10 +47,7 @@ def measure_ceilings(topology: Topology) -> Ceilings:
     # A rank has cores of one node: what its members wait for each other is measured there.
     near = [core.cpus[0] for core in topology.physical_cores() if core.node == topology.physical_cores()[0].node]
     layer_s = decoder_times.layer_seconds(near)
-    products, inputs, caches = _from_memory(cpus, near, per_thread, layer_s, read.median_gb_per_s)
-    prompt_layer_s = decoder_times.prompt_layer_seconds(cpus)
-    prompts = tuple(decoder_times.prompt_rate(cpus, kind, prompt_layer_s) for kind in FORMATS)
-    prompt_flop = attention_flop(decoder_times.QUERY_WIDTH, 0, decoder_times.PROMPT_TOKENS)
+    products, inputs, attention = _from_memory(cpus, near, per_thread, layer_s, read.median_gb_per_s)
     return Ceilings(
         host=socket.gethostname(),
         isa=isa,
@@ -59,19 +55,18 @@ def measure_ceilings(topology: Topology) -> Ceilings:
         num_numa_nodes=len(topology.cpu_nodes()),
         memory_bytes=topology.memory.available_bytes,
         read_gb_per_s=read.median_gb_per_s,
-        products=(*products, *prompts),
+        products=(*products, *decoder_times.prompt_rates(cpus)),
         inputs=inputs,
-        cache_rates=caches,
+        attention=attention,
         sums=_sums(cpus),
         layer_us=layer_s * 1e6,
-        attention_gflop_per_s=prompt_flop / prompt_layer_s * 1e-9,
     )
 
 
 def _from_memory(
     cpus: Sequence[int], near: Sequence[int], per_thread: int, layer_s: float, read_gb_per_s: float
-) -> tuple[tuple[ProductRate, ...], tuple[InputTime, ...], tuple[CacheRate, ...]]:
-    """Return what needs weights in memory: products of all cores, what inputs take, and rates of the cache.
+) -> tuple[tuple[ProductRate, ...], tuple[InputTime, ...], tuple[AttentionRate, ...]]:
+    """Return what needs weights in memory: products of all cores, what inputs take, and rates of attention.
 
     The last two are of the cores `near` each other; the rates are what all cores reach that way.
     """
@@ -80,9 +75,15 @@ def _from_memory(
     if len(near) < len(cpus):
         probe = PanelProbe(near, per_thread)
     part = len(near) / len(cpus)
-    rates = decoder_times.cache_rates(probe, read_gb_per_s * part)
-    whole = tuple(CacheRate(group_heads=rate.group_heads, gb_per_s=rate.gb_per_s / part) for rate in rates)
-    return products, decoder_times.input_times(probe, layer_s), whole
+    attention = tuple(
+        AttentionRate(
+            group_heads=rate.group_heads,
+            cache_gb_per_s=rate.cache_gb_per_s / part,
+            prompt_gflop_per_s=rate.prompt_gflop_per_s / part,
+        )
+        for rate in decoder_times.attention_rates(probe, read_gb_per_s * part)
+    )
+    return products, decoder_times.input_times(probe, layer_s), attention
 
 
 def _products(probe: PanelProbe) -> tuple[ProductRate, ...]:

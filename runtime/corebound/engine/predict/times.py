@@ -114,15 +114,15 @@ class StepTimes:
         cached_bytes = position_bytes * sum(count + tokens for count in seen)
         memory_s += (cache_s := ranks * cached_bytes / self.ceilings.read_gb_per_s * 1e-9)
         overhead_s = sizes.num_layers * self.ceilings.layer_us * 1e-6 + num_logits * len(share.vocab) * SAMPLED_WORD_S
+        group_heads = len(share.query_heads) / len(share.kv_heads)
         if tokens == 1:
-            group_heads = len(share.query_heads) / len(share.kv_heads)
             total_s += max(cache_s, self.ceilings.cache_seconds(ranks * cached_bytes, group_heads))
             overhead_s += self._inputs_s(rank)
         else:
             total_s += cache_s
             width = len(share.query_heads) * sizes.head_dim
             flop = sum(attention_flop(width, count, tokens, window) for window in windows for count in before)
-            total_s += ranks * flop / self.ceilings.attention_gflop_per_s * 1e-9
+            total_s += self.ceilings.prompt_attention_seconds(ranks * flop, group_heads)
         return Times(memory_s=memory_s, arithmetic_s=total_s - memory_s, overhead_s=overhead_s)
 
     def _inputs_s(self, rank: int) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from corebound.engine.predict.ceilings import CacheRate, Ceilings, InputTime, SumTime, read_ceilings, write_ceilings
+from corebound.engine.predict.ceilings import AttentionRate, Ceilings, InputTime, SumTime, read_ceilings, write_ceilings
 from corebound.errors import ConfigError
 from corebound.kernels.panel_format import KINDS
 from corebound.kernels.panel_probe import ProductRate
@@ -20,10 +20,12 @@ CEILINGS = Ceilings(
     read_gb_per_s=40.0,
     products=tuple(ProductRate(kind=kind, num_rows=1, matrix_bytes=1 << 30, weights_per_s=2e10) for kind in KINDS),
     inputs=tuple(InputTime(kind=kind, time_ns=number + 1) for number, kind in enumerate(KINDS)),
-    cache_rates=(CacheRate(group_heads=9, gb_per_s=10.0), CacheRate(group_heads=1, gb_per_s=20.0)),
+    attention=(
+        AttentionRate(group_heads=9, cache_gb_per_s=10.0, prompt_gflop_per_s=500.0),
+        AttentionRate(group_heads=1, cache_gb_per_s=20.0, prompt_gflop_per_s=250.0),
+    ),
     sums=(SumTime(num_ranks=2, num_bytes=4096, time_us=1.0), SumTime(num_ranks=2, num_bytes=8192, time_us=2.0)),
     layer_us=12.5,
-    attention_gflop_per_s=300.0,
 )
 
 
@@ -44,7 +46,7 @@ def test_a_file_says_what_was_written(tmp_path: Path) -> None:
         ({"products": []}, "products: none of bfloat16 with one row"),
         ({"inputs": [{"kind": "int4", "time_ns": 1.0}]}, "inputs: none of bfloat16"),
         ({"inputs": [{"kind": "int4", "time_ns": 0}]}, r"inputs\[0\].time_ns: expected a number above 0, found 0"),
-        ({"cache_rates": []}, "cache_rates: expected some, found none"),
+        ({"attention": []}, "attention: expected some, found none"),
         ({"sums": 1}, "sums: expected a list, found int"),
         ({"sums": [{"num_bytes": 1}]}, r"sums\[0\]: expected num_ranks, num_bytes, time_us"),
         ({"network_gb_per_s": -1}, "network_gb_per_s: expected a number above 0, found -1"),
@@ -88,3 +90,11 @@ def test_a_cache_takes_longer_the_more_queries_read_the_same_keys() -> None:
     assert CEILINGS.cache_seconds(1e9, 9) == pytest.approx(0.1)
     assert CEILINGS.cache_seconds(1e9, 5) == pytest.approx(0.075)
     assert CEILINGS.cache_seconds(1e9, 64) == pytest.approx(0.1)
+
+
+def test_attention_of_a_prompt_lays_keys_out_once_for_all_queries_that_read_them() -> None:
+    assert CEILINGS.prompt_attention_seconds(1e12, 1) == pytest.approx(4.0)
+    assert CEILINGS.prompt_attention_seconds(1e12, 9) == pytest.approx(2.0)
+    # Half way between one and a ninth of a layout for each query.
+    assert CEILINGS.prompt_attention_seconds(1e12, 1.8) == pytest.approx(3.0)
+    assert CEILINGS.prompt_attention_seconds(1e12, 64) == pytest.approx(2.0)

@@ -13,6 +13,8 @@ LAYER_S = 20e-6
 WEIGHT_S = {"bfloat16": 5e-11, "int8": 2.5e-11, "int4": 1.5e-11}
 INPUT_S = {"bfloat16": 7e-9, "int8": 5e-9, "int4": 3e-9}
 CACHE_GB_PER_S = {8: 12.0, 1: 16.0}
+PROMPT_GFLOP_PER_S = {8: 400.0, 1: 200.0}
+PROMPT_WEIGHT_S, EMBEDDING_S = 6e-10, 1e-3
 
 
 class FakeMemory:
@@ -43,7 +45,8 @@ class FakeDecoder:
     made: ClassVar[list[FakeDecoder]] = []
 
     def __init__(self, cpus: Any, shape: ProbeShape, *, tokens: int, memory: Any = None) -> None:
-        assert shape.num_layers * shape.layer_bytes <= memory.num_bytes
+        assert memory is None or shape.num_layers * shape.layer_bytes <= memory.num_bytes
+        self.tokens = tokens
         self.shape, self.num_calls = shape, 0
         self.made.append(self)
 
@@ -54,6 +57,13 @@ class FakeDecoder:
         self.num_calls += 1
         slower = 2.0 if self.num_calls == 2 else 1.0
         return slower * shape.num_layers * (layer_s + (cached_s if context > 1 else 0))
+
+    def prompt_seconds(self, num_repetitions: int) -> float:
+        shape = self.shape
+        flop = 4 * shape.num_heads * 64 * (self.tokens * (self.tokens + 1) // 2)
+        attention_s = flop / PROMPT_GFLOP_PER_S[shape.num_heads // shape.num_kv_heads] * 1e-9
+        products_s = shape.layer_weights * PROMPT_WEIGHT_S if shape.hidden > 64 else 0.0
+        return EMBEDDING_S * (shape.hidden > 64) + shape.num_layers * (attention_s + products_s)
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -80,12 +90,23 @@ def test_inputs_never_take_less_than_nothing() -> None:
 
 
 def test_a_cache_takes_what_its_context_adds_to_a_step() -> None:
-    found = {row.group_heads: row.gb_per_s for row in decoder_times.cache_rates(probe(), 40.0)}
+    found = {row.group_heads: row.cache_gb_per_s for row in decoder_times.attention_rates(probe(), 40.0)}
     assert found == pytest.approx({8: 12.0, 1: 16.0}, rel=2e-3)  # the context has a token more than what it adds
 
 
 def test_a_cache_is_read_no_faster_than_memory() -> None:
-    assert {row.gb_per_s for row in decoder_times.cache_rates(probe(), 9.0)} == {9.0}
+    assert {row.cache_gb_per_s for row in decoder_times.attention_rates(probe(), 9.0)} == {9.0}
+
+
+def test_attention_of_a_prompt_is_a_layer_without_products() -> None:
+    found = {row.group_heads: row.prompt_gflop_per_s for row in decoder_times.attention_rates(probe(), 40.0)}
+    assert found == pytest.approx({8: 400.0, 1: 200.0})
+
+
+def test_products_of_a_prompt_are_what_attention_leaves_of_a_layer() -> None:
+    for rate in decoder_times.prompt_rates((0, 1)):
+        assert rate.num_rows == 512
+        assert rate.weights_per_s == pytest.approx(1 / PROMPT_WEIGHT_S, rel=1e-6)
 
 
 @pytest.mark.parametrize(("num_bytes", "hidden"), [(1024 * MIB, 2048), (64 * MIB, 512), (16 * MIB, 256)])
@@ -99,5 +120,5 @@ def test_decoders_fill_the_memory_and_are_narrower_where_it_is_small(
 
 
 def test_the_names_that_are_replaced_exist() -> None:
-    assert all(hasattr(DecoderProbe, name) for name in ("next_seconds", "close"))
+    assert all(hasattr(DecoderProbe, name) for name in ("next_seconds", "prompt_seconds", "close"))
     assert all(hasattr(PanelProbe, name) for name in ("measure", "cpus"))

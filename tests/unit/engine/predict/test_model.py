@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from corebound.engine.bench.shapes import SHAPES
-from corebound.engine.predict.ceilings import CacheRate, Ceilings, InputTime, SumTime
+from corebound.engine.predict.ceilings import AttentionRate, Ceilings, InputTime, SumTime
 from corebound.engine.predict.model import (
     PROCESS_BYTES,
     Prediction,
@@ -45,13 +45,15 @@ def ceilings(**changes: object) -> Ceilings:
         read_gb_per_s=10.0,
         products=products,
         inputs=tuple(InputTime(kind=kind, time_ns=time_ns) for kind, time_ns in INPUT_NS.items()),
-        cache_rates=(CacheRate(group_heads=8, gb_per_s=4.0), CacheRate(group_heads=1, gb_per_s=8.0)),
+        attention=(
+            AttentionRate(group_heads=8, cache_gb_per_s=4.0, prompt_gflop_per_s=100.0),
+            AttentionRate(group_heads=1, cache_gb_per_s=8.0, prompt_gflop_per_s=50.0),
+        ),
         sums=(
             SumTime(num_ranks=2, num_bytes=4096, time_us=1.0),
             SumTime(num_ranks=2, num_bytes=2 << 20, time_us=200.0),
         ),
         layer_us=10.0,
-        attention_gflop_per_s=100.0,
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]  # fields of several types by name
 
@@ -96,9 +98,18 @@ def test_inputs_cost_what_the_kind_of_their_matrix_costs() -> None:
 
 
 def test_a_cache_is_read_no_faster_than_memory_and_of_a_prompt_at_its_rate() -> None:
-    fast = (CacheRate(group_heads=1, gb_per_s=1000.0),)
-    assert one(cache_rates=fast).next_token.arithmetic_s == pytest.approx(0)
-    assert one(cache_rates=fast).first_token == one().first_token
+    fast = (AttentionRate(group_heads=1, cache_gb_per_s=1000.0, prompt_gflop_per_s=100.0),)
+    assert one(attention=fast).next_token.arithmetic_s == pytest.approx(0)
+    assert one(attention=fast).first_token == one().first_token
+
+
+def test_attention_of_a_prompt_takes_longer_where_fewer_queries_read_the_same_keys() -> None:
+    same = (AttentionRate(group_heads=1, cache_gb_per_s=8.0, prompt_gflop_per_s=100.0),)
+    bloom = shape("bloom-560m")
+    slow, fast = (predict(bloom, "int8", 1, 1, made, Workload()) for made in (ceilings(), ceilings(attention=same)))
+    attention_s = 24 * 4 * 1024 * (512 * 513 // 2) / 100e9
+    assert slow.first_token.total_s - fast.first_token.total_s == pytest.approx(attention_s)
+    assert slow.next_token == fast.next_token
 
 
 def test_a_first_token_is_bound_by_arithmetic_and_its_last_layer_ends_with_one_row() -> None:
