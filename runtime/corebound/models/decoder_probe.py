@@ -217,6 +217,7 @@ class DecoderProbe:
             rows,
             *(ctypes.addressof(array) for array in caches),
             _BLOCK_SIZE,
+            _BLOCK_SIZE * self._shape.num_kv_heads * HEAD_DIM,
             None,
             None,
             ctypes.addressof(logits),

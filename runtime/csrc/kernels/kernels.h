@@ -60,10 +60,10 @@ struct RotaryArgs {
 struct StoreKvArgs {
   const void *k; // [T, kv_heads, head_dim]
   const void *v;
-  void *key_cache; // [blocks, kv_heads, block_size, head_dim]
+  void *key_cache; // [blocks, kv_heads, block_size, head_dim], blocks `block_stride` elements apart
   void *value_cache;
   const int64_t *slots; // [T], each within blocks * block_size
-  int64_t kv_heads, head_dim, block_size;
+  int64_t kv_heads, head_dim, block_size, block_stride;
   int64_t element_bytes;
 };
 
@@ -91,7 +91,7 @@ inline constexpr int64_t attention_part_keys = 512;
 struct AttentionArgs {
   const void *q; // [T, heads, head_dim]
   const void *key_cache;
-  const void *value_cache;     // [blocks, kv_heads, block_size, head_dim]
+  const void *value_cache;     // [blocks, kv_heads, block_size, head_dim], blocks `block_stride` elements apart
   void *out;                   // [T, heads, head_dim]
   const int32_t *block_tables; // [sequences, max_blocks]
   const int32_t *query_starts; // [sequences + 1]
@@ -99,7 +99,7 @@ struct AttentionArgs {
   const float *alibi_slopes; // [heads] or null
   const HeadGroup *groups;
   int64_t num_groups;
-  int64_t sequences, max_blocks, heads, kv_heads, head_dim, block_size;
+  int64_t sequences, max_blocks, heads, kv_heads, head_dim, block_size, block_stride;
   float scale;
   DType dtype;
   int64_t window = 0; // 0 for all keys

@@ -98,14 +98,14 @@ struct QkvArgs {
   const uint16_t *qkv; // bf16 [T, stride]
   int64_t stride, tokens;
   uint16_t *q;         // [T, heads, head_dim]
-  uint16_t *key_cache; // [blocks, kv_heads, block_size, head_dim]
+  uint16_t *key_cache; // [blocks, kv_heads, block_size, head_dim], blocks `block_stride` elements apart
   uint16_t *value_cache;
   const int64_t *positions; // [T]
   const int64_t *slots;     // [T]
   const float *cos;         // [P, half], or null for no rotation
   const float *sin;
   const int32_t *first_head; // [kv_heads + 1]: query heads of kv head k are first_head[k] to first_head[k + 1]
-  int64_t heads, kv_heads, head_dim, block_size;
+  int64_t heads, kv_heads, head_dim, block_size, block_stride;
   bool per_head;                   // qkv has q, k and v of each head in turn; otherwise all q, all k, all v
   int64_t half;                    // the first 2 * half dimensions of a head turn
   bool interleaved;                // pairs (2i, 2i + 1); otherwise (i, i + half)

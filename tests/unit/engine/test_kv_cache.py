@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
+from corebound.engine.bench.targets.resident_rank import resident_bytes
 from corebound.engine.kv_cache import (
     GIB,
     BlockAllocator,
@@ -76,6 +77,26 @@ def test_a_block_counts_keys_and_values_of_all_layers():
     total = sum(keys.nbytes + values.nbytes for keys, values in cache)
     assert block_bytes(element_bytes=2, **shape) * 5 == total
     assert cache[0][0].shape == (5, 2, 16, 8)
+
+
+def test_the_blocks_of_all_layers_lie_next_to_each_other():
+    shape = {"num_layers": 3, "num_kv_heads": 2, "head_dim": 8, "block_size": 16}
+    cache = allocate_kv_cache(num_blocks=5, dtype=torch.bfloat16, **shape)
+    parts = [tensor[:2] for pair in cache for tensor in pair]  # of the first two blocks
+    starts = [part.data_ptr() for part in parts]
+    ends = [part[1].data_ptr() + part[1].nbytes for part in parts]
+    assert all(part[0].is_contiguous() for part in parts)
+    assert max(ends) - min(starts) == 2 * block_bytes(element_bytes=2, **shape)
+
+
+def test_a_short_prompt_makes_little_more_resident_than_its_blocks():
+    shape = {"num_layers": 40, "num_kv_heads": 1, "head_dim": 64, "block_size": 32}
+    cache = allocate_kv_cache(num_blocks=2000, dtype=torch.bfloat16, **shape)
+    before = resident_bytes()
+    for keys, values in cache:
+        keys[:4], values[:4] = 1.0, 1.0
+    huge_page = 2 << 20
+    assert resident_bytes() - before < 4 * block_bytes(element_bytes=2, **shape) + 3 * huge_page
 
 
 def size(**changes):
