@@ -152,6 +152,9 @@ struct KernelSet {
   void (*linear)(const LinearArgs &, int64_t begin, int64_t end);
   // Rows times one panel of weights; `scratch` is panel_scratch_floats(rows) long.
   void (*panel_product)(const PanelMatrix &, int64_t panel, const PanelInput &, const PanelOutput &, float *scratch);
+  // The same for up to max_panels_together neighbours.
+  void (*panel_products)(const PanelMatrix &, int64_t panel, int64_t count, const PanelInput &, const PanelOutput &,
+                         float *scratch);
   // `tiles` of an input (a range is of row tiles), and its rows in whole numbers for a quantised matrix.
   void (*make_tiles)(const PanelInput &, int64_t padded_inputs, uint16_t *tiles, int64_t begin, int64_t end);
   void (*round_rows)(const PanelMatrix &, const PanelInput &, int8_t *high, int8_t *low, float *scales, float *sums);

@@ -81,14 +81,25 @@ struct PanelOutput {
   Activation activation;
 };
 
-// From this many rows on, a variant with AMX reads `tiles`.
-inline constexpr int64_t min_tile_rows = 5;
+// From this many rows on, a variant with AMX reads `tiles`; of codes it takes the whole numbers in tiles of 16 rows,
+// which must have memory behind the last row, up to so many rows.
+inline constexpr int64_t min_tile_rows = 5, min_code_tile_rows = 3, max_code_rows = 32;
+inline bool reads_tiles(const PanelMatrix &matrix, int64_t rows) {
+  return rows >= min_tile_rows && (matrix.kind == WeightKind::bfloat16 || rows > max_code_rows);
+}
+// Rows that there must be memory for, in whole numbers.
+constexpr int64_t rounded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
 
 // Elements of `tiles` for rows of `padded_inputs`: [row tile of 16][step of 32 inputs][16][32]; tiles are taken in
 // twos, what the second of the last two holds does not matter.
 constexpr int64_t tile_elements(int64_t rows, int64_t padded_inputs) { return (rows + 31) / 32 * 32 * padded_inputs; }
 
-// Floats of scratch that one thread needs for a panel, aligned to 64 bytes.
+// How much is computed at a time where there are many rows: their inputs come from a farther cache once for all of
+// these panels, whose sums (512 KiB) stay in the second level.
+inline constexpr int64_t max_panels_together = 4, max_rows_together = 512;
+inline constexpr int64_t piece_floats = 256 / 2 * 256 / 4; // 256 inputs of a panel
+
+// Floats of scratch that one thread needs for max_panels_together panels, aligned to 64 bytes.
 COREBOUND_EXPORT int64_t panel_scratch_floats(int64_t rows);
 
 // Splits the fused projection of tokens into rotated queries, and rotated keys and values in the cache. Where they have
