@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from corebound.errors import HostError
@@ -115,12 +116,21 @@ def allocate_kv_cache(
 
     The memory is not written here, so that its pages land on the rank's own node when the rank first uses them. They
     are huge where they may be: blocks of one head lie apart, and each small page would cost an entry of the TLB.
+
+    Raises: HostError when the system does not give out so much, used or not.
     """
     from corebound.sharding.arena import allocate
 
     shape = (num_blocks, num_kv_heads, block_size, head_dim)
     names = [(f"keys {layer}", f"values {layer}") for layer in range(num_layers)]
-    tensors = allocate({name: shape for pair in names for name in pair}, dtype)
+    try:
+        tensors = allocate({name: shape for pair in names for name in pair}, dtype)
+    except OSError as error:
+        size_gib = 2 * num_layers * math.prod(shape) * dtype.itemsize / GIB
+        raise HostError(
+            f"KV cache: cannot reserve {size_gib:.1f} GiB on this rank: {error.strerror}",
+            hint="ask for less with --kv-cache-gib (kv_cache_gib of LLM)",
+        ) from error
     return [(tensors[keys], tensors[values]) for keys, values in names]
 
 
