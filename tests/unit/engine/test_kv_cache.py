@@ -130,6 +130,14 @@ def test_a_cache_without_room_for_a_block_says_what_one_needs(changes):
         size(**changes)
 
 
+def test_a_cache_that_no_machine_has_is_an_error_with_its_size_and_the_flag():
+    with pytest.raises(HostError, match=r"cannot reserve 65536\.0 GiB on this rank: Cannot allocate memory") as caught:
+        allocate_kv_cache(
+            num_blocks=1 << 28, num_layers=1, num_kv_heads=8, head_dim=256, block_size=32, dtype=torch.float16
+        )
+    assert "--kv-cache-gib" in caught.value.render()
+
+
 def test_copied_blocks_hold_the_source_in_every_layer():
     cache = allocate_kv_cache(num_blocks=4, num_layers=2, num_kv_heads=1, head_dim=2, block_size=2, dtype=torch.float32)
     for keys, values in cache:
