@@ -12,6 +12,7 @@ import click
 from corebound.cli import bench_generate, bench_peers_sums, bench_targets
 from corebound.cli.bench_generate import NumbersType
 from corebound.cli.bench_model import benchmark_model_dir
+from corebound.cli.signals import ended_by_sigterm
 from corebound.config.suggest import require_choice
 from corebound.engine.bench import results as files
 from corebound.engine.bench import session
@@ -78,7 +79,8 @@ def peers(
     for path in (results, output):
         if path is not None:
             files.require_writable(path)
-    found = [files.read(path) for path in from_results] or [measure(_chosen(names, options), results, **options)]
+    with ended_by_sigterm():
+        found = [files.read(path) for path in from_results] or [measure(_chosen(names, options), results, **options)]
     if output is not None:
         for written in write_page(found, output):
             click.echo(f"written: {written}", err=True)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -217,3 +221,29 @@ def test_an_engine_that_something_else_installed_is_found(tmp_path: Path) -> Non
     (tmp_path / "b" / "bin").mkdir(parents=True)
     (tmp_path / "b" / "bin" / "python").touch()
     assert peer.python(tmp_path) == tmp_path / "b" / "bin" / "python"
+
+
+def test_sigterm_ends_the_engine_whose_turn_it_is(tmp_path: Path):
+    said, engine = tmp_path / "pid", tmp_path / "engine.py"
+    engine.write_text(
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(said) + '.new'!r}).write_text(str(os.getpid()))\n"
+        f"os.rename({str(said) + '.new'!r}, {str(said)!r})\n"
+        "time.sleep(300)\n"
+    )
+    script = (
+        "import sys; from pathlib import Path; from types import SimpleNamespace as S; "
+        "from corebound.cli import bench_peers; from corebound.cli.main import main; "
+        "from corebound.engine.bench.peers import process; "
+        f"peer = S(python=lambda _: Path(sys.executable), adapter={str(engine)!r}, variables={{}}); "
+        "job = S(num_threads=None, to_bytes=lambda: b'', action='measure'); "
+        "bench_peers.measure = lambda *_, **__: process._run(peer, Path(), job); "
+        "sys.exit(main(['bench', 'peers', '--peers', 'vllm']))"
+    )
+    command = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": ":".join(sys.path)})
+    end = time.monotonic() + 60
+    while not said.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(60) == 128 + signal.SIGTERM
+    assert not Path("/proc", said.read_text()).exists()
