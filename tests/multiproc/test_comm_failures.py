@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.mounting import can_mount
 from multiproc import comm_tasks as tasks
 from multiproc.rank_harness import start_ranks
 
@@ -162,9 +162,7 @@ def test_too_little_shared_memory_is_explained_and_gloo_takes_over() -> None:
         job.run(tasks.call, "world", "all_reduce")
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("unshare"), reason="this machine lacks the right to mount, or unshare"
-)
+@pytest.mark.skipif(not can_mount(), reason="this machine lacks the right to mount, or unshare")
 def test_a_full_file_system_is_an_error_and_no_bus_error(tmp_path: Path) -> None:
     program = f"from multiproc.comm_tasks import open_segment; print(open_segment({str(tmp_path)!r}))"
     mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {sys.executable} -c {shlex.quote(program)}"
@@ -176,8 +174,6 @@ def test_a_full_file_system_is_an_error_and_no_bus_error(tmp_path: Path) -> None
         timeout=60,
         env={**os.environ, "PYTHONPATH": paths},
     )
-    if "unshare" in result.stderr or "mount:" in result.stderr:
-        pytest.skip(f"this machine lacks the right to mount: {result.stderr}")
     assert result.stdout.startswith("(4, "), result.stderr
     assert "cannot reserve 3149824 bytes: No space left on device" in result.stdout
 

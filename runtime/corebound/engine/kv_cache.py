@@ -127,10 +127,10 @@ def allocate_kv_cache(
     shape = (num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim)
     try:
         blocks = allocate({"blocks": shape}, dtype)["blocks"]
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) else "more than there are addresses"
         raise HostError(
-            f"KV cache: cannot reserve {math.prod(shape) * dtype.itemsize / GIB:.1f} GiB on this rank: "
-            f"{error.strerror}",
+            f"KV cache: cannot reserve {math.prod(shape) * dtype.itemsize / GIB:.1f} GiB on this rank: {why}",
             hint="ask for less with --kv-cache-gib (kv_cache_gib of LLM)",
         ) from error
     return [(layer[:, 0], layer[:, 1]) for layer in blocks.unbind(1)]

@@ -66,7 +66,8 @@ class Service:
         # What the engine has no room for waits in the inbox, whose length is limited.
         room = self._max_running - len(self._tickets)
         for ticket in self._inbox.take(min(room, _STARTS_PER_TURN), 0.0 if self._engine.has_work else self._wait_s()):
-            self._start(ticket)
+            if not ticket.cancelled.is_set():
+                self._start(ticket)
         self._inbox.num_running = len(self._tickets)
         if self._engine.has_work:
             self._step()

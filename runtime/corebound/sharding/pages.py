@@ -32,7 +32,7 @@ def with_pages_ahead(parts: Iterable[Part], memories: Iterable[torch.Tensor]) ->
 
     Shapes: memories [bytes] uint8, each contiguous.
     """
-    pieces = itertools.chain.from_iterable(map(_pieces, memories))
+    pieces = itertools.takewhile(lambda _: _gives_ahead(), itertools.chain.from_iterable(map(_pieces, memories)))
     yield from itertools.islice(pieces, _NUM_FIRST)
     for part in parts:
         yield part
@@ -48,9 +48,25 @@ def _pieces(memory: torch.Tensor) -> Iterator[Part]:
 
 
 def _take(_memory: torch.Tensor, start: int, stop: int, _scratch: Scratch) -> None:
-    code = _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _POPULATE_WRITE)
-    if code:  # the first store takes what an older kernel does not
-        _log.debug("pages are taken as they are filled: %s", os.strerror(ctypes.get_errno()))
+    _populate(start, stop - start)  # what cannot be had now, the first store asks for again
+
+
+@functools.cache
+def _gives_ahead() -> bool:
+    """Return whether the kernel takes pages when told; else the first store does, as fast as before."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        view = ctypes.c_char.from_buffer(page)
+        code = _populate(ctypes.addressof(view), mmap.PAGESIZE)
+        del view
+    if code:
+        _log.info("pages for weights are taken as they are filled, not ahead: %s", os.strerror(code))
+    return code == 0
+
+
+def _populate(start: int, num_bytes: int) -> int:
+    """Return 0, or what madvise says."""
+    code = _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(num_bytes), _POPULATE_WRITE)
+    return ctypes.get_errno() if code else 0
 
 
 @functools.cache

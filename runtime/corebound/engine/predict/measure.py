@@ -73,6 +73,7 @@ def _from_memory(
     probe = PanelProbe(cpus, per_thread)
     products = _products(probe)
     if len(near) < len(cpus):
+        del probe  # its memory is needed for the next one
         probe = PanelProbe(near, per_thread)
     part = len(near) / len(cpus)
     attention = tuple(
