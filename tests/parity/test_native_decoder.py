@@ -23,7 +23,7 @@ from corebound.quantization.rtn import quantize
 from corebound.quantization.scheme import parse_scheme
 from fixtures.decoding import Runner
 from fixtures.thread_group import ThreadCollectives, run_ranks
-from fixtures.tiny_models import NUM_LAYERS, VOCAB_SIZE, build_bloom, build_llama
+from fixtures.tiny_models import NUM_LAYERS, VOCAB_SIZE, build_bloom, build_family, build_llama
 
 pytestmark = pytest.mark.native
 
@@ -97,6 +97,40 @@ def test_a_team_of_any_size_gives_the_same_bits(team: Callable[[int], None], mod
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
+def assert_best_words(decoder: NativeDecoder, logits: torch.Tensor) -> None:
+    assert decoder.best_words is not None
+    expected = logits.max(dim=1)
+    values = torch.tensor(decoder.best_words.values.tolist())
+    assert torch.equal(values.nan_to_num(7e9), expected.values.nan_to_num(7e9))
+    numbers = ~expected.values.isnan()
+    assert torch.equal(torch.tensor(decoder.best_words.words.tolist())[numbers], expected.indices[numbers])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_step_finds_the_best_word_of_every_row(team: Callable[[int], None], model: Path, size: int) -> None:
+    team(size)
+    runner = Runner(model, SingleCollectives(), "bfloat16")
+    assert isinstance(runner.decoder, NativeDecoder)
+    for num_rows in range(1, 18):
+        logits = torch.cat(runner.logits([[3 + place for place in range(num_rows)]]))
+        assert logits.shape == (num_rows, VOCAB_SIZE)
+        assert_best_words(runner.decoder, logits)
+
+
+def test_every_variant_finds_the_best_words(variant: str, model: Path) -> None:
+    runner = Runner(model, SingleCollectives(), "bfloat16")
+    assert_best_words(runner.decoder, torch.cat(runner.logits(PROMPTS)))
+    assert_best_words(runner.decoder, torch.cat(runner.logits([[7]])))
+
+
+def test_logits_that_are_divided_afterwards_have_no_best_words(tmp_path: Path) -> None:
+    runner = Runner(build_family(tmp_path / "granite", "granite", logits_scaling=7.0), SingleCollectives(), "bfloat16")
+    assert isinstance(runner.decoder, NativeDecoder)
+    assert runner.decoder.description.logits_divisor == 7.0
+    runner.logits(PROMPTS)
+    assert runner.decoder.best_words is None
+
+
 def test_long_contexts_are_taken_in_parts_with_the_same_bits_for_a_team_of_any_size(
     team: Callable[[int], None], tmp_path: Path
 ) -> None:
@@ -126,6 +160,7 @@ def test_logits_of_one_sequence_do_not_depend_on_a_broken_one(model: Path) -> No
     first, second = decoder.logits(PROMPTS[:2])
     assert torch.equal(first, whole[: len(PROMPTS[0])])
     assert bool(second.isnan().all())
+    assert_best_words(decoder.decoder, torch.cat([first, second]))
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int8:g32:asym", "int4", "int4:channel:sym"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 
 import pytest
 import torch
 
-from corebound.kernels.panels import Activation, PanelFormat, PanelMatrix, scale_kind_for
+from corebound.kernels.panel_format import OutputStruct
+from corebound.kernels.panels import Activation, PanelFormat, PanelMatrix, library, scale_kind_for
 
 pytestmark = pytest.mark.native
 
@@ -57,6 +59,51 @@ def test_rows_beyond_those_of_one_pass_are_as_if_alone(variant: str) -> None:
     assert_close(found, x, weight)
     if variant == "amx":  # elsewhere rows go by sixes, and a last few by themselves in another order
         assert torch.equal(found[440:], matrix.multiply(x[440:]))
+
+
+class BestStruct(ctypes.Structure):
+    """kernels::Best."""
+
+    _fields_ = [("value", ctypes.c_float), ("word", ctypes.c_int32)]
+
+
+def logits_with_best(matrix: PanelMatrix, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The logits of rows, and of each row the largest and its word as the kernel found them."""
+    padded = torch.zeros((len(x), matrix.padded_inputs), dtype=torch.bfloat16)
+    padded[:, : matrix.inputs] = x
+    logits = torch.empty((len(x), matrix.outputs))
+    best = (BestStruct * len(x))(*[BestStruct(-torch.inf, 2**31 - 1)] * len(x))
+    out = OutputStruct(logits=logits.data_ptr(), stride=matrix.outputs, best=ctypes.addressof(best))
+    library().corebound_panel_multiply(
+        ctypes.byref(matrix.struct), padded.data_ptr(), len(x), matrix.padded_inputs, ctypes.byref(out), 0
+    )
+    return logits, torch.tensor([one.value for one in best]), torch.tensor([one.word for one in best])
+
+
+@pytest.mark.parametrize("special", [[], [math.nan], [math.inf], [-math.inf], [math.inf, math.nan, math.nan]], ids=str)
+def test_the_best_words_are_those_of_torch(variant: str, special: list[float]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for outputs in (1, 63, 64, 65, 200):
+        # Few different values, so that many words are equal; the special ones are at places of their own.
+        weight = torch.randint(-1, 2, (outputs, 4), generator=generator).bfloat16()
+        for value in special:
+            weight[int(torch.randint(0, outputs, (), generator=generator)), 0] = value
+        matrix = placed(PanelMatrix(outputs, 4, PanelFormat()))
+        matrix.put(0, weight)
+        for rows in range(1, 18):
+            x = torch.randint(-1, 2, (rows, 4), generator=generator).bfloat16()
+            x[:, 0] = 1
+            logits, values, words = logits_with_best(matrix, x)
+            expected = logits.max(dim=1)
+            assert torch.equal(values.nan_to_num(7e9), expected.values.nan_to_num(7e9))
+            assert torch.equal(words, expected.indices)
+
+
+def test_rows_of_the_smallest_logits_alone_have_the_first_word(variant: str) -> None:
+    matrix = placed(PanelMatrix(130, 2, PanelFormat()))
+    matrix.put(0, torch.full((130, 2), -math.inf, dtype=torch.bfloat16))
+    _, values, words = logits_with_best(matrix, torch.ones((3, 2), dtype=torch.bfloat16))
+    assert values.tolist() == [-math.inf] * 3 and words.tolist() == [0, 0, 0]
 
 
 def test_nothing_behind_the_last_panel_is_read(variant: str) -> None:

@@ -19,7 +19,7 @@ from corebound.engine.request import FinishReason, Request, RequestOutput
 from corebound.engine.sampling import Answer
 from corebound.engine.scheduler import Chunk, Scheduler
 from corebound.engine.sequence import Sequence
-from corebound.engine.step import SamplingRow, StepInput, input_of
+from corebound.engine.step import NO_TOKENS, SamplingRow, StepInput, input_of
 from corebound.engine.text import TextStream, Tokenizer
 from corebound.errors import ModelError, RequestError
 
@@ -208,7 +208,7 @@ class Engine:
         active = self._active[chunk.sequence]
         params = chunk.sequence.request.params
         penalty = params.repetition_penalty
-        seen = np.unique(np.array(chunk.sequence.token_ids if penalty != 1.0 else [], np.int32))
+        seen = NO_TOKENS if penalty == 1.0 else np.unique(np.array(chunk.sequence.token_ids, np.int32))
         return SamplingRow(
             temperature=params.temperature,
             top_k=min(params.top_k or 0, self._runner.vocab_size) if not params.is_greedy else 0,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence as Rows
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from corebound.comm.base import Collectives
 from corebound.engine import sampling
 from corebound.engine.kv_cache import BlockCopy, KVCache, copy_blocks
-from corebound.engine.step import SamplingRow, Step, StepInput, Words, decode_step, encode_step
-from corebound.models.batch import StepBatch
+from corebound.engine.step import SamplingRow, Step, StepInput, decode_step, encode_step
+from corebound.models.batch import BestWords, StepBatch
 
 # The first message of a step: two words of header, then the step itself if it fits, else a second message. 4 KiB
 # carry a decode step of dozens of sequences.
@@ -26,6 +26,7 @@ class Decoder(Protocol):
 
     vocab_start: int
     vocab_stop: int
+    best_words: BestWords | None  # of the last forward, where it found them with the logits
 
     def forward(self, batch: StepBatch, kv_cache: KVCache) -> torch.Tensor:
         """Return the local logits, fp32 [R, vocab_stop - vocab_start]."""
@@ -40,7 +41,7 @@ class Executor:
         self._collectives = collectives
         self._block_size = block_size
         self._message = torch.zeros(_INLINE_WORDS, dtype=torch.int32)
-        self._message_words: Words = self._message.numpy()
+        self._message_words = self._message.numpy()
         self._is_in_step = False
         width = torch.tensor([decoder.vocab_stop - decoder.vocab_start], dtype=torch.int32)
         # Ranks come here when they have loaded, each in its own time; the death of one still ends the wait.
@@ -66,7 +67,12 @@ class Executor:
         if self._collectives.size > 1:
             self._send(words)
         step = decode_step(words)
-        gathered = self._compute(step)
+        logits = self._compute(step)
+        if self._collectives.size == 1 and sampling.are_greedy(step.rows):
+            answers = sampling.greedy_answers(self._best_words(logits), self._decoder.vocab_start)
+            self._is_in_step = False
+            return answers
+        gathered = self._gather(logits, step.rows)
         self._is_in_step = False
         return sampling.merge(gathered, step.rows, self._shard_widths) if step.rows else []
 
@@ -92,23 +98,33 @@ class Executor:
         """Compute the steps that rank 0 sends until it stops."""
         self._is_in_step = True
         while (words := self._receive()) is not None:
-            self._compute(decode_step(words))
+            step = decode_step(words)
+            logits = self._compute(step)
+            self._gather(logits, step.rows)
         self._is_in_step = False
 
-    @torch.inference_mode()
     def _compute(self, step: Step) -> torch.Tensor:
-        """Return the gathered candidates of this step's rows; equal on every rank."""
-        copy_blocks(self._kv_cache, step.copies)
-        logits = self._decoder.forward(step.batch, self._kv_cache)
-        if not step.rows:
+        if step.copies:
+            copy_blocks(self._kv_cache, step.copies)
+        return self._decoder.forward(step.batch, self._kv_cache)
+
+    def _best_words(self, logits: torch.Tensor) -> BestWords:
+        return self._decoder.best_words or sampling.find_best_words(logits)
+
+    @torch.inference_mode()
+    def _gather(self, logits: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
+        """Return the candidates of these rows from all ranks; equal on every rank."""
+        if not rows:
             return torch.empty(0, dtype=torch.int32)
         vocab_start = self._decoder.vocab_start
-        sampling.penalise(logits, step.rows, vocab_start)
-        count = sampling.num_candidates(step.rows)
+        if sampling.are_greedy(rows):
+            return self._collectives.all_gather(sampling.greedy_offer(self._best_words(logits), vocab_start))
+        sampling.penalise(logits, rows, vocab_start)
+        count = sampling.num_candidates(rows)
         while True:
-            offer = sampling.local_candidates(logits, step.rows, vocab_start, count)
+            offer = sampling.local_candidates(logits, rows, vocab_start, count)
             gathered = self._collectives.all_gather(offer)
-            if not self._wants_more(gathered, step.rows):
+            if not self._wants_more(gathered, rows):
                 return gathered
             count *= sampling.GROWTH
 
@@ -123,16 +139,16 @@ class Executor:
             self._collectives.broadcast(verdict)
         return bool(verdict[0])
 
-    def _send(self, words: Words) -> None:
+    def _send(self, words: array[int]) -> None:
         self._message_words[:2] = _STEP, len(words)
         if len(words) <= _INLINE_WORDS - 2:
             self._message_words[2 : 2 + len(words)] = words
             self._collectives.broadcast(self._message)
         else:
             self._collectives.broadcast(self._message)
-            self._collectives.broadcast(torch.from_numpy(words))
+            self._collectives.broadcast(torch.frombuffer(words, dtype=torch.int32))
 
-    def _receive(self) -> Words | None:
+    def _receive(self) -> array[int] | None:
         # Between requests rank 0 is silent for as long as nobody asks; if it dies, the broadcast ends with an error.
         self._collectives.broadcast(self._message, timeout_s=math.inf)
         kind, length = self._message_words[:2].tolist()
@@ -144,7 +160,7 @@ class Executor:
             return None
         assert kind == _STEP, f"unknown message {kind}"
         if length <= _INLINE_WORDS - 2:
-            return self._message_words[2 : 2 + length].copy()
-        words = np.empty(length, np.int32)
-        self._collectives.broadcast(torch.from_numpy(words))
+            return array("i", self._message_words[2 : 2 + length].tobytes())
+        words = array("i", bytes(4 * length))
+        self._collectives.broadcast(torch.frombuffer(words, dtype=torch.int32))
         return words

@@ -10,6 +10,7 @@ number of ranks nor on what else is in the batch.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from corebound.engine.step import SamplingRow
+from corebound.models.batch import BestWords
 
 # Enough for nearly every nucleus of a trained model; a wider one asks again with more.
 FIRST_NUCLEUS_CANDIDATES = 64
@@ -46,6 +48,41 @@ def num_candidates(rows: Sequence[SamplingRow]) -> int:
 def may_need_more(rows: Sequence[SamplingRow]) -> bool:
     """Return whether any row could turn out to need a second exchange."""
     return any(_is_open_nucleus(row) for row in rows)
+
+
+def are_greedy(rows: Sequence[SamplingRow]) -> bool:
+    """Return whether every row asks for the largest logit alone, as the model gives it.
+
+    Such a step spends as little as can be between two reads of the weights. One rank has its answers at once, by
+    `greedy_answers`; several offer by `greedy_offer`, which stands for `penalise` and `local_candidates`, and `merge`
+    has a short way.
+    """
+    return all(not row.temperature and not row.num_best and row.repetition_penalty == 1.0 for row in rows)
+
+
+def find_best_words(logits: torch.Tensor) -> BestWords:
+    """Return the best word of every row, where no decoder has found them with the logits.
+
+    Shapes: logits [R, V] fp32.
+    """
+    values, words = logits.max(dim=1)  # of equal values the first, and NaN when there is one
+    return BestWords(array("f", values.tolist()), array("i", words.tolist()))
+
+
+def greedy_answers(best: BestWords, vocab_start: int) -> list[Answer]:
+    """Return the answers of rows that `are_greedy` where one rank has the whole vocabulary."""
+    found = zip(best.values, best.words, strict=True)
+    return [Answer([vocab_start + word] if value == value else [], []) for value, word in found]  # NaN is not itself
+
+
+def greedy_offer(best: BestWords, vocab_start: int) -> torch.Tensor:
+    """Return what `local_candidates` returns for rows that `are_greedy`: int32 [R, 3]."""
+    offer = torch.empty(len(best.words), 3, dtype=torch.int32)
+    values = offer[:, :2].view(torch.float32)
+    values[:, 0] = -math.inf
+    values[:, 1] = torch.frombuffer(best.values, dtype=torch.float32)
+    offer[:, 2] = torch.frombuffer(best.words, dtype=torch.int32) + vocab_start
+    return offer
 
 
 def penalise(logits: torch.Tensor, rows: Sequence[SamplingRow], vocab_start: int) -> None:
@@ -114,11 +151,21 @@ def merge(gathered: torch.Tensor, rows: Sequence[SamplingRow], shard_widths: Seq
 
     Shapes: gathered int32 [W, R, 1 + 2*K], the offers of all ranks in rank order, vocabulary order likewise.
     """
+    if are_greedy(rows):
+        return _merge_greedy(gathered)
     found = [_Merged(gathered, index, shard_widths) for index in range(len(rows))]
     return [
         _answer(merged, row) if merged.holds_numbers else Answer([], [])
         for merged, row in zip(found, rows, strict=True)
     ]
+
+
+def _merge_greedy(gathered: torch.Tensor) -> list[Answer]:
+    words = gathered.numpy()
+    values, ids = words[:, :, 1].view(np.float32), words[:, :, 2]
+    rank, row = values.argmax(axis=0), np.arange(words.shape[1])  # NaN before all, then the lowest id of equal ones
+    found = zip(values[rank, row].tolist(), ids[rank, row].tolist(), strict=True)
+    return [Answer([token_id] if value == value else [], []) for value, token_id in found]
 
 
 class _Merged:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import struct
+from array import array
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from corebound.engine.kv_cache import BlockCopy
 from corebound.engine.scheduler import Chunk
 from corebound.models.batch import StepBatch
 
-Words = npt.NDArray[np.int32]
+TokenIds = npt.NDArray[np.int32]
+NO_TOKENS: TokenIds = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class SamplingRow:
     seed: int = 0
     position: int = 0
     num_best: int = 0
-    seen: Words = field(default_factory=lambda: np.empty(0, np.int32))
+    seen: TokenIds = field(default_factory=lambda: NO_TOKENS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +45,9 @@ class Step:
     copies: list[BlockCopy] = field(default_factory=list)
 
 
-_ROW = np.dtype(
-    [
-        ("temperature", "<f4"),
-        ("top_k", "<i4"),
-        ("top_p", "<f4"),
-        ("repetition_penalty", "<f4"),
-        ("seed", "<u8"),
-        ("position", "<i4"),
-        ("num_best", "<i4"),
-        ("num_seen", "<i4"),
-        ("unused", "<i4"),
-    ]
-)
-_ROW_WORDS = _ROW.itemsize // 4
+# temperature, top_k, top_p, repetition_penalty, seed, position, num_best, num_seen, unused
+_ROW = struct.Struct("<fiffQiiii")
+_ROW_WORDS = _ROW.size // 4
 _HEADER_WORDS = 6  # num_tokens, num_sequences, max_blocks, num_rows, num_copies, num_seen
 
 
@@ -77,85 +68,74 @@ def input_of(chunk: Chunk, row: SamplingRow | None) -> StepInput:
     return StepInput(sequence.token_ids[first : first + chunk.num_tokens], first, sequence.blocks, row)
 
 
-def encode_step(inputs: Rows[StepInput], block_size: int, copies: Rows[BlockCopy] = ()) -> Words:
-    """Return the words of a step over `inputs`; `decode_step` reads them back."""
-    counts = np.array([len(part.token_ids) for part in inputs], np.int32)
-    num_tokens, num_sequences = int(counts.sum()), len(inputs)
-    starts = np.zeros(num_sequences + 1, np.int32)
-    np.cumsum(counts, out=starts[1:])
-    max_blocks = max(len(part.blocks) for part in inputs)
-    tables = np.zeros((num_sequences, max_blocks), np.int32)
-    positions = np.empty(num_tokens, np.int32)
-    slots = np.empty(num_tokens, np.int32)
-    for index, part in enumerate(inputs):
-        tables[index, : len(part.blocks)] = part.blocks
-        span = slice(starts[index], starts[index + 1])
-        positions[span] = np.arange(part.first_position, part.first_position + counts[index])
-        slots[span] = tables[index, positions[span] // block_size] * block_size + positions[span] % block_size
-    rows = [part.row for part in inputs if part.row is not None]
-    logits_rows = [int(starts[index + 1]) - 1 for index, part in enumerate(inputs) if part.row is not None]
-    seen = [row.seen for row in rows]
-    header = [num_tokens, num_sequences, max_blocks, len(rows), len(copies), sum(map(len, seen))]
-    token_ids = [token for part in inputs for token in part.token_ids]
-    return np.concatenate(
-        [
-            np.array(header + token_ids, np.int32),
-            positions,
-            slots,
-            tables.reshape(-1),
-            starts,
-            np.array([part.first_position + len(part.token_ids) for part in inputs] + logits_rows, np.int32),
-            _encode_rows(rows),
-            np.array(copies, np.int32).reshape(-1),
-            *seen,
-        ]
+def encode_step(inputs: Rows[StepInput], block_size: int, copies: Rows[BlockCopy] = ()) -> array[int]:
+    """Return the words of a step over `inputs`; `decode_step` reads them back.
+
+    Lists and arrays of Python, because most steps have few words: after a step, which reads all weights, the code of
+    numpy and torch is in no cache, and a call of theirs costs more than all of this.
+    """
+    max_blocks = max([len(part.blocks) for part in inputs])
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    tables: list[int] = []
+    starts, lengths, logits_rows = [0], [], []
+    rows: list[SamplingRow] = []
+    for part in inputs:
+        blocks, length = part.blocks, part.first_position + len(part.token_ids)
+        places = range(part.first_position, length)
+        token_ids += part.token_ids
+        positions += places
+        slots += [blocks[place // block_size] * block_size + place % block_size for place in places]
+        tables += blocks
+        tables += [0] * (max_blocks - len(blocks))
+        starts.append(len(token_ids))
+        lengths.append(length)
+        if part.row is not None:
+            rows.append(part.row)
+            logits_rows.append(len(token_ids) - 1)
+    words = array("i", [len(token_ids), len(inputs), max_blocks, len(rows), len(copies)])
+    words.append(sum([len(row.seen) for row in rows]))
+    for row in rows:
+        words.frombytes(_encode_row(row))
+    for row in rows:
+        if len(row.seen):
+            words.frombytes(row.seen.tobytes())
+    for pair in copies:
+        words.extend(pair)
+    for numbers in (token_ids, positions, slots, logits_rows, tables, starts, lengths):
+        words.extend(numbers)
+    return words
+
+
+def decode_step(words: array[int]) -> Step:
+    """Return the step that `encode_step` wrote. The batch shares memory with `words`."""
+    num_tokens, num_sequences, max_blocks, num_rows, num_copies, num_seen = words[:_HEADER_WORDS]
+    seen_at = _HEADER_WORDS + num_rows * _ROW_WORDS
+    copies_at = seen_at + num_seen
+    tokens_at = copies_at + 2 * num_copies
+    tables_at = tokens_at + 3 * num_tokens + num_rows
+    end = tables_at + num_sequences * (max_blocks + 2) + 1
+    assert end == len(words), f"step of {len(words)} words, its header says {end}"
+    copies = words[copies_at:tokens_at]
+    return Step(
+        batch=StepBatch(array("q", words[tokens_at:tables_at]), words, tables_at, num_tokens, num_sequences, num_rows),
+        rows=_decode_rows(words[_HEADER_WORDS:seen_at].tobytes(), words[seen_at:copies_at]),
+        copies=[BlockCopy(*pair) for pair in zip(copies[::2], copies[1::2], strict=True)],
     )
 
 
-def decode_step(words: Words) -> Step:
-    """Return the step that `encode_step` wrote. The tensors may share memory with `words`."""
-    num_tokens, num_sequences, max_blocks, num_rows, num_copies, num_seen = words[:_HEADER_WORDS].tolist()
-    lengths = (
-        *(num_tokens, num_tokens, num_tokens),
-        num_sequences * max_blocks,
-        *(num_sequences + 1, num_sequences, num_rows, num_rows * _ROW_WORDS),
-        *(2 * num_copies, num_seen),
+def _encode_row(row: SamplingRow) -> bytes:
+    return _ROW.pack(
+        *(row.temperature, row.top_k, row.top_p, row.repetition_penalty),
+        *(row.seed, row.position, row.num_best, len(row.seen), 0),
     )
-    parts: list[Words] = []
-    offset = _HEADER_WORDS
-    for length in lengths:
-        parts.append(words[offset : offset + length])
-        offset += length
-    assert offset == len(words), f"step of {len(words)} words, its header says {offset}"
-    tokens, positions, slots, tables, starts, contexts, logits_rows, row_words, copies, seen = parts
-    batch = StepBatch(
-        token_ids=torch.from_numpy(tokens.astype(np.int64)),
-        positions=torch.from_numpy(positions.astype(np.int64)),
-        slots=torch.from_numpy(slots.astype(np.int64)),
-        block_tables=torch.from_numpy(tables.reshape(num_sequences, max_blocks)),
-        query_starts=torch.from_numpy(starts),
-        context_lengths=torch.from_numpy(contexts),
-        logits_rows=torch.from_numpy(logits_rows.astype(np.int64)),
-    )
-    pairs = copies.reshape(-1, 2).tolist()
-    return Step(batch=batch, rows=_decode_rows(row_words, seen), copies=[BlockCopy(*pair) for pair in pairs])
 
 
-def _encode_rows(rows: Rows[SamplingRow]) -> Words:
-    table = np.zeros(len(rows), _ROW)
-    for index, row in enumerate(rows):
-        table[index] = (
-            *(row.temperature, row.top_k, row.top_p, row.repetition_penalty),
-            *(row.seed, row.position, row.num_best, len(row.seen), 0),
-        )
-    return table.view(np.int32)
-
-
-def _decode_rows(words: Words, seen: Words) -> list[SamplingRow]:
+def _decode_rows(packed: bytes, seen: array[int]) -> list[SamplingRow]:
     rows = []
     offset = 0
-    for item in words.copy().view(_ROW).tolist():
-        temperature, top_k, top_p, penalty, seed, position, num_best, num_seen, _ = item
+    for temperature, top_k, top_p, penalty, seed, position, num_best, num_seen, _ in _ROW.iter_unpack(packed):
         rows.append(
             SamplingRow(
                 temperature=temperature,
@@ -165,7 +145,7 @@ def _decode_rows(words: Words, seen: Words) -> list[SamplingRow]:
                 seed=seed,
                 position=position,
                 num_best=num_best,
-                seen=seen[offset : offset + num_seen],
+                seen=np.array(seen[offset : offset + num_seen], np.int32) if num_seen else NO_TOKENS,
             )
         )
         offset += num_seen

@@ -46,6 +46,7 @@ class OutputStruct(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
         ("activation", ctypes.c_int),
+        ("best", ctypes.c_void_p),
     ]
 
 

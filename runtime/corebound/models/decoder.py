@@ -12,7 +12,7 @@ from torch import Tensor
 
 from corebound import kernels
 from corebound.comm import Collectives
-from corebound.models.batch import StepBatch
+from corebound.models.batch import BestWords, StepBatch
 from corebound.models.description import ModelDescription
 from corebound.models.experts import mix_experts, require_one_variant
 from corebound.models.rope import RotaryTable
@@ -63,6 +63,7 @@ class Decoder:
         self.dtype: torch.dtype = weights.embedding.dtype
         self._collectives = collectives
         share = plan.shares[collectives.rank]
+        self.best_words: BestWords | None = None  # torch looks for them where they are asked for
         self.num_layers = description.num_layers
         self.num_heads = len(share.query_heads)
         self.num_kv_heads = len(share.kv_heads)
@@ -102,7 +103,7 @@ class Decoder:
         """
         angles = None
         if self._rotary is not None:
-            angles = self._rotary.up_to(int(batch.context_lengths.max()))
+            angles = self._rotary.up_to(batch.longest_context)
         x = self._embed(batch)
         residual: Tensor | None = None
         last = self.num_layers - 1

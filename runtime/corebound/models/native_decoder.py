@@ -21,7 +21,7 @@ from corebound.errors import KernelError
 from corebound.kernels import active_isa
 from corebound.kernels.panels import ACTIVATIONS, PanelMatrix, library
 from corebound.logs import get_logger
-from corebound.models.batch import StepBatch
+from corebound.models.batch import BestWords, LogitsRoom, StepBatch
 from corebound.models.description import ModelDescription
 from corebound.models.experts import require_one_variant
 from corebound.models.native_structs import (
@@ -75,8 +75,13 @@ class NativeDecoder:
         self._collectives = collectives
         self._failure: BaseException | None = None
         self._rotary = RotaryTable(description.rope, description.head_dim) if description.rope else None
-        self._caches: tuple[KvCache, ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_void_p]] | None = None
+        self._caches: tuple[KvCache, list[ctypes.Array[ctypes.c_void_p]], tuple[int, ...]] | None = None
+        self._angles: tuple[Tensor, Tensor] | None = None
+        self._num_angles, self._angle_pointers = 0, (0, 0)
         self._kept: list[object] = []  # what the native side points to
+        # Of the last step; None where its logits were changed after they were found.
+        self.best_words: BestWords | None = None
+        self._room = LogitsRoom(0, self.vocab_stop - self.vocab_start)
         self._per_head_qkv = plan.table.qkv_layout == "per_head"
         self._slopes: Tensor | None = None
         if description.alibi:
@@ -107,45 +112,45 @@ class NativeDecoder:
             total += layer.experts.bytes_per_token(self.description.num_chosen_experts) if layer.experts else 0
         return total
 
-    @torch.inference_mode()
     def forward(self, batch: StepBatch, kv_cache: KvCache) -> Tensor:
         """Return the logits of this rank's words for the rows that the batch asks for, and store all keys and values.
+
+        The next step with as many rows overwrites them, and `best_words`.
 
         Shapes: as `Decoder.forward`.
 
         Raises: CommError when a sum over the ranks fails; KernelError for a failure of the step itself.
         """
-        keys, values = self._cache_pointers(kv_cache)
-        angles = None
-        longest = int(batch.context_lengths.max())
-        if self._rotary is not None:
-            angles = self._rotary.up_to(longest)
+        # After a step, which reads all weights, none of this is in a cache: so few calls, and of torch hardly any.
+        longest = batch.longest_context
         table = self.weights.position_embedding
         if table is not None and longest > table.shape[0] - self.description.position_offset:
             raise KernelError(f"native decoder: {longest} positions, of which {self.description.name} has fewer")
-        rows = batch.logits_rows.shape[0]
-        logits = torch.empty((rows, self.vocab_stop - self.vocab_start), dtype=torch.float32)
-        tensors = [batch.token_ids, batch.positions, batch.slots, batch.block_tables]
-        tensors += [batch.query_starts, batch.context_lengths, batch.logits_rows]
-        whole = [tensor.contiguous() for tensor in tensors]
+        if self._rotary is not None and longest > self._num_angles:
+            self._angles = self._rotary.up_to(longest)
+            self._num_angles = self._angles[0].shape[0]
+            self._angle_pointers = (self._angles[0].data_ptr(), self._angles[1].data_ptr())
+        if batch.num_rows != self._room.num_rows:
+            self._room = LogitsRoom(batch.num_rows, self.vocab_stop - self.vocab_start)
+        logits, best = self._room.logits, self._room.best
         step = StepStruct(
             batch.num_tokens,
             batch.num_sequences,
-            batch.block_tables.shape[1],
-            rows,
-            *(tensor.data_ptr() for tensor in whole),
-            ctypes.addressof(keys),
-            ctypes.addressof(values),
-            kv_cache[0][0].shape[2],
-            kv_cache[0][0].stride(0),
-            angles[0].data_ptr() if angles else None,
-            angles[1].data_ptr() if angles else None,
-            logits.data_ptr(),
+            batch.max_blocks,
+            batch.num_rows,
+            *batch.addresses(),
+            *self._cache_pointers(kv_cache),
+            *self._angle_pointers,
+            *self._room.addresses,
         )
         code = library().corebound_decoder_run(self._handle, ctypes.byref(step))
         if code:
             raise self._error(code)
-        return logits if self.description.logits_divisor == 1.0 else logits.div_(self.description.logits_divisor)
+        if self.description.logits_divisor != 1.0:
+            self.best_words = None  # what differs now may be equal then
+            return logits.div_(self.description.logits_divisor)
+        self.best_words = best
+        return logits
 
     def _error(self, code: int) -> BaseException:
         if self._failure is not None:
@@ -155,15 +160,18 @@ class NativeDecoder:
             return KernelError(f"native decoder: {library().corebound_decoder_error().decode()}")
         return failure(code)
 
-    def _cache_pointers(self, kv_cache: KvCache) -> tuple[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_void_p]]:
+    def _cache_pointers(self, kv_cache: KvCache) -> tuple[int, ...]:
+        """Return where the pointers to keys and to values of the layers are, the size of a block and its stride."""
         if self._caches is None or self._caches[0] is not kv_cache:
-            array = ctypes.c_void_p * len(kv_cache)
+            pointers_of_layers = ctypes.c_void_p * len(kv_cache)
             for cache in itertools.chain.from_iterable(kv_cache):
                 assert cache.dtype == self.dtype and cache[0].is_contiguous()
                 assert cache.stride(0) == kv_cache[0][0].stride(0)
-            pointers = [array(*(pair[which].data_ptr() for pair in kv_cache)) for which in range(2)]
-            self._caches = (kv_cache, pointers[0], pointers[1])
-        return self._caches[1], self._caches[2]
+            pointers = [pointers_of_layers(*(pair[which].data_ptr() for pair in kv_cache)) for which in range(2)]
+            first = kv_cache[0][0]
+            where = (*map(ctypes.addressof, pointers), first.shape[2], first.stride(0))
+            self._caches = (kv_cache, pointers, where)
+        return self._caches[2]
 
     def _model(self, kv_head_map: Sequence[int]) -> ModelStruct:
         description, weights = self.description, self.weights

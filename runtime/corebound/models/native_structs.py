@@ -115,4 +115,6 @@ class StepStruct(ctypes.Structure):
         ("cos", _POINTER),
         ("sin", _POINTER),
         ("logits", _POINTER),
+        ("best_values", _POINTER),
+        ("best_words", _POINTER),
     ]

@@ -68,6 +68,8 @@ struct Step {
   int64_t block_size, block_stride;              // rows; elements
   const float *cos, *sin;                        // rotary tables, or null
   float *logits;                                 // [rows, num_words]
+  float *best_values;                            // [rows]: the largest of each, NaN where there is one; or null
+  int32_t *best_words;                           // [rows]: the lowest of this rank's words that has it
 };
 
 } // namespace corebound::decoder

@@ -102,6 +102,7 @@ void Walker::make_room(const Step &step) {
   const int64_t few = std::min<int64_t>(step.tokens, 2); // rows that every member rounds for itself
   for (Member &member : members_) {
     member.panel.get(kernels::panel_scratch_floats(step.tokens));
+    member.best.get(step.rows);
     member.attention.get(kernels::attention_scratch_bytes(attention));
     member.high.get(few * max_inputs_);
     member.low.get(few * max_inputs_);

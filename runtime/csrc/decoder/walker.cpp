@@ -20,6 +20,9 @@ int Walker::run(const Step &step) {
     member.turn = 0;
     walk(member);
   });
+  if (step.best_values && code_ == 0) {
+    choose_words();
+  }
   return code_;
 }
 
@@ -76,8 +79,26 @@ void Walker::walk(Member &member) {
     }
   }
   normalise(member, model_.final_norm, true, rows, &model_.head);
+  kernels::Best *best = step_->best_values ? member.best.data() : nullptr;
+  if (best) {
+    std::fill_n(best, rows, kernels::no_word);
+  }
   multiply(member, model_.head, normed_, rows,
-           {nullptr, step_->logits, model_.head_bias, model_.num_words, Activation::none}, nullptr, true);
+           {nullptr, step_->logits, model_.head_bias, model_.num_words, Activation::none, best}, nullptr, true);
+}
+
+void Walker::choose_words() const {
+  for (int64_t row = 0; row < step_->rows; ++row) {
+    kernels::Best best = kernels::no_word;
+    for (const Member &member : members_) {
+      const kernels::Best &its = member.best.data()[row];
+      if (best.yields_to(its.value, its.word)) {
+        best = its;
+      }
+    }
+    step_->best_values[row] = best.value;
+    step_->best_words[row] = best.word;
+  }
 }
 
 bool Walker::embed(Member &member) {

@@ -71,6 +71,21 @@ struct PanelInput {
 
 enum class Activation : int { none, gelu_tanh, silu_gated, gelu_erf, relu, gelu_tanh_gated };
 
+// The largest logit of a row so far, and the lowest word that has it: the first NaN, where there is one.
+struct Best {
+  float value;
+  int32_t word;
+
+  constexpr bool yields_to(float other, int64_t its_word) const {
+    if (other != other || value != value) {
+      return other != other && (value == value || its_word < word);
+    }
+    return other > value || (other == value && its_word < word);
+  }
+};
+
+inline constexpr Best no_word = {-__builtin_inff(), INT32_MAX}; // yields to every word
+
 // What becomes of a panel's sums: y = activation(sums + bias). Where `y` is bf16, all outputs of a panel are written,
 // so that rows must have room for whole panels; `logits` gets only those that exist.
 struct PanelOutput {
@@ -79,6 +94,7 @@ struct PanelOutput {
   const uint16_t *bias; // bf16, in the order of the panels and padded to whole ones, or null
   int64_t stride;
   Activation activation;
+  Best *best = nullptr; // [rows], brought up to date with the panel's logits; or null
 };
 
 // From this many rows on, a variant with AMX reads `tiles`; of codes it takes the whole numbers in tiles of 16 rows,

@@ -10,6 +10,26 @@ inline Vec biased(const float *sums, const bf16 *bias, int64_t at) {
   return bias ? Vec::load(sums + at) + Vec::load(bias + at) : Vec::load(sums + at);
 }
 
+// While the logits are still in the cache. Few panels hold a new best one, so all of them are only compared with it.
+inline void keep_best(const float *logits, int64_t count, int64_t first, Best &best) {
+  if (count == panel_outputs) {
+    Vec top = Vec::load(logits), nothing = top * Vec::zero();
+    for (int64_t i = Vec::width; i < panel_outputs; i += Vec::width) {
+      const Vec values = Vec::load(logits + i);
+      top = max(top, values);
+      nothing = fma(values, Vec::zero(), nothing); // 0, or NaN where a value is not finite
+    }
+    if (top.largest() < best.value && nothing.sum() == 0) {
+      return;
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    if (best.yields_to(logits[i], first + i)) {
+      best = {logits[i], static_cast<int32_t>(first + i)};
+    }
+  }
+}
+
 // For `rows` rows from row `begin` on, whose sums are at `sums`.
 inline void finish_panel(const PanelMatrix &matrix, int64_t panel, int64_t begin, int64_t rows, const float *sums,
                          const PanelOutput &out) {
@@ -18,8 +38,12 @@ inline void finish_panel(const PanelMatrix &matrix, int64_t panel, int64_t begin
   for (int64_t row = begin; row < begin + rows; ++row, sums += panel_outputs) {
     if (!out.y) {
       const int64_t count = matrix.outputs - first < width ? matrix.outputs - first : width;
+      float *logits = out.logits + row * out.stride + first;
       for (int64_t i = 0; i < count; i += Vec::width) {
-        store_upto(biased(sums, bias, i), out.logits + row * out.stride + first + i, count - i);
+        store_upto(biased(sums, bias, i), logits + i, count - i);
+      }
+      if (out.best) {
+        keep_best(logits, count, first, out.best[row]);
       }
       continue;
     }

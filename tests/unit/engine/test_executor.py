@@ -14,6 +14,8 @@ VOCAB_SIZE = 3000
 class FakeDecoder:
     """Logits that depend on the tokens of the step; keeps every batch it saw."""
 
+    best_words = None
+
     def __init__(self, rank, size):
         cuts = [VOCAB_SIZE * index // size for index in range(size + 1)]
         self.vocab_start, self.vocab_stop = cuts[rank], cuts[rank + 1]
@@ -67,3 +69,20 @@ def test_ranks_compute_equal_steps_and_the_answers_are_those_of_one_rank(num_ran
 def test_a_step_of_many_tokens_needs_the_second_message():
     words = module.encode_step(STEPS[-1], 4)
     assert len(words) > module._INLINE_WORDS
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_best_words_that_the_decoder_found_are_not_looked_for_again(num_ranks, monkeypatch):
+    class Found(FakeDecoder):
+        def forward(self, batch, kv_cache):
+            logits = super().forward(batch, kv_cache)
+            self.best_words = find(logits)
+            return logits
+
+    find = module.sampling.find_best_words
+    greedy = [STEPS[0], STEPS[1], STEPS[4]]
+    expected, _ = run_on(1, greedy)
+    monkeypatch.setattr(module.sampling, "find_best_words", None)
+    monkeypatch.setitem(globals(), "FakeDecoder", Found)
+    answers, _ = run_on(num_ranks, greedy)
+    assert answers == expected

@@ -1,5 +1,6 @@
 """Sampling over a cut vocabulary: equal to sampling over the whole one, whatever the cut."""
 
+import itertools
 import math
 
 import numpy as np
@@ -56,6 +57,42 @@ def test_greedy_takes_the_first_of_equal_logits_like_argmax(values, num_ranks):
     widths = [len(values) // num_ranks] * (num_ranks - 1)
     widths.append(len(values) - sum(widths))
     assert draw(logits, widths) == int(torch.argmax(logits))
+
+
+few_values = st.sampled_from([-math.inf, -1.5, -0.0, 0.0, 2.0, math.inf, math.nan])
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 12).flatmap(
+        lambda width: st.lists(st.lists(few_values, min_size=width, max_size=width), min_size=1, max_size=5)
+    ),
+    st.integers(1, 4),
+)
+def test_the_short_way_of_greedy_rows_has_the_answers_of_the_long_one(values, num_ranks):
+    logits = torch.tensor(values)
+    rows = [SamplingRow(seed=index, position=index) for index in range(len(logits))]
+    cut = [logits.shape[1] * rank // num_ranks for rank in range(num_ranks + 1)]
+    ranges = [range(start, stop) for start, stop in itertools.pairwise(cut) if stop > start]
+    shards = [logits[:, part.start : part.stop].clone() for part in ranges]
+    widths = [len(part) for part in ranges]
+    long = torch.stack(
+        [sampling.local_candidates(shard, rows, part.start, 1) for shard, part in zip(shards, ranges, strict=True)]
+    )
+    found = [sampling.find_best_words(shard) for shard in shards]
+    short = torch.stack([sampling.greedy_offer(best, part.start) for best, part in zip(found, ranges, strict=True)])
+    assert sampling.are_greedy(rows) and torch.equal(short, long)
+    # A row of another kind takes all of them the long way.
+    mixed = [*rows, SamplingRow(temperature=1.0)]
+    expected = sampling.merge(torch.cat([long, long[:, :1]], dim=1), mixed, widths)[:-1]
+    assert sampling.merge(short, rows, widths) == expected
+    if len(ranges) == 1:
+        assert sampling.greedy_answers(found[0], 0) == expected
+
+
+@pytest.mark.parametrize("row", [{"temperature": 0.5}, {"num_best": 1}, {"repetition_penalty": 1.1}])
+def test_only_plain_rows_go_the_short_way(row):
+    assert not sampling.are_greedy([SamplingRow(), SamplingRow(**row)])
 
 
 def test_rows_of_a_batch_do_not_touch_each_other():

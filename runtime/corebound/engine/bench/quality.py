@@ -6,7 +6,6 @@ the scheme and not a kernel.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -150,7 +149,7 @@ def _logits(decoder: Decoder, texts: Sequence[Sequence[int]]) -> Tensor:
         dtype=decoder.dtype,
     )
     batch = decode_step(encode_step(inputs, _BLOCK_SIZE)).batch
-    return decoder.forward(dataclasses.replace(batch, logits_rows=torch.arange(batch.num_tokens)), cache)
+    return decoder.forward(batch.with_logits_rows(range(batch.num_tokens)), cache)
 
 
 def _loss(logits: Tensor, texts: Sequence[Sequence[int]]) -> float:
