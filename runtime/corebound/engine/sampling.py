@@ -188,8 +188,8 @@ class _Merged:
 
     @property
     def holds_numbers(self) -> bool:
-        """Whether the row's logits are numbers: of those that are NaN, at least one is always offered."""
-        return bool(self.values.size) and not np.isnan(self.values).any()
+        """Whether the row's logits are numbers. A NaN may give way to equal offers, but not in the sum beside them."""
+        return bool(self.values.size) and not np.isnan(self.values).any() and not np.isnan(self._shard_sums).any()
 
     @property
     def log_sum_exp(self) -> float:

@@ -228,6 +228,14 @@ def test_logits_that_are_not_numbers_have_no_token_and_their_neighbours_have_the
     assert num_exchanges == 1
 
 
+@pytest.mark.parametrize("row", [{"temperature": 1.0, "top_k": 3}, {"temperature": 0.5, "top_p": 0.9}, {"num_best": 4}])
+def test_a_number_missing_among_equal_ones_is_found(row):
+    logits = torch.ones(1, 100)
+    logits[0, 70] = math.nan
+    (broken,), _ = sample(logits, [SamplingRow(**row)], [100])
+    assert broken.token_ids == []
+
+
 def test_the_noise_of_neighbours_is_unrelated():
     ids = np.arange(20_000)
     base = sampling.gumbel_noise(1, 1, ids)

@@ -57,6 +57,14 @@ def test_all_pages_are_there_before_anything_is_stored_and_hold_zeros(monkeypatc
     assert not any(bool(memory.any()) for memory in memories)
 
 
+def test_where_the_kernel_takes_no_pages_when_told_nothing_is_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = torch.zeros(100_000, dtype=torch.uint8)
+    pages._gives_ahead.cache_clear()
+    monkeypatch.setattr(pages, "_POPULATE_WRITE", 9999)
+    assert list(with_pages_ahead([reading] * 3, [memory])) == [reading] * 3
+    pages._gives_ahead.cache_clear()
+
+
 def test_what_is_stored_already_stays() -> None:
     memory = torch.arange(100_000, dtype=torch.uint8)
     kept = memory.clone()

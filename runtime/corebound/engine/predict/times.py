@@ -14,11 +14,10 @@ from corebound.sharding import ShardPlan
 # As in LLM: a longer prompt goes in steps of so many tokens.
 STEP_TOKENS = 512
 _ELEMENT_BYTES = 2
-# What a step costs rank 0 in Python, scheduling, message and sampling: with llama-1.1b and bloom-560m on a Xeon with
-# AMX at 2.6 GHz, the median time between native calls, whose weights have left nothing of Python in a cache. And what
-# each word of the vocabulary adds to sampling, from the two.
-PYTHON_STEP_S = 1050e-6
-SAMPLED_WORD_S = 1.1e-9
+# What a step costs rank 0 in Python, scheduling, message and choice of the token: with llama-1.1b and bloom-560m on a
+# Xeon with AMX at 2.6 GHz, the median time between native calls, whose weights have left nothing of Python in a cache.
+# A model that the caches hold takes less, other processors more or less.
+PYTHON_STEP_S = 260e-6
 # Beside the sums of the layers: the step's message and the candidates of every rank.
 _SMALL_SUMS = 2
 # Our all-reduce against the floor that is measured: the bound that the project holds itself to at 8 KiB.
@@ -113,7 +112,7 @@ class StepTimes:
         seen = [min(count, window - 1) if window else count for window in windows for count in before]
         cached_bytes = position_bytes * sum(count + tokens for count in seen)
         memory_s += (cache_s := ranks * cached_bytes / self.ceilings.read_gb_per_s * 1e-9)
-        overhead_s = sizes.num_layers * self.ceilings.layer_us * 1e-6 + num_logits * len(share.vocab) * SAMPLED_WORD_S
+        overhead_s = sizes.num_layers * self.ceilings.layer_us * 1e-6
         group_heads = len(share.query_heads) / len(share.kv_heads)
         if tokens == 1:
             total_s += max(cache_s, self.ceilings.cache_seconds(ranks * cached_bytes, group_heads))

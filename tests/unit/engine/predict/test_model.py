@@ -15,7 +15,7 @@ from corebound.engine.predict.model import (
     predict,
 )
 from corebound.engine.predict.splits import best, compare, rank_counts
-from corebound.engine.predict.times import PYTHON_STEP_S, SAMPLED_WORD_S, attention_flop
+from corebound.engine.predict.times import PYTHON_STEP_S, attention_flop
 from corebound.errors import ShardingError
 from corebound.kernels.panel_format import KINDS
 from corebound.kernels.panel_probe import ProductRate
@@ -85,7 +85,7 @@ def test_a_next_token_takes_the_weights_and_the_cache_once_and_what_layers_cost_
     # Eight queries read the same keys: at 4 GB/s.
     assert found.memory_s + found.arithmetic_s == pytest.approx(MATRICES / 5e9 + CACHED * 512 / 4e9)
     inputs_s = (22 * LAYER_INPUTS + HEAD_INPUTS) * 7e-9
-    assert found.overhead_s == pytest.approx(22 * 10e-6 + inputs_s + PYTHON_STEP_S + 32000 * SAMPLED_WORD_S)
+    assert found.overhead_s == pytest.approx(22 * 10e-6 + inputs_s + PYTHON_STEP_S)
     assert found.all_reduce_s == 0
     assert found.bound_by == "memory bandwidth"
 
@@ -153,8 +153,8 @@ def test_two_ranks_share_the_cores_and_pay_for_their_sums() -> None:
     assert two.memory_s == pytest.approx(alone.memory_s, rel=0.01)
     # 45 sums of one row of 4096 bytes and two small messages, each 1.5 times the floor.
     assert two.all_reduce_s == pytest.approx(47 * 1.5e-6)
-    # Each has half of the words to sample from; what shorter inputs save is waited for.
-    assert two.overhead_s == pytest.approx(alone.overhead_s - 16000 * SAMPLED_WORD_S)
+    # What shorter inputs save is waited for.
+    assert two.overhead_s == pytest.approx(alone.overhead_s)
 
 
 def test_two_hosts_halve_the_weights_and_pay_the_network() -> None:
