@@ -59,6 +59,14 @@ CASES = {
     "blocks of keys within a window": Case((330,), (700,), 2, 1, 64, window=290),
     "heads of 256 dimensions with alibi": Case((90, 70), (90, 333), 2, 1, 256, block_size=32, alibi=True),
     "heads of 64 dimensions past a whole block": Case((515,), (515,), 3, 1, 64, kv_map=(0, 0, 0)),
+    "decode of eight heads and five to a kv head, with alibi, within a window": Case(
+        (1, 1, 1), (700, 39, 3), 13, 2, 64, block_size=32, alibi=True, kv_map=(0,) * 8 + (1,) * 5, window=21
+    ),
+    "decode of four heads of 256 dimensions": Case((1,), (90,), 4, 1, 256),
+    "decode of eight heads of 32 dimensions": Case((1,), (550,), 8, 1, 32),
+    "decode of four heads of 96 dimensions in blocks of 24": Case((1,), (50,), 4, 1, 96, block_size=24),
+    "decode of four heads of 96 dimensions": Case((1,), (50,), 4, 1, 96),
+    "a prompt's last query alone, over more than a part": Case((17,), (1100,), 4, 1, 64),
     "a window of one": Case((5, 1), (9, 70), 2, 1, 16, window=1),
 }
 

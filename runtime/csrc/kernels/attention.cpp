@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "kernels/attention_decode.h"
+#include "kernels/attention_decode_amx.h"
 #include "kernels/attention_prefill.h"
 #include "kernels/attention_prefill_bf16.h"
 #include "kernels/ops_internal.h"
@@ -19,6 +20,10 @@ void attend_single(const AttentionArgs &args, const Item &item, const KeyRange &
 #ifdef __AMX_BF16__
   if constexpr (std::is_same_v<T, bf16>) {
     if (item.group.count >= min_tile_heads) {
+      if (shares_tiles(args)) {
+        return item.group.count > 4 ? attend_shared<8>(args, item, range, scratch)
+                                    : attend_shared<4>(args, item, range, scratch);
+      }
       return attend_bf16_queries(args, item, range, scratch);
     }
   }
