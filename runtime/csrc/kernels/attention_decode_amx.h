@@ -158,10 +158,7 @@ private:
   void score(int64_t begin, int64_t end) {
     int64_t g = 0;
     for (; g + batch_groups <= places_.count; g += batch_groups) {
-      for (int64_t i = 0; i < batch_groups; ++i) {
-        places_.fetch();
-      }
-      score_batch(work_, places_.keys + g, row_bytes_, work_.scores[g * group_keys]);
+      score_batch(work_, places_, places_.keys + g, row_bytes_, work_.scores[g * group_keys]);
     }
     for (; g < places_.count; ++g) {
       places_.fetch();

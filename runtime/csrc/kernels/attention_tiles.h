@@ -33,11 +33,16 @@ struct Places {
   const char *stream[2 * max_groups + fetch_groups];
   int64_t count = 0, next = 0, bytes = 0;
 
-  void fetch() {
-    const char *from = stream[next++];
-    for (int64_t line = 0; line < bytes; line += 64) {
-      _mm_prefetch(from + line, _MM_HINT_T1); // the first-level cache has too few places for what is on its way
+  // Some bytes of one of the groups to be fetched next.
+  void fetch_some(int64_t group, int64_t from, int64_t size) const {
+    const char *line = stream[next + group] + from;
+    for (const char *end = line + size; line < end; line += 64) {
+      _mm_prefetch(line, _MM_HINT_T1); // the first-level cache has too few places for what is on its way
     }
+  }
+  void fetch() {
+    fetch_some(0, 0, bytes);
+    ++next;
   }
 };
 
@@ -59,9 +64,10 @@ public:
   SingleTiles &operator=(const SingleTiles &) = delete;
 };
 
-// Raw scores of a batch of groups.
+// Raw scores of a batch of groups. Fetching is spread over it, since loads wait where too many lines are on their way.
 template <int H>
-inline void score_batch(const SingleWork<H> &work, const char *const *keys, int64_t row_bytes, float *scores) {
+inline void score_batch(const SingleWork<H> &work, Places &places, const char *const *keys, int64_t row_bytes,
+                        float *scores) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -70,13 +76,18 @@ inline void score_batch(const SingleWork<H> &work, const char *const *keys, int6
     _tile_loadd(4, work.queries[from / 64], 4 * H);
     _tile_loadd(5, keys[0] + from, row_bytes);
     _tile_dpbf16ps(0, 5, 4);
+    places.fetch_some(0, from * group_keys, 64 * group_keys);
     _tile_loadd(6, keys[1] + from, row_bytes);
     _tile_dpbf16ps(1, 6, 4);
+    places.fetch_some(1, from * group_keys, 64 * group_keys);
     _tile_loadd(7, keys[2] + from, row_bytes);
     _tile_dpbf16ps(2, 7, 4);
+    places.fetch_some(2, from * group_keys, 64 * group_keys);
     _tile_loadd(5, keys[3] + from, row_bytes);
     _tile_dpbf16ps(3, 5, 4);
+    places.fetch_some(3, from * group_keys, 64 * group_keys);
   }
+  places.next += batch_groups;
   _tile_stored(0, scores, 4 * H);
   _tile_stored(1, scores + group_keys * H, 4 * H);
   _tile_stored(2, scores + 2 * group_keys * H, 4 * H);
