@@ -114,7 +114,7 @@ def test_attention_is_that_of_float64(variant: str, case: Case, dtype: torch.dty
     # A weighted mean of values of size 1: an error of a score is a relative error of its weight.
     magnitude = torch.full_like(expected, 4.0)
     if dtype == torch.bfloat16:  # of several queries, weights and their sum are off by half a unit of bfloat16, and by
-        # tiles those of one, where four heads or more share a kv head
+        # tiles those of one
         several = torch.tensor([n > 1 or variant == "amx" for n in case.queries for _ in range(n)])
         mean = reference.attention(**{**precise, "value_cache": precise["value_cache"].abs()})
         magnitude[several] += mean[several] * 2 * (2.0**-9 + 2.0**-13) / (4 * 2.0**-23 * (case.dim + 1) ** 0.5)
