@@ -6,11 +6,9 @@ that differs from the whole model is written as such, and makes the exit code 1.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +22,8 @@ from corebound.sharding.modules import shard_module
 from fixtures.families import FAMILIES, Family
 from fixtures.module_parity import LONG, RIGHT, SHORT, Answer, Sharder, answer, quiet_transformers
 from fixtures.thread_group import ThreadCollectives, run_ranks
+from models_pages import finish, wanted_families
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- models-matrix: begin -->\n", "<!-- models-matrix: end -->\n"
 
 RANKS = (1, 2, 3, 4)
@@ -149,22 +147,9 @@ def table(rows: list[list[Cell]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def replaced(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
-    """Return the page with the text between the markers."""
-    before, _, rest = page.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"error: {PAGE}: expected the lines {begin.strip()} and {end.strip()}")
-    return f"{before}{begin}\n{text}\n{end}{after}"
-
-
 def main() -> int:
     """Run the matrix; write it, or print the rows of the families that were named."""
-    parser = argparse.ArgumentParser(prog="models_matrix", description=__doc__)
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(FAMILIES)}")
-    wanted = parser.parse_args().families
-    if unknown := sorted(set(wanted) - set(FAMILIES)):
-        parser.error(f"no such family: {', '.join(unknown)}")
+    wanted = wanted_families("models_matrix", __doc__)
     # Which attention runs in plain torch is no matter here, and every rank of every cell would say it.
     logging.getLogger("corebound.models.injection").setLevel(logging.ERROR)
     rows = []
@@ -172,14 +157,7 @@ def main() -> int:
         for name in wanted or FAMILIES:
             rows += [cells(name, dtype, mode) for mode in MODES for dtype in DTYPES]
             print(name, file=sys.stderr)
-    if wanted:
-        print(table(rows), end="")
-    else:
-        PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), table(rows)), encoding="utf-8")
-    failed = [cell for row in rows for cell in row if not cell.holds]
-    for cell in failed:
-        print(f"error: {cell}", file=sys.stderr)
-    return 1 if failed else 0
+    return finish(rows, wanted, table, (BEGIN, END), str)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ is allowed beyond is written as such, and makes the exit code 1.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from corebound.models.injection import describe_block
 from fixtures.families import FAMILIES
 from fixtures.large_models import MIB, config_of, save_large_model
 from fixtures.module_parity import quiet_transformers
-from models_matrix import PAGE, replaced
+from models_pages import finish, wanted_families
 from multiproc import memory_tasks
 from multiproc.memory_tasks import Grown
 from multiproc.rank_harness import Ranks, preload, start_ranks
@@ -132,11 +131,7 @@ def table(rows: list[list[Cell]]) -> str:
 
 def main() -> int:
     """Measure every family; write the table, or print the rows of the families that were named."""
-    parser = argparse.ArgumentParser(prog="models_memory", description=__doc__)
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(FAMILIES)}")
-    wanted = parser.parse_args().families
-    if unknown := sorted(set(wanted) - set(FAMILIES)):
-        parser.error(f"no such family: {', '.join(unknown)}")
+    wanted = wanted_families("models_memory", __doc__)
     preload("transformers", "multiproc.memory_tasks")
     rows = []
     for family in wanted or FAMILIES:
@@ -144,14 +139,9 @@ def main() -> int:
             path = save_large_model(family, Path(directory) / "model")
             rows += [cells(family, loader, path) for loader in LOADERS]
         print(family, file=sys.stderr)
-    if wanted:
-        print(table(rows), end="")
-    else:
-        PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), table(rows), BEGIN, END), encoding="utf-8")
-    failed = [cell for row in rows for cell in row if not cell.holds]
-    for cell in failed:
-        print(f"error: {cell.family}, {cell.loader}, {cell.num_ranks} ranks: {cell}", file=sys.stderr)
-    return 1 if failed else 0
+    return finish(
+        rows, wanted, table, (BEGIN, END), lambda cell: f"{cell.family}, {cell.loader}, {cell.num_ranks} ranks: {cell}"
+    )
 
 
 if __name__ == "__main__":

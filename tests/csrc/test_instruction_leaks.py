@@ -23,9 +23,9 @@ CONFINED = re.compile(r"avx2|avx512|::amx::|\(anonymous namespace\)|\.avx")
 
 def test_wide_instructions_are_only_in_functions_of_a_variant() -> None:
     if shutil.which("objdump") is None:
-        pytest.skip("objdump (binutils) is not installed")
+        pytest.skip("this machine lacks objdump, to be had with apt-get install binutils")
     if not LIBRARY.is_file():
-        pytest.skip("the native library is not built")
+        pytest.skip("this machine lacks the native library, to be had with make native")
     listing = subprocess.run(
         ["objdump", "-d", "-C", "--no-show-raw-insn", str(LIBRARY)], capture_output=True, text=True, check=True
     ).stdout
@@ -44,10 +44,10 @@ def test_wide_instructions_are_only_in_functions_of_a_variant() -> None:
 def test_objects_of_a_variant_have_no_function_of_which_the_linker_keeps_one() -> None:
     """Whichever object came first would give its copy to all, with instructions that a processor may lack."""
     if shutil.which("nm") is None:
-        pytest.skip("nm (binutils) is not installed")
+        pytest.skip("this machine lacks nm, to be had with apt-get install binutils")
     objects = [path for path in OBJECTS.glob("corebound_kernels_*.dir/*.o") if "generic" not in path.parent.name]
     if not objects:
-        pytest.skip("the native library was not built here")
+        pytest.skip("this machine lacks the objects of the native library, to be had with make native")
     shared, num_symbols = set(), 0
     for path in objects:
         listing = subprocess.run(

@@ -63,7 +63,7 @@ def missing_packages() -> list[str]:
 def why_not() -> str:
     """Returns why no cluster can be put up on this machine; empty when nothing speaks against it."""
     if os.geteuid() != 0:
-        return "the test cluster makes namespaces, cgroups and routes, which takes root"
+        return "this machine lacks a root user here: the test cluster makes namespaces, cgroups and routes"
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
     lacking = [name for name, number in CAPABILITIES.items() if not effective >> number & 1]

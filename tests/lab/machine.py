@@ -55,11 +55,11 @@ def capable() -> bool:
 def why_not() -> str:
     """Returns why no lab can be put up on this machine; empty when nothing speaks against it."""
     if os.geteuid() != 0:
-        return "the lab makes a bridge and routes, which takes root"
+        return "this machine lacks a root user here: the lab makes a bridge and routes"
     if not capable():
         return "this machine lacks CAP_NET_ADMIN or CAP_SYS_ADMIN for the lab: it is a container without privileges"
     if missing_packages() and shutil.which("apt-get") is None:
-        return f"missing: {', '.join(missing_packages())}, and there is no apt-get to install them"
+        return f"this machine lacks {', '.join(missing_packages())}, and apt-get to install them"
     return ""
 
 

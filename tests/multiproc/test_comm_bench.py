@@ -40,7 +40,9 @@ def test_every_provider_has_a_row_with_the_fixed_keys() -> None:
     assert rows["shm", "native"]["floor_us"] == min(rows["floor", e]["p50_us"] for e in ("plain", "streaming"))
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root: each host gets a /dev/shm of its own")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="this machine lacks the right to mount: each host gets a /dev/shm of its own"
+)
 
 
 @needs_root
@@ -79,7 +81,9 @@ def test_8_kib_is_20_times_faster_than_gloo_and_within_twice_the_floor() -> None
     assert shm["p50_us"] <= 2 * shm["floor_us"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounting needs root and unshare")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare"), reason="this machine lacks the right to mount, or unshare"
+)
 def test_a_small_shared_memory_is_one_error_and_no_bus_error() -> None:
     bench_command = f"{sys.executable} -m corebound bench allreduce --bytes 8MiB --rounds 1"
     result = subprocess.run(
@@ -90,7 +94,7 @@ def test_a_small_shared_memory_is_one_error_and_no_bus_error() -> None:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "runtime")},
     )
     if "unshare" in result.stderr or "mount:" in result.stderr:
-        pytest.skip(result.stderr)
+        pytest.skip(f"this machine lacks the right to mount: {result.stderr}")
     assert result.returncode == 5, result.stderr
     # The launcher repeats a rank's last lines, indented.
     assert [line[:6] for line in result.stderr.splitlines()].count("error:") == 1, result.stderr

@@ -162,7 +162,9 @@ def test_too_little_shared_memory_is_explained_and_gloo_takes_over() -> None:
         job.run(tasks.call, "world", "all_reduce")
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounting needs root and unshare")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare"), reason="this machine lacks the right to mount, or unshare"
+)
 def test_a_full_file_system_is_an_error_and_no_bus_error(tmp_path: Path) -> None:
     program = f"from multiproc.comm_tasks import open_segment; print(open_segment({str(tmp_path)!r}))"
     mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {sys.executable} -c {shlex.quote(program)}"
@@ -175,7 +177,7 @@ def test_a_full_file_system_is_an_error_and_no_bus_error(tmp_path: Path) -> None
         env={**os.environ, "PYTHONPATH": paths},
     )
     if "unshare" in result.stderr or "mount:" in result.stderr:
-        pytest.skip(result.stderr)
+        pytest.skip(f"this machine lacks the right to mount: {result.stderr}")
     assert result.stdout.startswith("(4, "), result.stderr
     assert "cannot reserve 3149824 bytes: No space left on device" in result.stdout
 
@@ -206,7 +208,7 @@ def test_ranks_of_different_variants_do_not_sum_together() -> None:
         assert not job.finish(ranks=[0])[0].error_type
         job.start(tasks.force_isa, "avx2", ranks=[1])
         if job.finish(ranks=[1])[0].error_type:
-            pytest.skip("this machine has one variant only")
+            pytest.skip("this machine lacks a second variant")
         job.start(tasks.make_group, "mixed", [0, 1])
         for outcome in job.finish():
             assert "differ in variant" in outcome.error

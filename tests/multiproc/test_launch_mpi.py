@@ -21,7 +21,7 @@ from multiproc.test_launch_ssh import FACTS
 
 pytestmark = [
     pytest.mark.multiproc,
-    pytest.mark.skipif(SSHD is None, reason="needs sshd: install openssh-server"),
+    pytest.mark.skipif(SSHD is None, reason="this machine lacks sshd, to be had with apt-get install openssh-server"),
 ]
 Start = Callable[..., Launch]
 DOWN_S = 12.0
@@ -46,7 +46,7 @@ def start(request: pytest.FixtureRequest, tmp_path: Path, server: SshServer) -> 
     starter = DIALECTS[request.param]
     extra = environ_of(request.param)
     if starter.find({**env.snapshot(), **extra}) is None:
-        pytest.skip(f"needs {starter.title}: {starter.package}")
+        pytest.skip(f"this machine lacks {starter.title}, to be had with {starter.package}")
     assert starter.ssh_variable is not None
     extra |= {starter.ssh_variable: f"-F {server.config}", "COREBOUND_EXPORT": "LAUNCH_TEST"}
     (tmp_path / "stubborn.py").write_text(STUBBORN)

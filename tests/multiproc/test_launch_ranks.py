@@ -72,7 +72,7 @@ def test_two_launches_have_different_job_ids(run: Run) -> None:
     assert len(ids) == 2
 
 
-@pytest.mark.skipif(NUM_CORES < 2, reason="needs two cores")
+@pytest.mark.skipif(NUM_CORES < 2, reason="this machine lacks a second core")
 def test_bound_ranks_run_on_disjoint_cores_with_their_own_memory_and_threads(run: Run) -> None:
     launch = run("--num_accelerators", "2", "--bind_cores_to_rank", "facts.py")
     first, second = facts(launch)
@@ -83,7 +83,7 @@ def test_bound_ranks_run_on_disjoint_cores_with_their_own_memory_and_threads(run
             assert any(policy.startswith(("bind", "prefer", "interleave")) for policy in rank["policies"])
 
 
-@pytest.mark.skipif(NUM_CORES < 2, reason="needs two cores")
+@pytest.mark.skipif(NUM_CORES < 2, reason="this machine lacks a second core")
 def test_a_core_list_is_honoured_literally(run: Run) -> None:
     last = max(os.sched_getaffinity(0))
     assert facts(run("--bind-core-list", str(last), "--num_accelerators", "1", "facts.py"))[0]["cpus"] == [last]
@@ -186,7 +186,7 @@ def test_a_busy_default_port_is_replaced_and_a_busy_asked_one_is_an_error(run: R
         try:
             server.bind(("", 29500))
         except OSError:
-            pytest.skip("another program has the default port")
+            pytest.skip("this machine lacks a free default port: another program has it")
         server.listen()
         assert facts(run("--num_accelerators", "1", "facts.py"))[0]["env"]["MASTER_PORT"] != "29500"
         asked = run("--num_accelerators", "1", "--master_port", "29500", "facts.py")

@@ -19,7 +19,7 @@ from multiproc.test_launch_failures import STUBBORN, up
 
 pytestmark = [
     pytest.mark.multiproc,
-    pytest.mark.skipif(SSHD is None, reason="needs sshd: install openssh-server"),
+    pytest.mark.skipif(SSHD is None, reason="this machine lacks sshd, to be had with apt-get install openssh-server"),
 ]
 
 Start = Callable[..., Launch]

@@ -55,7 +55,7 @@ def mpi(name: str) -> str:
     """The starter of an MPI, or the reason to skip."""
     found = DIALECTS[name].find(environment.snapshot())
     if found is None:
-        pytest.skip(f"needs {DIALECTS[name].title}: {DIALECTS[name].package}")
+        pytest.skip(f"this machine lacks {DIALECTS[name].title}, to be had with {DIALECTS[name].package}")
     return str(found)
 
 
@@ -123,7 +123,7 @@ def check(ranks: list[dict[str, Any]], *, bound: bool) -> None:
             assert rank["env"]["KMP_AFFINITY"] is None
 
 
-needs_cores = pytest.mark.skipif(NUM_CORES < 2, reason="needs two cores")
+needs_cores = pytest.mark.skipif(NUM_CORES < 2, reason="this machine lacks a second core")
 
 
 @needs_cores

@@ -15,21 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import corebound
+from fixtures.tiny_models import build_llama
 from multiproc.launches import Launch, eventually
 
 pytestmark = [pytest.mark.native, pytest.mark.multiproc, pytest.mark.timeout(300)]
 START_S = 120.0
 
 
-class Served:
-    """A running server of the demo model on two ranks."""
+# A prompt with this token gives logits that are not numbers.
+BROKEN = 50
 
-    def __init__(self, cwd: Path) -> None:
+
+class Served:
+    """A running server of a model, by default the demo model, on two ranks."""
+
+    def __init__(self, cwd: Path, model: str = "demo") -> None:
         with closing(socket.create_server(("127.0.0.1", 0))) as free:
             self.port = free.getsockname()[1]
-        words = ["serve", "--model", "demo", "--num-accelerators", "2", "--dtype", "float32", "--port", str(self.port)]
+        words = ["serve", "--model", model, "--num-accelerators", "2", "--dtype", "float32", "--port", str(self.port)]
         self.launch = Launch(sys.executable, "-m", "corebound", *words, cwd=cwd)
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
@@ -38,6 +44,9 @@ class Served:
             connection.request(method, path, None if body is None else json.dumps(body))
             response = connection.getresponse()
             return response.status, response.read().decode()
+
+    def num_running(self) -> int:
+        return int(json.loads(self.request("GET", "/ready")[1])["running"])
 
     def is_ready(self) -> bool:
         assert self.launch.process.poll() is None, self.launch.process.communicate()
@@ -59,8 +68,8 @@ class Served:
 
 
 @contextmanager
-def served(cwd: Path) -> Iterator[Served]:
-    server = Served(cwd)
+def served(cwd: Path, model: str = "demo") -> Iterator[Served]:
+    server = Served(cwd, model)
     try:
         assert eventually(server.is_ready, START_S)
         yield server
@@ -110,6 +119,62 @@ def test_it_answers_as_generate_does_streams_and_finishes_what_runs_when_it_is_s
         long.join(60)
         assert late["usage"]["completion_tokens"] == 400
         assert server.launch.end() == 0
+        server.launch.assert_nothing_left()
+
+
+@pytest.fixture(scope="module")
+def broken_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model with room for long answers, which overflows after one token, though all weights are numbers."""
+    path = build_llama(
+        tmp_path_factory.mktemp("broken") / "model", tied=False, tokenizer=True, max_position_embeddings=200_000
+    )
+    tensors = load_file(path / "model.safetensors")
+    layer = "model.layers.0."
+    # Dimension 0 is that token's own, up to the MLP of the first layer, which takes its third power beyond float32.
+    tensors["model.embed_tokens.weight"][:, 0] = 0
+    tensors["model.embed_tokens.weight"][BROKEN, 0] = 2.0**20
+    tensors[f"{layer}self_attn.o_proj.weight"][0] = 0
+    for name in ("gate_proj", "up_proj"):
+        tensors[f"{layer}mlp.{name}.weight"][:] = 0
+        tensors[f"{layer}mlp.{name}.weight"][:, 0] = 2.0**40
+    tensors[f"{layer}mlp.down_proj.weight"][1] = 2.0**40
+    # It is never the best token, and not one that others could write by chance.
+    tensors["lm_head.weight"][BROKEN] = 0
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return str(path)
+
+
+def test_who_leaves_and_who_fails_is_alone_in_it(tmp_path: Path, broken_model: str) -> None:
+    with served(tmp_path, broken_model) as server:
+        ask: dict[str, Any] = {"temperature": 0.02, "seed": 7, "max_tokens": 300, "ignore_eos": True}
+        alone = server.complete([3, 4, 5], **ask)["choices"]
+        # Minutes of work, for two clients that will not wait for it.
+        endless = {"prompt": [9, 8], "max_tokens": 150_000, "ignore_eos": True, "temperature": 0}
+        clients = []
+        for stream in (True, False):
+            body = json.dumps({**endless, "stream": stream}).encode()
+            clients.append(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+            clients[-1].sendall(head % len(body) + body)
+        assert clients[0].recv(4096)
+        assert eventually(lambda: server.num_running() == 2, 60)
+        together: list[Any] = []
+        neighbour = threading.Thread(target=lambda: together.append(server.complete([3, 4, 5], **ask)["choices"]))
+        neighbour.start()
+        status, said = server.request("POST", "/v1/completions", {"prompt": [3, 4, BROKEN], "max_tokens": 5})
+        assert status == 500, said
+        error = json.loads(said)["error"]
+        assert error["message"].startswith("the model's logits at position 2 are not numbers (NaN), after 3 tokens")
+        for client in clients:
+            client.close()
+        neighbour.join(60)
+        assert together == [alone]
+        assert eventually(lambda: server.num_running() == 0, 20)
+        # What NaN was in is used again.
+        assert server.complete([3, 4, 5], **ask)["choices"] == alone
+        server.launch.process.send_signal(signal.SIGTERM)
+        assert server.launch.end() == 0
+        assert "ended alone: the model's logits at position 2" in server.launch.stderr
         server.launch.assert_nothing_left()
 
 

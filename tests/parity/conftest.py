@@ -30,7 +30,7 @@ def variant(request: pytest.FixtureRequest) -> Iterator[str]:
     """The forced variant; the test fails first if another one is active."""
     runnable = _runnable()
     if not runnable:
-        pytest.skip("the native library is not built")
+        pytest.skip("this machine lacks the native library, to be had with make native")
     if runnable[request.param]:
         pytest.skip(f"this machine lacks {', '.join(runnable[request.param])}")
     from corebound.kernels import native

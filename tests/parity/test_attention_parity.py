@@ -161,6 +161,31 @@ def test_scores_beyond_the_range_of_exp_do_not_overflow(variant: str) -> None:
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
+def between_others(cache: Tensor) -> Tensor:
+    """Return the cache with blocks of other layers, which are NaN, between its own."""
+    whole = torch.full((cache.shape[0], 3, *cache.shape[1:]), torch.nan, dtype=cache.dtype)
+    whole[:, 1] = cache
+    return whole[:, 1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("name", ["decode of unequal lengths", "prefill", "grouped prefill"])
+def test_blocks_may_lie_apart(variant: str, name: str, dtype: torch.dtype) -> None:
+    arguments = build(CASES[name], dtype)
+    apart = {place: between_others(arguments[place]) for place in ("key_cache", "value_cache")}
+    found = native.attention(*(arguments | apart).values())
+    assert torch.equal(found, native.attention(*arguments.values()))
+
+
+def test_tokens_are_stored_in_blocks_that_lie_apart(variant: str) -> None:
+    caches = [between_others(torch.zeros(4, 2, 16, 8)) for _ in range(2)]
+    keys, values, slots = torch.randn(3, 2, 8), torch.randn(3, 2, 8), torch.tensor([1, 17, 63])
+    native.store_kv(keys, values, *caches, slots)
+    for cache, rows in zip(caches, (keys, values), strict=True):
+        assert torch.equal(cache[slots // 16, :, slots % 16], rows)
+        assert cache.count_nonzero() == rows.numel()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("name", ["decode of unequal lengths", "decode with alibi", "prefill", "grouped prefill"])
 @pytest.mark.parametrize("place", ["q", "key_cache", "value_cache"])

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
 import corebound
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 DEMO_DIR = Path(corebound.__file__).parent / "demo"
 TRAINING_DIR = Path(__file__).resolve().parents[2] / "runtime" / "demo_training"

@@ -65,7 +65,7 @@ def test_positions_and_slots_outside_their_tables_are_refused(ops: Any) -> None:
     for slot in (32, -1):
         with pytest.raises(KernelError, match=f"slot {slot} of token 1, expected 0 to 31"):
             ops.store_kv(q, q, cache, cache.clone(), torch.tensor([0, slot]))
-    with pytest.raises(KernelError, match="expected contiguous caches, found strided ones"):
+    with pytest.raises(KernelError, match="expected caches whose blocks are contiguous, found strided ones"):
         strided = torch.zeros(2, 16, 1, 4).transpose(1, 2)[:, :, ::2]
         ops.store_kv(q, q, strided, strided, torch.tensor([0, 1]))
 
@@ -105,6 +105,11 @@ def attend(ops: Any, **changes: Any) -> Tensor:
         ({"kv_heads": torch.tensor([0, 0, 1, 2], dtype=INT32)}, r"kv_heads\[3\] is 2, expected 0 to 1"),
         ({"alibi_slopes": torch.zeros(3)}, r"alibi_slopes: expected shape \[4\], found \[3\]"),
         ({"value_cache": torch.zeros(4, 2, 32, 8)}, "value_cache: expected shape"),
+        ({"key_cache": torch.zeros(4, 2, 16, 16)[..., ::2]}, "expected caches whose blocks are contiguous"),
+        (
+            {"value_cache": torch.zeros(4, 3, 16, 8)[:, :2]},
+            "blocks of keys are 256 elements apart, those of values 384, expected the same",
+        ),
         ({"q": torch.zeros(3, 5, 8)}, "5 query heads do not divide into 2 groups; pass kv_heads"),
     ],
 )

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import corebound
 from corebound.training.linear import NativeLinear
-
-transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.native
 

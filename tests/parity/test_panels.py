@@ -47,6 +47,18 @@ def test_bf16_products_are_those_of_the_matrix(variant: str, shape: tuple[int, i
     assert torch.equal(matrix.row(shape[0] - 1), weight[-1])
 
 
+def test_rows_beyond_those_of_one_pass_are_as_if_alone(variant: str) -> None:
+    generator = torch.Generator().manual_seed(9)
+    weight = torch.randn((330, 288), generator=generator).bfloat16()  # six panels: four together, then two
+    matrix = placed(PanelMatrix(330, 288, PanelFormat()))
+    matrix.put(0, weight)
+    x = torch.randn((530, 288), generator=generator).bfloat16()  # 512 rows together, then 18
+    found = matrix.multiply(x)
+    assert_close(found, x, weight)
+    if variant == "amx":  # elsewhere rows go by sixes, and a last few by themselves in another order
+        assert torch.equal(found[440:], matrix.multiply(x[440:]))
+
+
 def test_nothing_behind_the_last_panel_is_read(variant: str) -> None:
     inputs = 320
     matrix = PanelMatrix(64, inputs, PanelFormat())
@@ -88,9 +100,11 @@ def test_quantised_products_are_those_of_the_dequantised_matrix(
         middle = zeros if asymmetric else torch.full_like(zeros, levels // 2)
         steps = scales.repeat_interleave(size, 1)[:, :inputs]
         weight = (codes.double() - middle.repeat_interleave(size, 1)[:, :inputs]) * steps
-        for rows, paced in ((1, False), (1, True), (4, False), (18, True)):
+        for rows, paced in ((1, False), (1, True), (4, False), (18, True), (33, False)):
             x = torch.randn((rows, inputs), generator=generator).bfloat16()
-            if rows >= 5 and variant == "amx":
+            if rows == 18 and variant == "amx":  # a row is what it is among fewer: whole numbers, in the same order
+                assert torch.equal(matrix.multiply(x)[16:], matrix.multiply(x[16:]))
+            if rows > 32 and variant == "amx":
                 # AMX takes bf16 weights: each is rounded once.
                 weight_error = 2.0**-8 * (x.double().abs() @ weight.abs().T)
                 error = (matrix.multiply(x, paced=paced).double() - exact(x, weight)).abs()

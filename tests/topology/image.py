@@ -62,7 +62,7 @@ def cache_folder() -> Path:
 def install_programs() -> None:
     """Installs with apt-get what is missing. Raises: UnavailableError when that cannot be done."""
     if platform.machine() != "x86_64":
-        raise UnavailableError(f"this machine is no x86-64 machine but {platform.machine()}")
+        raise UnavailableError(f"this machine lacks an x86-64 processor: it is {platform.machine()}")
     missing = [name for name, program in PROGRAMS.items() if shutil.which(program) is None]
     if not missing:
         return
@@ -94,7 +94,7 @@ def image() -> Image:
         if not folder.is_dir():
             kernel_package = _kernel_package() if sources else None
             if kernel_package is None:
-                raise UnavailableError(f"this machine has no package source in /etc/apt that offers {KERNEL}")
+                raise UnavailableError(f"this machine lacks a package source in /etc/apt that offers {KERNEL}")
             with tempfile.TemporaryDirectory(dir=folder.parent) as work:
                 new = Path(work) / "new"
                 new.mkdir()

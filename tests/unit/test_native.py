@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from corebound import native
 from corebound.errors import KernelError
@@ -44,7 +45,6 @@ def test_a_damaged_note_is_an_error_that_names_the_file(tmp_path: Path, text: st
 
 
 def test_operators_for_another_torch_are_refused_before_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
     monkeypatch.setattr(native, "core_library", lambda: None)
     monkeypatch.setattr(native, "_require", lambda path: None)
     monkeypatch.setattr(native, "torch_abi", lambda: native.TorchAbi(is_stable=False, version=(2, 8)))

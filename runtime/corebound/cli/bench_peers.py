@@ -12,6 +12,7 @@ import click
 from corebound.cli import bench_generate, bench_peers_sums, bench_targets
 from corebound.cli.bench_generate import NumbersType
 from corebound.cli.bench_model import benchmark_model_dir
+from corebound.cli.signals import ended_by_sigterm
 from corebound.config.suggest import require_choice
 from corebound.engine.bench import results as files
 from corebound.engine.bench import session
@@ -20,6 +21,7 @@ from corebound.engine.bench.page import write_page
 from corebound.engine.bench.peers import machine
 from corebound.engine.bench.peers.catalog import DEFAULT_FOLDER, PEERS
 from corebound.engine.bench.shapes import SHAPES
+from corebound.errors import ConfigError
 from corebound.topology import read_topology
 
 
@@ -35,6 +37,7 @@ from corebound.topology import read_topology
     "--ranks", "ranks", default="1,2", show_default=True, type=NumbersType(), help="Of ours.", metavar="N[,N]"
 )
 @click.option("--all-reduce/--no-all-reduce", "sums", default=True, show_default=True, help="Time sums of 2 ranks too.")
+@click.option("--only-all-reduce", "only_sums", is_flag=True, help="Time sums of 2 ranks and no engine.")
 @click.option("--peers-dir", type=click.Path(path_type=Path), help="Where the engines are installed.", metavar="DIR")
 @click.option("--cache-dir", type=click.Path(path_type=Path), help="Where models of a shape are kept.", metavar="DIR")
 @click.option(
@@ -69,13 +72,15 @@ def peers(
       corebound bench peers --output reports/peers.md --results reports/peers.json
       corebound bench peers --peers llama_cpp,openvino --dtype bfloat16,int8,int4 --rounds 5 --json
       corebound bench peers --shape llama-tiny --rounds 1 --new-tokens 8    a try in a minute
+      corebound bench peers --peers vllm,deepspeed --only-all-reduce --rounds 5
       corebound bench peers --from-results reports/peers.json --from-results reports/targets.json \\
           --output reports/benchmarks.md
     """  # noqa: D301  click reads the \b
     for path in (results, output):
         if path is not None:
             files.require_writable(path)
-    found = [files.read(path) for path in from_results] or [measure(_chosen(names), results, **options)]
+    with ended_by_sigterm():
+        found = [files.read(path) for path in from_results] or [measure(_chosen(names, options), results, **options)]
     if output is not None:
         for written in write_page(found, output):
             click.echo(f"written: {written}", err=True)
@@ -85,18 +90,38 @@ def peers(
 
 def measure(names: list[str], results: Path | None = None, **options: Any) -> dict[str, Any]:
     """Return everything that one run found, as JSON values; `results` holds what there is after each round."""
-    dtypes = [_known(name) for name in options["dtype"].split(",")]
     folder = options["peers_dir"] or DEFAULT_FOLDER
-    directory = benchmark_model_dir(None, options["shape"], options["cache_dir"])
     watch = LoadWatch()
-    contenders, left_out = _contenders(names, dtypes, options["ranks"], folder)
-    facts = {
+    facts: dict[str, Any] = {
         "schema": files.SCHEMA,
         "command": _command(names, options),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "shape": options["shape"],
         "machine": machine.describe(read_topology()),
     }
+    if options["only_sums"]:
+        found = facts | {"rows": [], "comparisons": [], "failures": [], "readings": [], "num_rounds": options["rounds"]}
+    else:
+        found = _engines(names, folder, facts | {"shape": options["shape"]}, watch, results, options)
+    if options["sums"]:
+        rows, failures = bench_peers_sums.measure(
+            names, folder, options["rounds"], lambda text: click.echo(text, err=True)
+        )
+        found |= {"all_reduce": rows, "failures": found["failures"] + failures, "load": watch.finish().to_json()}
+    return _save(found, results)
+
+
+def _engines(
+    names: list[str],
+    folder: Path,
+    facts: dict[str, Any],
+    watch: LoadWatch,
+    results: Path | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Return what the rounds of the engines came to, `facts` included."""
+    dtypes = [_known(name) for name in options["dtype"].split(",")]
+    directory = benchmark_model_dir(None, options["shape"], options["cache_dir"])
+    contenders, left_out = _contenders(names, dtypes, options["ranks"], folder)
 
     def gather(outcome: session.Outcome) -> dict[str, Any]:
         found = facts | bench_generate.result_of(outcome)
@@ -115,14 +140,7 @@ def measure(names: list[str], results: Path | None = None, **options: Any) -> di
         batch_all_lengths=False,
         on_round=gather,
     )
-    found = gather(outcome)
-    if options["sums"]:
-        rows, failures = bench_peers_sums.measure(
-            names, folder, options["rounds"], lambda text: click.echo(text, err=True)
-        )
-        found["all_reduce"] = rows
-        found["failures"] += failures
-    return _save(found, results)
+    return gather(outcome)
 
 
 def _save(found: dict[str, Any], results: Path | None) -> dict[str, Any]:
@@ -151,10 +169,15 @@ def _contenders(
     return taking_part, left_out
 
 
-def _chosen(names: str | None) -> list[str]:
+def _chosen(names: str | None, options: dict[str, Any]) -> list[str]:
+    if options["only_sums"] and not options["sums"]:
+        raise ConfigError("--only-all-reduce and --no-all-reduce leave nothing to measure")
     if names is None:
         return list(PEERS)
-    return [require_choice("engine", name, PEERS, where="--peers") for name in names.split(",")]
+    chosen = [require_choice("engine", name, PEERS, where="--peers") for name in names.split(",")]
+    if options["only_sums"]:
+        bench_peers_sums.require_sums(chosen)
+    return chosen
 
 
 def _known(dtype: str) -> str:
@@ -163,16 +186,24 @@ def _known(dtype: str) -> str:
 
 def _command(names: list[str], options: dict[str, Any]) -> str:
     """Return the words that measure this again, without places of this machine."""
-    words = ["corebound bench peers", f"--shape {options['shape']}", f"--dtype {options['dtype']}"]
-    if names != list(PEERS):
-        words.append(f"--peers {','.join(names)}")
+    words = ["corebound bench peers"]
+    chosen = [f"--peers {','.join(names)}"] if names != list(PEERS) else []
+    if options["only_sums"]:
+        return " ".join([*words, *chosen, "--only-all-reduce", f"--rounds {options['rounds']}"])
+    words += [f"--shape {options['shape']}", f"--dtype {options['dtype']}", *chosen]
     for flag in ("prompt_tokens", "batch", "ranks"):
         words.append(f"--{flag.replace('_', '-')} {','.join(map(str, options[flag]))}")
-    return " ".join([*words, f"--new-tokens {options['new_tokens']}", f"--rounds {options['rounds']}"])
+    words += [f"--new-tokens {options['new_tokens']}", f"--rounds {options['rounds']}"]
+    return " ".join(words if options["sums"] else [*words, "--no-all-reduce"])
 
 
 def _tables(results: list[dict[str, Any]]) -> str:
-    return "\n\n".join(
-        bench_targets.table(result) if result.get("benchmark") == files.TARGETS else bench_generate.table(result)
-        for result in results
-    )
+    return "\n\n".join(table for result in results for table in _tables_of(result))
+
+
+def _tables_of(result: dict[str, Any]) -> list[str]:
+    if result.get("benchmark") == files.TARGETS:
+        return [bench_targets.table(result)]
+    engines = [bench_generate.table(result)] if result["rows"] else []
+    sums = [bench_peers_sums.table(result)] if result.get("all_reduce") else []
+    return engines + sums

@@ -15,13 +15,9 @@ from corebound.config.suggest import require_choice
 from corebound.engine.bench.shapes import SHAPES
 from corebound.engine.predict.ceilings import Ceilings, read_ceilings, write_ceilings
 from corebound.engine.predict.measure import measure_ceilings
-from corebound.engine.predict.model import (
-    ASSUMED_NETWORK_GB_PER_S,
-    ASSUMED_NETWORK_LATENCY_US,
-    Prediction,
-    Workload,
-)
+from corebound.engine.predict.model import Prediction, Workload
 from corebound.engine.predict.splits import DTYPES, best, compare, rank_counts
+from corebound.engine.predict.times import ASSUMED_NETWORK_GB_PER_S, ASSUMED_NETWORK_LATENCY_US
 from corebound.errors import ConfigError
 from corebound.launcher.plan import LaunchPlan
 from corebound.models import describe, resolve_model

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import click
 
 from corebound.cli.model_job import allow_pickled_weights_option
+from corebound.cli.signals import ended_by_sigterm
 from corebound.cli.tables import count, format_bytes
 from corebound.engine.progress import Progress
 from corebound.engine.request import DTYPE_CHOICES, require_dtype
@@ -57,7 +55,7 @@ def shard(
     from corebound.models.shard_writing import write_shards
 
     started_s = time.perf_counter()
-    with _ended_by_sigterm(), _one_thread() as num_threads, Progress(f"writing {output}") as progress:
+    with ended_by_sigterm(), _one_thread() as num_threads, Progress(f"writing {output}") as progress:
         shards, written = write_shards(
             description, output, num_ranks, dtype, force=force, progress=progress.update, num_threads=num_threads
         )
@@ -79,20 +77,6 @@ def shard(
         done = f"written in {seconds:.1f} s" if written else "was there already, and whole"
         click.echo(f"{output}: {what}: {done}")
     return 0
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the work as an exception does, so that what is unfinished is removed."""
-
-    def leave(number: int, _: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

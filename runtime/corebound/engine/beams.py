@@ -71,6 +71,11 @@ class BeamSearch:
         """The finished text with the highest score."""
         return max(self._finished, key=lambda finished: finished.score)
 
+    @property
+    def num_generated(self) -> int:
+        """How many tokens each running beam has."""
+        return len(self._beams[0].token_ids)
+
     def inputs(self) -> tuple[list[StepInput], list[BlockCopy]]:
         """Return the parts of the next step, and the blocks to copy before it."""
         if self._num_prefilled < len(self._prompt):

@@ -21,7 +21,7 @@ from corebound.engine.scheduler import Chunk, Scheduler
 from corebound.engine.sequence import Sequence
 from corebound.engine.step import SamplingRow, StepInput, input_of
 from corebound.engine.text import TextStream, Tokenizer
-from corebound.errors import RequestError
+from corebound.errors import ModelError, RequestError
 
 
 class StepRunner(Protocol):
@@ -37,11 +37,17 @@ class StepRunner(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """News of one request after a step: text that is certain now, and the whole output once it is finished."""
+    """News of one request after a step: text that is certain now, and at its end the whole output, or the failure."""
 
     request_id: int
-    new_text: str
-    output: RequestOutput | None
+    new_text: str = ""
+    output: RequestOutput | None = None
+    failure: ModelError | None = None
+
+    def raise_failure(self) -> None:
+        """Return when the request has not failed. Raises: ModelError that names its prompt."""
+        if self.failure is not None:
+            raise ModelError(f"prompt {self.request_id}: {self.failure.message}", hint=self.failure.hint)
 
 
 @dataclass(eq=False)
@@ -123,6 +129,19 @@ class Engine:
             if not 0 <= token <= last:
                 raise RequestError(f"{where}: token id {token} is not in the vocabulary, 0 to {last}")
 
+    def cancel(self, request_id: int) -> None:
+        """End a request between two steps, wherever it is, and release its blocks; one that has ended is no matter."""
+        for sequence in [sequence for sequence in self._active if sequence.request.id == request_id]:
+            self._scheduler.finish(sequence)
+            del self._active[sequence]
+        for index, sequence in enumerate(self._beam_requests):
+            if sequence.request.id == request_id:
+                if index == 0 and self._search is not None:
+                    self._end_search()
+                else:
+                    del self._beam_requests[index]
+                return
+
     def step(self) -> list[Update]:
         """Run one step on all ranks and return what became known by it.
 
@@ -138,7 +157,8 @@ class Engine:
             wants_logits = chunk.wants_logits
             self._scheduler.complete(chunk)
             if wants_logits:
-                updates.append(self._append(self._active[chunk.sequence], next(answers).token_ids[0]))
+                active, token_ids = self._active[chunk.sequence], next(answers).token_ids
+                updates.append(self._append(active, token_ids[0]) if token_ids else self._fail(active))
         return updates
 
     def _beam_step(self) -> list[Update]:
@@ -157,14 +177,16 @@ class Engine:
             )
         search = self._search
         answers = self._runner.run(*search.inputs())
+        if not all(answer.token_ids for answer in answers):
+            position = sequence.num_prompt_tokens + search.num_generated - 1
+            self._end_search()
+            return [Update(request_id=sequence.request.id, failure=_not_numbers(sequence, position))]
         search.advance(answers)
         if answers:
             sequence.token_times_s.append(time.perf_counter())
         if not search.is_done:
             return []
-        search.close()
-        self._search = None
-        self._beam_requests.popleft()
+        self._end_search()
         sequence.token_ids += search.best.token_ids
         stream = TextStream(self._tokenizer, sequence.request.prompt_token_ids)
         for token_id in search.best.token_ids:
@@ -172,6 +194,13 @@ class Engine:
         text = stream.take(is_last=True)
         output = _output(_Active(sequence, stream, 0), search.best.reason)
         return [Update(request_id=sequence.request.id, new_text=text, output=output)]
+
+    def _end_search(self) -> None:
+        """Release what the search that runs holds, and take its request from the queue."""
+        if self._search is not None:
+            self._search.close()
+        self._search = None
+        self._beam_requests.popleft()
 
     def _row(self, chunk: Chunk) -> SamplingRow | None:
         if not chunk.wants_logits:
@@ -198,11 +227,19 @@ class Engine:
         reason = self._finish_reason(active, token_id)
         new_text = active.stream.take(is_last=reason is not None)
         if reason is None:
-            return Update(request_id=sequence.request.id, new_text=new_text, output=None)
+            return Update(request_id=sequence.request.id, new_text=new_text)
         self._scheduler.finish(sequence)
         del self._active[sequence]
         output = _output(active, reason)
         return Update(request_id=sequence.request.id, new_text=new_text, output=output)
+
+    def _fail(self, active: _Active) -> Update:
+        """End a request whose logits are not numbers; what others have in the cache is untouched by it."""
+        sequence = active.sequence
+        self._scheduler.finish(sequence)
+        del self._active[sequence]
+        failure = _not_numbers(sequence, len(sequence.token_ids) - 1)
+        return Update(request_id=sequence.request.id, new_text=active.stream.take(is_last=True), failure=failure)
 
     def _finish_reason(self, active: _Active, token_id: int) -> FinishReason | None:
         params = active.sequence.request.params
@@ -210,6 +247,15 @@ class Engine:
         if is_end or active.stream.is_stopped:
             return "stop"
         return "length" if len(active.sequence.token_ids) >= active.sequence.max_length else None
+
+
+def _not_numbers(sequence: Sequence, position: int) -> ModelError:
+    num_prompt = sequence.num_prompt_tokens
+    return ModelError(
+        f"the model's logits at position {position} are not numbers (NaN), after {num_prompt} tokens of the prompt and "
+        f"{position + 1 - num_prompt} generated ones",
+        hint="the weights may be damaged, or float16 too narrow for this model: try --dtype bfloat16",
+    )
 
 
 def _output(active: _Active, reason: FinishReason) -> RequestOutput:

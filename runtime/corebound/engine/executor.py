@@ -59,7 +59,7 @@ class Executor:
     def run(self, inputs: Rows[StepInput], copies: Rows[BlockCopy] = ()) -> list[sampling.Answer]:
         """Compute one step on all ranks and return the answer of every input that has a sampling row, in order.
 
-        Raises: ModelError when the logits hold NaN; CommError when a rank is gone.
+        Raises: CommError when a rank is gone.
         """
         words = encode_step(inputs, self._block_size, copies)
         self._is_in_step = True

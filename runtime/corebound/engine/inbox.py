@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from corebound.engine.request import RequestOutput, SamplingParams
@@ -33,11 +33,15 @@ class UnavailableError(CoreboundError):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Ticket:
-    """One request that was handed in. `tell` is called on the engine's thread and must not wait."""
+    """One request that was handed in. `tell` is called on the engine's thread and must not wait.
+
+    `cancelled` is set when nobody wants the answer any more: the request then ends before the next step, unheard.
+    """
 
     prompt: str | tuple[int, ...]
     params: SamplingParams
     tell: Tell
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class Inbox:
@@ -51,6 +55,8 @@ class Inbox:
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._max_waiting = max_waiting
+        # How many requests the engine works on; it says so itself.
+        self.num_running = 0
         self._state = State.LOADING
         self.was_opened = False
         self._beat_at_s = time.monotonic()
@@ -82,6 +88,13 @@ class Inbox:
                 raise UnavailableError(f"{len(self._waiting)} requests wait already", hint="try again later")
             self._waiting.extend(tickets)
             self._changed.notify()
+
+    def cancel(self, tickets: Sequence[Ticket]) -> None:
+        """Give up requests: those that wait are taken out now, those that run end before the next step."""
+        with self._changed:
+            for ticket in tickets:
+                ticket.cancelled.set()
+            self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled.is_set())
 
     def drain(self) -> None:
         """Take no more requests; those that are here are still answered. A signal handler may call this."""

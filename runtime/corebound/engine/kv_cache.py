@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from corebound.errors import HostError
@@ -113,15 +114,26 @@ def allocate_kv_cache(
 ) -> KVCache:
     """Return the key and value cache of every layer, each [num_blocks, num_kv_heads, block_size, head_dim].
 
+    Strides: a block of a layer is contiguous; the same block of all other layers lies between it and the next.
+
     The memory is not written here, so that its pages land on the rank's own node when the rank first uses them. They
-    are huge where they may be: blocks of one head lie apart, and each small page would cost an entry of the TLB.
+    are huge where they may be: blocks of one head lie apart, and each small page would cost an entry of the TLB. All
+    layers share them: with a part of the memory for each, a short prompt would begin two huge pages a layer.
+
+    Raises: HostError when the system does not give out so much, used or not.
     """
     from corebound.sharding.arena import allocate
 
-    shape = (num_blocks, num_kv_heads, block_size, head_dim)
-    names = [(f"keys {layer}", f"values {layer}") for layer in range(num_layers)]
-    tensors = allocate({name: shape for pair in names for name in pair}, dtype)
-    return [(tensors[keys], tensors[values]) for keys, values in names]
+    shape = (num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim)
+    try:
+        blocks = allocate({"blocks": shape}, dtype)["blocks"]
+    except OSError as error:
+        raise HostError(
+            f"KV cache: cannot reserve {math.prod(shape) * dtype.itemsize / GIB:.1f} GiB on this rank: "
+            f"{error.strerror}",
+            hint="ask for less with --kv-cache-gib (kv_cache_gib of LLM)",
+        ) from error
+    return [(layer[:, 0], layer[:, 1]) for layer in blocks.unbind(1)]
 
 
 def copy_blocks(cache: KVCache, copies: list[BlockCopy]) -> None:

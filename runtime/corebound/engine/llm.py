@@ -292,6 +292,7 @@ class LLM:
         outputs: dict[int, RequestOutput] = {}
         while self._engine.has_work:
             for update in self._engine.step():
+                update.raise_failure()
                 if update.new_text and on_text is not None:
                     on_text(update.request_id, update.new_text)
                 if update.output is not None:

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 
 from corebound.engine.step import SamplingRow
-from corebound.errors import ModelError
 
 # Enough for nearly every nucleus of a trained model; a wider one asks again with more.
 FIRST_NUCLEUS_CANDIDATES = 64
@@ -30,7 +29,10 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a row of logits came to: token ids, best first, and their log-probabilities where they were asked for."""
+    """What a row of logits came to: token ids, best first, and their log-probabilities where they were asked for.
+
+    No token at all where the logits are not numbers: that is the end of this row's request, and of no other.
+    """
 
     token_ids: list[int]
     logprobs: list[float]
@@ -99,7 +101,10 @@ def needs_more(gathered: torch.Tensor, rows: Sequence[SamplingRow], shard_widths
     Shapes: gathered as `merge` takes it.
     """
     for index, row in enumerate(rows):
-        if _is_open_nucleus(row) and _nucleus(_Merged(gathered, index, shard_widths), row) is None:
+        if not _is_open_nucleus(row):
+            continue
+        merged = _Merged(gathered, index, shard_widths)
+        if merged.holds_numbers and _nucleus(merged, row) is None:
             return True
     return False
 
@@ -108,18 +113,12 @@ def merge(gathered: torch.Tensor, rows: Sequence[SamplingRow], shard_widths: Seq
     """Return the answer of every row.
 
     Shapes: gathered int32 [W, R, 1 + 2*K], the offers of all ranks in rank order, vocabulary order likewise.
-    Raises: ModelError when the logits hold NaN.
     """
-    answers = []
-    for index, row in enumerate(rows):
-        merged = _Merged(gathered, index, shard_widths)
-        if np.isnan(merged.values).any() or not merged.values.size:
-            raise ModelError(
-                "the model's logits are not numbers (NaN)",
-                hint="the weights may be damaged, or float16 too narrow for this model: try --dtype bfloat16",
-            )
-        answers.append(_answer(merged, row))
-    return answers
+    found = [_Merged(gathered, index, shard_widths) for index in range(len(rows))]
+    return [
+        _answer(merged, row) if merged.holds_numbers else Answer([], [])
+        for merged, row in zip(found, rows, strict=True)
+    ]
 
 
 class _Merged:
@@ -139,6 +138,11 @@ class _Merged:
         # A rank that holds more than it offered may hold anything up to its smallest offer.
         unseen = [floats[rank, count] for rank, width in enumerate(shard_widths) if width > count]
         self.bound = max(unseen, default=-math.inf)
+
+    @property
+    def holds_numbers(self) -> bool:
+        """Whether the row's logits are numbers: of those that are NaN, at least one is always offered."""
+        return bool(self.values.size) and not np.isnan(self.values).any()
 
     @property
     def log_sum_exp(self) -> float:

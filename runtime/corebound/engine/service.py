@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from corebound.engine.engine import Engine
-from corebound.engine.inbox import Inbox, State, Tell, Ticket
+from corebound.engine.inbox import Inbox, State, Ticket
 from corebound.engine.request import Request
 from corebound.errors import CoreboundError, RequestError
 from corebound.logs import get_logger
@@ -40,7 +40,7 @@ class Service:
         self._heartbeat_s = heartbeat_s
         self._check_at_s = time.monotonic() + heartbeat_s
         self._max_running = max_running
-        self._tells: dict[int, Tell] = {}
+        self._tickets: dict[int, Ticket] = {}
         self._numbers = itertools.count()
 
     def run(self) -> None:
@@ -55,16 +55,19 @@ class Service:
             reason = error.message if isinstance(error, CoreboundError) else f"{type(error).__name__}: {error}"
             failure = CoreboundError(f"the service has failed: {reason}", hint="the log of rank 0 says more")
             self._inbox.fail(failure)
-            for tell in self._tells.values():
-                tell(failure)
+            for ticket in self._tickets.values():
+                ticket.tell(failure)
             raise
 
     def _turn(self) -> bool:
         """Take what waits and run one step, or see that all ranks are there; return whether to go on."""
+        self._end_cancelled()
+        self._inbox.num_running = len(self._tickets)
         # What the engine has no room for waits in the inbox, whose length is limited.
-        room = self._max_running - len(self._tells)
+        room = self._max_running - len(self._tickets)
         for ticket in self._inbox.take(min(room, _STARTS_PER_TURN), 0.0 if self._engine.has_work else self._wait_s()):
             self._start(ticket)
+        self._inbox.num_running = len(self._tickets)
         if self._engine.has_work:
             self._step()
             self._answered()
@@ -83,25 +86,34 @@ class Service:
         self._check_at_s = time.monotonic() + self._heartbeat_s
         self._inbox.beat()
 
+    def _end_cancelled(self) -> None:
+        for number in [number for number, ticket in self._tickets.items() if ticket.cancelled.is_set()]:
+            self._engine.cancel(number)
+            del self._tickets[number]
+            _LOGGER.debug("request %d was cancelled", number)
+
     def _start(self, ticket: Ticket) -> None:
         number = next(self._numbers)
-        self._tells[number] = ticket.tell
+        self._tickets[number] = ticket
         try:
             self._engine.submit(self._make_request(number, ticket))
         except RequestError as error:
-            del self._tells[number]
+            del self._tickets[number]
             ticket.tell(error)
         except Exception as error:
             # A tokenizer may fail on a text of its own; nothing has been sent to other ranks yet.
             _LOGGER.exception("a request could not be read")
-            del self._tells[number]
+            del self._tickets[number]
             ticket.tell(RequestError(f"prompt: cannot be read: {type(error).__name__}: {error}"))
 
     def _step(self) -> None:
         for update in self._engine.step():
-            tell = self._tells[update.request_id]
+            tell = self._tickets[update.request_id].tell
             if update.new_text:
                 tell(update.new_text)
-            if update.output is not None:
-                del self._tells[update.request_id]
-                tell(update.output)
+            end = update.output or update.failure
+            if end is not None:
+                del self._tickets[update.request_id]
+                tell(end)
+            if update.failure is not None:
+                _LOGGER.warning("request %d ended alone: %s", update.request_id, update.failure.message)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from random import Random
 from typing import TypeVar
 
 from corebound import native
@@ -22,8 +23,9 @@ from corebound.topology.native_report import native_active_isa
 
 _Result = TypeVar("_Result")
 _INPUTS = 2048
-# Bytes of 0x3c are a small normal number as bfloat16, as float32, and as scales: no product meets denormals or NaN.
-FILL = 0x3C
+# Bytes of 0x39 are weights from 1e-4 to 1e-2 in every format, as bfloat16 and by scales: sums of thousands stay small,
+# and nothing meets denormals or NaN, which take processors many times as long.
+FILL = 0x39
 _WAIT_S = 120.0  # for the other threads, on a machine with other work
 # The defaults of `--dtype int8` and `--dtype int4`.
 FORMATS: dict[Kind, PanelFormat] = {
@@ -47,7 +49,7 @@ class ProductRate:
 
 
 class PanelProbe:
-    """Memory on the node of each of `cpus`, written once, over which products are timed.
+    """Memory on the node of each of `cpus`, written once, over which products are timed; `memory` is all of it.
 
     Raises: KernelError when a CPU may not be used, or the memory is not there.
     """
@@ -57,15 +59,16 @@ class PanelProbe:
         self._library = native.core_library()
         native_active_isa(env.settings().isa)
         self.bytes_per_thread = bytes_per_thread
-        self._regions: list[mmap.mmap] = []
         try:
-            for _ in self._cpus:
-                self._regions.append(mmap.mmap(-1, bytes_per_thread, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-                self._regions[-1].madvise(mmap.MADV_HUGEPAGE)
+            self.memory = AlignedMemory(bytes_per_thread * len(self._cpus))
         except OSError as error:
             raise KernelError(f"product probe: {bytes_per_thread} bytes for each core: {error.strerror}") from error
-        self._addresses = [ctypes.addressof(ctypes.c_char.from_buffer(region)) for region in self._regions]
-        on_each(self._cpus, lambda thread: ctypes.memset(self._addresses[thread], FILL, bytes_per_thread))
+        on_each(self._cpus, lambda thread: ctypes.memset(self._address(thread), FILL, bytes_per_thread))
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        """Return the CPU of each thread."""
+        return self._cpus
 
     def measure(self, kind: Kind, num_rows: int, bytes_per_thread: int, num_repetitions: int) -> ProductRate:
         """Return the rate of products with weights of `kind` that take about `bytes_per_thread` on each thread.
@@ -86,7 +89,7 @@ class PanelProbe:
 
         def run(thread: int, paced: bool) -> list[float]:
             matrix = matrix_struct(outputs, _INPUTS, form)
-            matrix.data = self._addresses[thread]
+            matrix.data = self._address(thread)
             x = AlignedMemory(num_rows * _INPUTS * 2)
             y = AlignedMemory(num_rows * outputs * 2)
             ctypes.memset(x.address, FILL, num_rows * _INPUTS * 2)
@@ -120,19 +123,35 @@ class PanelProbe:
             weights_per_s=best,
         )
 
-    def close(self) -> None:
-        """Give the memory back."""
-        self._addresses.clear()
-        self._regions.clear()
+    def _address(self, thread: int) -> int:
+        return self.memory.address + thread * self.bytes_per_thread
 
 
 class AlignedMemory:
     """Zeroed memory at the beginning of a page; in huge pages where it is large, as weights are."""
 
     def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
         self._memory = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._memory.madvise(mmap.MADV_HUGEPAGE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+
+def random_panel(form: PanelFormat, inputs: int) -> bytes:
+    """Return a panel of random weights of about 0.01, the same ones at every call."""
+    random = Random(0)  # noqa: S311
+    padded = form.padded_inputs(inputs)
+    if form.kind == "bfloat16":
+        panel = bytearray(form.matrix_bytes(PANEL_OUTPUTS, inputs))
+        panel[0::2] = random.randbytes(len(panel) // 2).translate(bytes(byte & 0x7F for byte in range(256)))
+        panel[1::2] = random.randbytes(len(panel) // 2).translate(bytes(byte & 0x80 | 0x3C for byte in range(256)))
+        return bytes(panel)
+    group = form.group_inputs(inputs)
+    code_bytes = group * PANEL_OUTPUTS * (4 if form.kind == "int4" else 8) // 8
+    # Scales of 2^-13 and 2^-9 as bfloat16, and the zero point of codes of four bits.
+    scales = (b"\x00\x39" if form.kind == "int8" else b"\x00\x3b") * PANEL_OUTPUTS
+    zeros = (b"\x80" if form.kind == "int8" else b"\x08") * PANEL_OUTPUTS if form.asymmetric else b""
+    return b"".join(random.randbytes(code_bytes) + scales + zeros for _ in range(padded // group))
 
 
 def on_each(cpus: Sequence[int], job: Callable[[int], _Result]) -> list[_Result]:

@@ -1,4 +1,4 @@
-"""Times steps of made-up decoders: of small matrices for what costs beside products, of large ones for prompts."""
+"""Times steps of made-up decoders: of small matrices for what costs beside products, of large ones for the rest."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from corebound import native
 from corebound.errors import KernelError
-from corebound.kernels.panel_format import PanelFormat, matrix_struct
-from corebound.kernels.panel_probe import FILL, AlignedMemory
+from corebound.kernels.panel_format import PANEL_OUTPUTS, PanelFormat, matrix_struct
+from corebound.kernels.panel_probe import FILL, AlignedMemory, random_panel
 from corebound.models.native_structs import (
     HeadGroupStruct,
     LayerStruct,
@@ -23,6 +23,7 @@ from corebound.models.native_structs import (
 
 _BLOCK_SIZE = 32
 HEAD_DIM = 64
+_ELEMENT_BYTES = 2
 _GELU = 1  # kernels::Activation
 _MATRICES = ("qkv", "attention_out", "mlp_in", "mlp_out")
 
@@ -46,41 +47,81 @@ class ProbeShape:
         return ((wide, self.hidden), (self.hidden, attended), (self.inner, self.hidden), (self.hidden, self.inner))
 
     @property
+    def layer_bytes(self) -> int:
+        """Return the bytes of the matrices of a layer."""
+        return sum(self.form.matrix_bytes(*size) for size in self.matrices)
+
+    @property
+    def layer_inputs(self) -> int:
+        """Return the inputs of all matrices of a layer."""
+        return sum(inputs for _, inputs in self.matrices)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Return the bytes that a position takes in the cache of a layer."""
+        return 2 * _ELEMENT_BYTES * self.num_kv_heads * HEAD_DIM
+
+    @property
     def layer_weights(self) -> int:
         """Return how many weights the matrices of a layer have."""
         return sum(outputs * inputs for outputs, inputs in self.matrices)
 
 
 class DecoderProbe:
-    """A decoder whose layers share one set of weights.
+    """A decoder of up to `tokens` positions; each layer has a cache of its own.
 
-    Raises: KernelError when the library cannot make the team.
+    Its layers have weights of their own in `memory`, as `PanelProbe` fills it, so that a step reads them from where
+    memory of that size is; without it they share one set of random ones, as what products by tiles take depends on
+    the values.
+
+    Raises: KernelError when the library cannot make the team, or `memory` is smaller than the layers.
     """
 
-    def __init__(self, cpus: Sequence[int], shape: ProbeShape, *, tokens: int) -> None:
+    def __init__(
+        self, cpus: Sequence[int], shape: ProbeShape, *, tokens: int, memory: AlignedMemory | None = None
+    ) -> None:
+        if memory is not None and shape.num_layers * shape.layer_bytes > memory.num_bytes:
+            raise KernelError(
+                f"decoder probe: {shape.num_layers} layers take {shape.num_layers * shape.layer_bytes} bytes, "
+                f"expected up to {memory.num_bytes}"
+            )
         self._library: Any = native.core_library()
         self._library.corebound_decoder_create.restype = ctypes.c_void_p
         self._library.corebound_decoder_create.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
         self._library.corebound_decoder_error.restype = ctypes.c_char_p
         self._tokens, self._shape = tokens, shape
-        num_blocks = -(-tokens // _BLOCK_SIZE)
-        self._caches = [_filled(num_blocks * _BLOCK_SIZE * shape.num_kv_heads * HEAD_DIM * 2) for _ in range(2)]
-        self._weights = [_filled(shape.form.matrix_bytes(*size)) for size in shape.matrices]
-        self._norm = _filled(2 * shape.hidden)
+        self._layer_positions = -(-tokens // _BLOCK_SIZE) * _BLOCK_SIZE
+        half = self._layer_positions * shape.cached_bytes // 2
+        self._caches = [_filled(shape.num_layers * half) for _ in range(2)]
+        self._memory = memory
+        self._shared = [] if memory else [_random(size, shape.form) for size in shape.matrices]
+        self._norm = _filled(_ELEMENT_BYTES * shape.hidden)
         self._head = _filled(PanelFormat().matrix_bytes(1, shape.hidden))
         self._model = self._make_model()
         threads = (ctypes.c_int * len(cpus))(*cpus)
         self._handle = self._library.corebound_decoder_create(ctypes.byref(self._model), threads, len(cpus))
         if not self._handle:
-            raise KernelError(f"decoder probe: {self._library.corebound_decoder_error().decode()}")
+            raise KernelError(f"decoder probe: {self._error()}")
+        if self._library.corebound_decoder_tune(ctypes.c_void_p(self._handle)) < 0:
+            self.close()
+            raise KernelError(f"decoder probe: {self._error()}")
 
-    def seconds(self, num_repetitions: int, *, whole: bool) -> float:
-        """Return the time of a step: of all tokens as one prompt if `whole`, else of the last alone.
+    def prompt_seconds(self, num_repetitions: int) -> float:
+        """Return the time of a step of all tokens, as one prompt.
 
         Raises: KernelError when the library ends a step with an error.
         """
-        first = 0 if whole else self._tokens - 1
-        step, kept = self._make_step(first)
+        return self._seconds(0, self._tokens, num_repetitions)
+
+    def next_seconds(self, context: int, num_repetitions: int) -> float:
+        """Return the time of a step of the last token of `context`, which are up to `tokens`.
+
+        Raises: KernelError when the library ends a step with an error.
+        """
+        return self._seconds(context - 1, context, num_repetitions)
+
+    def _seconds(self, first: int, context: int, num_repetitions: int) -> float:
+        step, kept = self._make_step(first, context)
         times = []
         for _ in range(num_repetitions + 1):
             started_s = time.perf_counter()
@@ -91,6 +132,10 @@ class DecoderProbe:
         kept.clear()
         return statistics.median(times[1:])
 
+    def _error(self) -> str:
+        found: bytes = self._library.corebound_decoder_error()
+        return found.decode()
+
     def close(self) -> None:
         """End the team."""
         self._library.corebound_decoder_destroy(ctypes.c_void_p(self._handle))
@@ -98,14 +143,11 @@ class DecoderProbe:
     def _make_model(self) -> ModelStruct:
         shape = self._shape
         norm = NormStruct(self._norm.address, None)
-        layer = LayerStruct(attention_norm=norm, mlp_norm=norm)
-        for name, size, memory in zip(_MATRICES, shape.matrices, self._weights, strict=True):
-            matrix = matrix_struct(*size, shape.form)
-            matrix.data = memory.address
-            setattr(layer, name, matrix)
         head = matrix_struct(1, shape.hidden, PanelFormat())
         head.data = self._head.address
-        self._layers = (LayerStruct * shape.num_layers)(*([layer] * shape.num_layers))
+        self._layers = (LayerStruct * shape.num_layers)(
+            *(self._layer(norm, index) for index in range(shape.num_layers))
+        )
         group = shape.num_heads // shape.num_kv_heads
         self._groups = (HeadGroupStruct * shape.num_kv_heads)(
             *(HeadGroupStruct(kv * group, group, kv) for kv in range(shape.num_kv_heads))
@@ -135,18 +177,30 @@ class DecoderProbe:
             embedding_multiplier=1.0,
         )
 
-    def _make_step(self, first: int) -> tuple[StepStruct, list[Any]]:
-        positions = list(range(first, self._tokens))
-        num_blocks = -(-self._tokens // _BLOCK_SIZE)
+    def _layer(self, norm: NormStruct, index: int) -> LayerStruct:
+        layer = LayerStruct(attention_norm=norm, mlp_norm=norm)
+        at = self._memory.address + index * self._shape.layer_bytes if self._memory else 0
+        for number, (name, size) in enumerate(zip(_MATRICES, self._shape.matrices, strict=True)):
+            matrix = matrix_struct(*size, self._shape.form)
+            matrix.data = at if self._memory else self._shared[number].address
+            at += self._shape.form.matrix_bytes(*size)
+            setattr(layer, name, matrix)
+        return layer
+
+    def _make_step(self, first: int, context: int) -> tuple[StepStruct, list[Any]]:
+        positions = list(range(first, context))
+        num_blocks = -(-context // _BLOCK_SIZE)
         of_int64 = [
             (ctypes.c_int64 * len(row))(*row)
             for row in ([0] * len(positions), positions, positions, [len(positions) - 1])
         ]
         of_int32 = [
-            (ctypes.c_int32 * len(row))(*row) for row in (list(range(num_blocks)), [0, len(positions)], [self._tokens])
+            (ctypes.c_int32 * len(row))(*row) for row in (list(range(num_blocks)), [0, len(positions)], [context])
         ]
+        layers = range(self._shape.num_layers)
+        half = self._layer_positions * self._shape.cached_bytes // 2
         caches = [
-            (ctypes.c_void_p * self._shape.num_layers)(*([cache.address] * self._shape.num_layers))
+            (ctypes.c_void_p * len(layers))(*(cache.address + layer * half for layer in layers))
             for cache in self._caches
         ]
         logits = (ctypes.c_float * 1)()
@@ -163,6 +217,7 @@ class DecoderProbe:
             rows,
             *(ctypes.addressof(array) for array in caches),
             _BLOCK_SIZE,
+            _BLOCK_SIZE * self._shape.num_kv_heads * HEAD_DIM,
             None,
             None,
             ctypes.addressof(logits),
@@ -173,4 +228,13 @@ class DecoderProbe:
 def _filled(num_bytes: int) -> AlignedMemory:
     memory = AlignedMemory(num_bytes)
     ctypes.memset(memory.address, FILL, num_bytes)
+    return memory
+
+
+def _random(size: tuple[int, int], form: PanelFormat) -> AlignedMemory:
+    """Return a matrix whose panels are all the same random one."""
+    memory = AlignedMemory(form.matrix_bytes(*size))
+    panel = random_panel(form, size[1])
+    for number in range(-(-size[0] // PANEL_OUTPUTS)):
+        ctypes.memmove(memory.address + number * len(panel), panel, len(panel))
     return memory

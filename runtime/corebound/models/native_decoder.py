@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import weakref
 from collections.abc import Sequence
 
@@ -136,6 +137,7 @@ class NativeDecoder:
             ctypes.addressof(keys),
             ctypes.addressof(values),
             kv_cache[0][0].shape[2],
+            kv_cache[0][0].stride(0),
             angles[0].data_ptr() if angles else None,
             angles[1].data_ptr() if angles else None,
             logits.data_ptr(),
@@ -156,8 +158,9 @@ class NativeDecoder:
     def _cache_pointers(self, kv_cache: KvCache) -> tuple[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_void_p]]:
         if self._caches is None or self._caches[0] is not kv_cache:
             array = ctypes.c_void_p * len(kv_cache)
-            for keys, values in kv_cache:
-                assert keys.is_contiguous() and values.is_contiguous() and keys.dtype == self.dtype
+            for cache in itertools.chain.from_iterable(kv_cache):
+                assert cache.dtype == self.dtype and cache[0].is_contiguous()
+                assert cache.stride(0) == kv_cache[0][0].stride(0)
             pointers = [array(*(pair[which].data_ptr() for pair in kv_cache)) for which in range(2)]
             self._caches = (kv_cache, pointers[0], pointers[1])
         return self._caches[1], self._caches[2]

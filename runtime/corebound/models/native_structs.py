@@ -111,6 +111,7 @@ class StepStruct(ctypes.Structure):
         ("key_caches", _POINTER),
         ("value_caches", _POINTER),
         ("block_size", _INT64),
+        ("block_stride", _INT64),
         ("cos", _POINTER),
         ("sin", _POINTER),
         ("logits", _POINTER),

@@ -41,6 +41,11 @@ class PanelSink:
 
     matrix: PanelMatrix
 
+    @property
+    def memory(self) -> torch.Tensor:
+        """The bytes of the panels, [bytes] uint8."""
+        return self.matrix.memory
+
     def put(self, first_row: int, rows: torch.Tensor) -> None:
         """Store rows [n, inputs] from `first_row` on; several threads may."""
         load_rows(self.matrix, first_row, rows)

@@ -15,11 +15,13 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from corebound.engine.inbox import Inbox, State, Ticket, UnavailableError
+from corebound.engine.inbox import Inbox, News, State, Ticket, UnavailableError
 from corebound.engine.request import RequestOutput
 from corebound.errors import CoreboundError, HostError, RequestError
 from corebound.logs import get_logger
 from corebound.server.completions import Answer, CompletionRequest, parse_completion
+from corebound.server.failures import error_body, told
+from corebound.server.hangups import Hangups
 
 _LOGGER = get_logger(__name__)
 MAX_BODY_BYTES = 2 << 20
@@ -30,8 +32,8 @@ MAX_CONNECTIONS = 2048
 _CLIENT_TIMEOUT_S = 60.0
 _RETRY_AFTER_S = 5
 
-# The index of a prompt within its request, and its news.
-_Inward = queue.SimpleQueue[tuple[int, str | RequestOutput | CoreboundError]]
+# The index of a prompt within its request, and its news; an error of the connection when the client has left.
+_Inward = queue.SimpleQueue[tuple[int, News | ConnectionError]]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -73,7 +75,6 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self._fail(HTTPStatus.NOT_FOUND, f"{path}: there are {', '.join(sorted(known))}")
         except (ConnectionError, TimeoutError) as error:
-            # The client has left; what it asked for is computed to its end and goes nowhere.
             _LOGGER.debug("%s: client left: %s", path, error)
             self.close_connection = True
         except Exception:
@@ -92,8 +93,9 @@ class Handler(BaseHTTPRequestHandler):
     def _ready(self) -> None:
         inbox = self.server.inbox
         ready = inbox.state is State.READY
+        counts = {"waiting": inbox.num_waiting, "running": inbox.num_running}
         status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-        self._answer(status, {"state": inbox.state, "ready": ready, "waiting": inbox.num_waiting})
+        self._answer(status, {"state": inbox.state, "ready": ready, **counts})
 
     def _models(self) -> None:
         entry = {"id": self.server.model, "object": "model", "owned_by": "corebound"}
@@ -114,12 +116,11 @@ class Handler(BaseHTTPRequestHandler):
         inward: _Inward = queue.SimpleQueue()
         try:
             request = parse_completion(json.loads(body), self.server.model)
-            self.server.inbox.submit(
-                [
-                    Ticket(prompt=prompt, params=request.params, tell=partial(_put, inward, index))
-                    for index, prompt in enumerate(request.prompts)
-                ]
-            )
+            tickets = [
+                Ticket(prompt=prompt, params=request.params, tell=partial(_put, inward, index))
+                for index, prompt in enumerate(request.prompts)
+            ]
+            self.server.inbox.submit(tickets)
         except RequestError as error:
             self._fail(HTTPStatus.BAD_REQUEST, error.message, error.hint)
         # Not only what json calls an error of its own: numbers of thousands of digits, nesting without end.
@@ -129,24 +130,30 @@ class Handler(BaseHTTPRequestHandler):
             self._fail(HTTPStatus.SERVICE_UNAVAILABLE, error.message, error.hint)
         else:
             answer = Answer(f"cmpl-{secrets.token_hex(12)}", self.server.model)
-            (self._stream if request.stream else self._wait)(request, inward, answer)
+            left = partial(_put, inward, 0, ConnectionAbortedError("it has closed the connection"))
+            try:
+                with self.server.hangups.watched(self.connection, left):
+                    (self._stream if request.stream else self._wait)(request, inward, answer)
+            finally:
+                # Whatever ended it: nobody hears what is not answered by now.
+                self.server.inbox.cancel(tickets)
 
     def _wait(self, request: CompletionRequest, inward: _Inward, answer: Answer) -> None:
         outputs: dict[int, RequestOutput] = {}
         while len(outputs) < len(request.prompts):
-            index, news = inward.get()
+            index, news = _next(inward)
             if isinstance(news, CoreboundError):
-                self._fail(_status_of(news), news.message, news.hint)
+                self._fail(*told(news, index, len(request.prompts)))
                 return
             if isinstance(news, RequestOutput):
                 outputs[index] = news
         self._answer(HTTPStatus.OK, answer.whole([outputs[index] for index in range(len(outputs))]))
 
     def _stream(self, request: CompletionRequest, inward: _Inward, answer: Answer) -> None:
-        index, news = inward.get()
+        index, news = _next(inward)
         if isinstance(news, CoreboundError):
             # Nothing was sent yet, so the status can still tell.
-            self._fail(_status_of(news), news.message, news.hint)
+            self._fail(*told(news, index, len(request.prompts)))
             return
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "text/event-stream")
@@ -158,7 +165,8 @@ class Handler(BaseHTTPRequestHandler):
         num_open = len(request.prompts)
         while True:
             if isinstance(news, CoreboundError):
-                self._event({"error": _error(news.message, news.hint, _status_of(news))})
+                status, message, hint = told(news, index, len(request.prompts))
+                self._event({"error": error_body(message, hint, status)})
                 return
             if isinstance(news, RequestOutput):
                 self._event(answer.piece(index, "", news.finish_reason))
@@ -168,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
                     return
             else:
                 self._event(answer.piece(index, news))
-            index, news = inward.get()
+            index, news = _next(inward)
 
     def _event(self, content: dict[str, Any]) -> None:
         self.wfile.write(f"data: {json.dumps(content)}\n\n".encode())
@@ -190,7 +198,7 @@ class Handler(BaseHTTPRequestHandler):
     def _fail(self, status: HTTPStatus, message: str, hint: str | None = None) -> None:
         # What is left of the body would be read as the next request.
         self.close_connection = True
-        self._answer(status, {"error": _error(message, hint, status)})
+        self._answer(status, {"error": error_body(message, hint, status)})
 
     def _answer(self, status: HTTPStatus, content: dict[str, Any]) -> None:
         data = json.dumps(content).encode() + b"\n"
@@ -216,6 +224,7 @@ class HttpServer(ThreadingHTTPServer):
         self.model = model
         self.silence_limit_s = silence_limit_s
         self.completions = threading.BoundedSemaphore(MAX_COMPLETIONS)
+        self.hangups = Hangups()
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._idle = threading.Condition()
         self._num_answering = 0
@@ -225,6 +234,10 @@ class HttpServer(ThreadingHTTPServer):
             raise HostError(
                 f"cannot listen on {host} port {port}: {error.strerror}", hint="choose others with --port and --host"
             ) from error
+
+    def service_actions(self) -> None:
+        """Notice clients that have left; the loop of the server calls this several times a second."""
+        self.hangups.look()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection in a thread of its own, or close it when there are too many."""
@@ -268,14 +281,13 @@ class HttpServer(ThreadingHTTPServer):
         _LOGGER.log(logging.DEBUG if is_gone else logging.ERROR, "connection of %s", client_address, exc_info=True)
 
 
-def _put(inward: _Inward, index: int, news: str | RequestOutput | CoreboundError) -> None:
+def _put(inward: _Inward, index: int, news: News | ConnectionError) -> None:
     inward.put((index, news))
 
 
-def _status_of(error: CoreboundError) -> HTTPStatus:
-    return HTTPStatus.BAD_REQUEST if isinstance(error, RequestError) else HTTPStatus.SERVICE_UNAVAILABLE
-
-
-def _error(message: str, hint: str | None, status: HTTPStatus) -> dict[str, Any]:
-    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "unavailable"
-    return {"message": message, "hint": hint, "type": kind, "code": status.value}
+def _next(inward: _Inward) -> tuple[int, News]:
+    """Wait for the next news; raises ConnectionError when the client has left."""
+    index, news = inward.get()
+    if isinstance(news, ConnectionError):
+        raise news
+    return index, news

@@ -18,6 +18,7 @@ from corebound.errors import ModelLoadError
 from corebound.kernels import values
 from corebound.sharding.arena import allocate
 from corebound.sharding.checkpoint import TensorEntry
+from corebound.sharding.pages import with_pages_ahead
 from corebound.sharding.plan import Parameter, ShardPlan
 from corebound.sharding.reading import CHUNK_BYTES, Meter, Scratch, damaged, opened, read_rectangle
 from corebound.sharding.workers import Part, run_parts
@@ -69,7 +70,9 @@ def load_shard(
                 reader = PartReader(descriptors[entry.path], entry, meter, handling=handling)
                 yield from reader.parts(target, plan.ranges(parameter, rank), parameter.rule.cut_dim)
 
-        run_parts(parts(), num_threads or 1)
+        in_order = {parameter.field: to.sink for parameter, to in targets if isinstance(to, _SinkRows)}
+        straight = (sink.memory for sink in in_order.values() if isinstance(sink, FileSink))
+        run_parts(with_pages_ahead(parts(), straight), num_threads or 1)
     return fields
 
 
@@ -83,6 +86,10 @@ class RowSink(Protocol):
 @runtime_checkable
 class FileSink(RowSink, Protocol):
     """What also takes rows from a file itself, which saves the calls between."""
+
+    @property
+    def memory(self) -> torch.Tensor:
+        """The bytes that rows are stored in, [bytes] uint8."""
 
     def fill(self, first_row: int, source: values.FileRows, largest: float, scratch: torch.Tensor) -> int:
         """Take rows until one that cannot be read or has a magnitude beyond `largest`, and return how many.

@@ -26,6 +26,7 @@ void Walker::attend(Member &member, int64_t layer) {
   args.kv_heads = model_.kv_heads;
   args.head_dim = model_.head_dim;
   args.block_size = step_->block_size;
+  args.block_stride = step_->block_stride;
   args.scale = model_.scale;
   args.window = model_.layers[layer].window;
   args.dtype = kernels::DType::bfloat16;
@@ -44,6 +45,7 @@ void Walker::attend(Member &member, int64_t layer) {
                                 model_.kv_heads,
                                 model_.head_dim,
                                 step_->block_size,
+                                step_->block_stride,
                                 model_.per_head_qkv,
                                 model_.rotary_half,
                                 model_.rotary_interleaved,

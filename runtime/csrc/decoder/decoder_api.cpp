@@ -1,4 +1,5 @@
 // The C functions that Python calls: matrices into panels, and steps.
+#include <algorithm>
 #include <exception>
 #include <string>
 #include <vector>
@@ -47,14 +48,15 @@ COREBOUND_API void corebound_panel_multiply(const PanelMatrix *matrix, const uin
   in.rows = rows;
   in.stride = stride;
   in.paced = paced != 0;
-  if (kernels.takes_tiles() && rows >= corebound::kernels::min_tile_rows) {
+  if (kernels.takes_tiles() && corebound::kernels::reads_tiles(*matrix, rows)) {
     uint16_t *made = tiles.get(corebound::kernels::tile_elements(rows, matrix->padded_inputs));
     kernels.make_tiles(in, matrix->padded_inputs, made, 0, (rows + 15) / 16);
     in.tiles = made;
   }
   if (!in.tiles && matrix->kind != corebound::kernels::WeightKind::bfloat16) {
     const int64_t blocks = rows * matrix->num_blocks();
-    int8_t *upper = high.get(rows * matrix->padded_inputs), *lower = low.get(rows * matrix->padded_inputs);
+    const int64_t elements = corebound::kernels::rounded_rows(rows) * matrix->padded_inputs;
+    int8_t *upper = high.get(elements), *lower = low.get(elements);
     float *of_blocks = scales.get(2 * blocks);
     kernels.round_rows(*matrix, in, upper, lower, of_blocks, of_blocks + blocks);
     in.high = upper;
@@ -63,8 +65,9 @@ COREBOUND_API void corebound_panel_multiply(const PanelMatrix *matrix, const uin
     in.block_sums = of_blocks + blocks;
   }
   float *memory = scratch.get(corebound::kernels::panel_scratch_floats(rows));
-  for (int64_t panel = 0; panel < matrix->num_panels(); ++panel) {
-    kernels.panel_product(*matrix, panel, in, *out, memory);
+  constexpr int64_t most = corebound::kernels::max_panels_together;
+  for (int64_t panel = 0; panel < matrix->num_panels(); panel += most) {
+    kernels.panel_products(*matrix, panel, std::min(most, matrix->num_panels() - panel), in, *out, memory);
   }
 }
 

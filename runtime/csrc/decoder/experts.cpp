@@ -124,7 +124,7 @@ void Walker::multiply_runs(Member &member, Matrix Expert::*which, Rows in, Rows 
     const Matrix &matrix = run.expert->*which;
     if (&run != before) {
       before = &run;
-      input = input_of({in.row(in_place ? 0 : run.first), in.stride}, run.rows, run.first);
+      input = input_of(matrix, {in.row(in_place ? 0 : run.first), in.stride}, run.rows, run.first);
       if (rounds_alone(matrix, run.rows)) {
         round_alone(member, matrix, input);
       }

@@ -65,9 +65,9 @@ struct Step {
   const int32_t *block_tables, *query_starts, *context_lengths;
   const int64_t *logits_rows;
   void *const *key_caches, *const *value_caches; // by layer
-  int64_t block_size;
-  const float *cos, *sin; // rotary tables, or null
-  float *logits;          // [rows, num_words]
+  int64_t block_size, block_stride;              // rows; elements
+  const float *cos, *sin;                        // rotary tables, or null
+  float *logits;                                 // [rows, num_words]
 };
 
 } // namespace corebound::decoder

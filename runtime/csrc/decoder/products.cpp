@@ -21,7 +21,7 @@ void Walker::prepare(const Matrix &matrix, Rows in, Range rows, int64_t all, int
   part.stride = in.stride;
   const int64_t first = place * max_inputs_ + rows.begin * matrix.padded_inputs;
   const int64_t block = place * max_blocks_ + rows.begin * matrix.num_blocks();
-  if (wants_tiles(all)) {
+  if (wants_tiles(matrix, all)) {
     kernels_.make_tiles(part, matrix.padded_inputs, tiles_ + first, 0, (part.rows + 15) / 16);
   } else if (matrix.kind != kernels::WeightKind::bfloat16 && !rounds_alone(matrix, all)) {
     kernels_.round_rows(matrix, part, high_ + first, low_ + first, block_scales_ + block, block_sums_ + block);
@@ -30,14 +30,14 @@ void Walker::prepare(const Matrix &matrix, Rows in, Range rows, int64_t all, int
 
 void Walker::multiply(Member &member, const Matrix &matrix, Rows in, int64_t rows, const PanelOutput &out,
                       const Matrix *next, bool prepared) {
-  const bool tiled = wants_tiles(rows), quantised = matrix.kind != kernels::WeightKind::bfloat16;
+  const bool tiled = wants_tiles(matrix, rows), quantised = matrix.kind != kernels::WeightKind::bfloat16;
   const bool alone = rounds_alone(matrix, rows);
   if (!prepared && (tiled || (quantised && !alone))) {
     const Range tiles = tiles_of(member, rows);
     prepare(matrix, in, {tiles.begin * 16, std::min(tiles.end * 16, rows)}, rows);
     wait(&matrix, member);
   }
-  PanelInput input = input_of(in, rows, 0);
+  PanelInput input = input_of(matrix, in, rows, 0);
   if (alone) {
     round_alone(member, matrix, input);
   }
@@ -48,14 +48,15 @@ void Walker::multiply(Member &member, const Matrix &matrix, Rows in, int64_t row
   }
   ++member.turn;
   float *scratch = member.panel.get(kernels::panel_scratch_floats(rows));
-  for (int64_t panel = mine.take(member.index); panel >= 0; panel = mine.take(member.index)) {
-    kernels_.panel_product(matrix, panel, input, out, scratch);
+  const int64_t most = rows > 1 ? kernels::max_panels_together : 1;
+  for (Shares::Run run = mine.take(member.index, most); run.count > 0; run = mine.take(member.index, most)) {
+    kernels_.panel_products(matrix, run.first, run.count, input, out, scratch);
   }
 }
 
-PanelInput Walker::input_of(Rows in, int64_t rows, int64_t place) const {
+PanelInput Walker::input_of(const Matrix &matrix, Rows in, int64_t rows, int64_t place) const {
   PanelInput input = {in.data, nullptr, high_, low_, block_scales_, block_sums_, rows, in.stride, paced_};
-  if (wants_tiles(rows)) {
+  if (wants_tiles(matrix, rows)) {
     input.tiles = tiles_ + place * max_inputs_;
   } else if (quantised_) {
     input.high += place * max_inputs_;
@@ -101,9 +102,11 @@ Walker::Range Walker::tiles_of(const Member &member, int64_t rows) const {
 }
 
 bool Walker::rounds_alone(const Matrix &matrix, int64_t rows) const {
-  return matrix.kind != kernels::WeightKind::bfloat16 && rows <= 2 && !wants_tiles(rows);
+  return matrix.kind != kernels::WeightKind::bfloat16 && rows <= 2;
 }
 
-bool Walker::wants_tiles(int64_t rows) const { return kernels_.takes_tiles() && rows >= kernels::min_tile_rows; }
+bool Walker::wants_tiles(const Matrix &matrix, int64_t rows) const {
+  return kernels_.takes_tiles() && kernels::reads_tiles(matrix, rows);
+}
 
 } // namespace corebound::decoder

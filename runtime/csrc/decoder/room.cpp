@@ -87,7 +87,8 @@ void Walker::make_room(const Step &step) {
     prepared = std::max(rows, mixed_rows(step.tokens));
   }
   // One tile more: the last of an expert may be taken with the one after it.
-  tiles_ = wants_tiles(step.tokens) ? buffers_[7].get(kernels::tile_elements(prepared + 16, max_inputs_)) : nullptr;
+  const bool tiled = kernels_.takes_tiles() && step.tokens >= kernels::min_tile_rows;
+  tiles_ = tiled ? buffers_[7].get(kernels::tile_elements(prepared + 16, max_inputs_)) : nullptr;
   // Here, where running out of memory is an error and nobody waits at a barrier.
   kernels::AttentionArgs attention{};
   attention.head_dim = model_.head_dim;
@@ -106,7 +107,7 @@ void Walker::make_room(const Step &step) {
     member.low.get(few * max_inputs_);
     member.scales.get(2 * few * max_blocks_);
   }
-  int64_t rounded = tiles_ ? kernels::min_tile_rows : rows; // more of them go by tiles
+  int64_t rounded = tiled ? std::min(rows, kernels::max_code_rows) : rows; // more of them go by tiles
   if (model_.num_experts > 0 && quantised_) {
     rounded = prepared; // few of each expert's, but at their places
   }

@@ -4,6 +4,7 @@
 // members at work differ, then sleeps, so that a team whose cores others need too stays useful.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -82,19 +83,30 @@ public:
     }
   }
 
+  struct Run {
+    int64_t first, count;
+  };
+
   // The next index for a member, or -1.
   int64_t take(int member) {
+    const Run run = take(member, 1);
+    return run.count > 0 ? run.first : -1;
+  }
+
+  // Up to `most` neighbours, fewer towards the end so that members finish together; none when all are taken.
+  Run take(int member, int64_t most) {
     const auto members = static_cast<int>(lines_.size());
     for (int step = 0; step < members; ++step) {
       Line &line = lines_[static_cast<size_t>((member + step) % members)];
-      if (line.next.load(std::memory_order_relaxed) < line.end) {
-        const int64_t index = line.next.fetch_add(1, std::memory_order_relaxed);
-        if (index < line.end) {
-          return index;
+      int64_t next = line.next.load(std::memory_order_relaxed);
+      while (next < line.end) {
+        const int64_t count = std::clamp<int64_t>((line.end - next) / 2, 1, most);
+        if (line.next.compare_exchange_weak(next, next + count, std::memory_order_relaxed)) {
+          return {next, count};
         }
       }
     }
-    return -1;
+    return {0, 0};
   }
 
 private:

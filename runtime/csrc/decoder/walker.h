@@ -72,7 +72,8 @@ private:
                 const Matrix *next, bool prepared);
   // Some of `all` rows as the matrix wants them: in tiles, or in whole numbers, at the place of a row.
   void prepare(const Matrix &matrix, Rows in, Range rows, int64_t all, int64_t place = 0);
-  kernels::PanelInput input_of(Rows in, int64_t rows, int64_t place) const; // what prepare made ready
+  kernels::PanelInput input_of(const Matrix &matrix, Rows in, int64_t rows,
+                               int64_t place) const; // what prepare made ready
   // Layers with experts (experts.cpp).
   void mix(Member &member, const Layer &layer, int64_t rows, const Matrix &next);
   void choose(int64_t row);
@@ -91,7 +92,7 @@ private:
   void wait(const Matrix *next, const Member &member);
   Range tiles_of(const Member &member, int64_t rows) const;
   bool alone() const { return model_.comm_group == 0 && !model_.all_reduce; } // no other rank to sum with
-  bool wants_tiles(int64_t rows) const;
+  bool wants_tiles(const Matrix &matrix, int64_t rows) const;
   bool rounds_alone(const Matrix &matrix, int64_t rows) const;
 
   Model model_;

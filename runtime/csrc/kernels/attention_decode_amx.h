@@ -91,10 +91,10 @@ public:
   }
 
 private:
-  // Where the row of a position begins in either cache.
+  // Bytes from the beginning of either cache to the row of a position.
   int64_t place(int64_t position, int64_t kv_head) const {
     const int64_t block = item_.blocks[position / args_.block_size], offset = position % args_.block_size;
-    return ((block * args_.kv_heads + kv_head) * args_.block_size + offset) * row_bytes_;
+    return block * args_.block_stride * 2 + (kv_head * args_.block_size + offset) * row_bytes_;
   }
 
   // Groups begin at multiples of their size, within a block. A value that is not seen may be NaN, and must not meet its

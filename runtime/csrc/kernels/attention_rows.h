@@ -53,10 +53,10 @@ void locate(const AttentionArgs &args, const Item &item, int64_t begin, int64_t 
             const T **values) {
   int64_t index = begin / args.block_size, offset = begin % args.block_size;
   for (int64_t j = 0; j < count; ++index, offset = 0) { // block by block: a division for each key takes longer
-    const int64_t first = (item.blocks[index] * args.kv_heads + item.group.kv_head) * args.block_size;
+    const int64_t first = item.blocks[index] * args.block_stride + item.group.kv_head * args.block_size * args.head_dim;
     for (; j < count && offset < args.block_size; ++j, ++offset) {
-      keys[j] = static_cast<const T *>(args.key_cache) + (first + offset) * args.head_dim;
-      values[j] = static_cast<const T *>(args.value_cache) + (first + offset) * args.head_dim;
+      keys[j] = static_cast<const T *>(args.key_cache) + first + offset * args.head_dim;
+      values[j] = static_cast<const T *>(args.value_cache) + first + offset * args.head_dim;
     }
   }
   for (int64_t j = count; j < (count + 15) / 16 * 16; ++j) {

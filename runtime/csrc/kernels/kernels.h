@@ -60,10 +60,10 @@ struct RotaryArgs {
 struct StoreKvArgs {
   const void *k; // [T, kv_heads, head_dim]
   const void *v;
-  void *key_cache; // [blocks, kv_heads, block_size, head_dim]
+  void *key_cache; // [blocks, kv_heads, block_size, head_dim], blocks `block_stride` elements apart
   void *value_cache;
   const int64_t *slots; // [T], each within blocks * block_size
-  int64_t kv_heads, head_dim, block_size;
+  int64_t kv_heads, head_dim, block_size, block_stride;
   int64_t element_bytes;
 };
 
@@ -91,7 +91,7 @@ inline constexpr int64_t attention_part_keys = 512;
 struct AttentionArgs {
   const void *q; // [T, heads, head_dim]
   const void *key_cache;
-  const void *value_cache;     // [blocks, kv_heads, block_size, head_dim]
+  const void *value_cache;     // [blocks, kv_heads, block_size, head_dim], blocks `block_stride` elements apart
   void *out;                   // [T, heads, head_dim]
   const int32_t *block_tables; // [sequences, max_blocks]
   const int32_t *query_starts; // [sequences + 1]
@@ -99,7 +99,7 @@ struct AttentionArgs {
   const float *alibi_slopes; // [heads] or null
   const HeadGroup *groups;
   int64_t num_groups;
-  int64_t sequences, max_blocks, heads, kv_heads, head_dim, block_size;
+  int64_t sequences, max_blocks, heads, kv_heads, head_dim, block_size, block_stride;
   float scale;
   DType dtype;
   int64_t window = 0; // 0 for all keys
@@ -152,6 +152,9 @@ struct KernelSet {
   void (*linear)(const LinearArgs &, int64_t begin, int64_t end);
   // Rows times one panel of weights; `scratch` is panel_scratch_floats(rows) long.
   void (*panel_product)(const PanelMatrix &, int64_t panel, const PanelInput &, const PanelOutput &, float *scratch);
+  // The same for up to max_panels_together neighbours.
+  void (*panel_products)(const PanelMatrix &, int64_t panel, int64_t count, const PanelInput &, const PanelOutput &,
+                         float *scratch);
   // `tiles` of an input (a range is of row tiles), and its rows in whole numbers for a quantised matrix.
   void (*make_tiles)(const PanelInput &, int64_t padded_inputs, uint16_t *tiles, int64_t begin, int64_t end);
   void (*round_rows)(const PanelMatrix &, const PanelInput &, int8_t *high, int8_t *low, float *scales, float *sums);

@@ -84,7 +84,7 @@ void store_kv(const StoreKvArgs &args, int64_t begin, int64_t end) {
     const int64_t block = args.slots[token] / args.block_size, offset = args.slots[token] % args.block_size;
     for (int64_t head = 0; head < args.kv_heads; ++head) {
       const int64_t from = (token * args.kv_heads + head) * row;
-      const int64_t to = ((block * args.kv_heads + head) * args.block_size + offset) * row;
+      const int64_t to = block * args.block_stride * args.element_bytes + (head * args.block_size + offset) * row;
       copy(at(args.key_cache, to), at(args.k, from), row);
       copy(at(args.value_cache, to), at(args.v, from), row);
     }

@@ -18,6 +18,8 @@ void silu_mul(const SiluMulArgs &args, int64_t begin, int64_t end);
 void linear(const LinearArgs &args, int64_t begin, int64_t end);
 void panel_product(const PanelMatrix &matrix, int64_t panel, const PanelInput &in, const PanelOutput &out,
                    float *scratch);
+void panel_products(const PanelMatrix &matrix, int64_t panel, int64_t count, const PanelInput &in,
+                    const PanelOutput &out, float *scratch);
 void make_tiles(const PanelInput &in, int64_t padded_inputs, uint16_t *tiles, int64_t begin, int64_t end);
 void round_rows(const PanelMatrix &matrix, const PanelInput &in, int8_t *high, int8_t *low, float *scales, float *sums);
 void split_rotate_store(const QkvArgs &args, int64_t begin, int64_t end);

@@ -5,7 +5,7 @@
 #include "kernels/panel_finish.h"
 #include "kernels/panel_sums.h"
 #ifdef __AMX_BF16__
-#include "kernels/panel_amx.h"
+#include "kernels/panel_amx_codes.h"
 #endif
 
 COREBOUND_BEGIN_VARIANT
@@ -14,6 +14,9 @@ void compute_sums(const PanelMatrix &matrix, const char *panel, const PanelInput
 #ifdef __AMX_BF16__
   if (in.tiles && in.rows >= min_tile_rows) {
     return sum_by_tiles(matrix, panel, in, scratch);
+  }
+  if (matrix.kind != WeightKind::bfloat16 && in.rows >= min_code_tile_rows) {
+    return sum_codes_by_tiles(matrix, panel, in, scratch);
   }
 #endif
   std::memset(scratch.sums, 0, static_cast<size_t>(in.rows * panel_outputs) * sizeof(float));
@@ -46,10 +49,10 @@ float round_block(const bf16 *x, int64_t count, int8_t *high, int8_t *low, float
   }
   const float scale = top / range, inverse = range / top;
   int32_t total = 0;
-  for (int64_t i = 0; i < count; i += Vec::width) {
+  for (int64_t i = 0; i < count; i += Vec::width) { // blocks are whole vectors
     float whole[Vec::width];
-    round(load_upto(x + i, count - i) * Vec::set(inverse)).store(whole);
-    for (int64_t k = 0; k < Vec::width && i + k < count; ++k) {
+    round(Vec::load(x + i) * Vec::set(inverse)).store(whole);
+    for (int64_t k = 0; k < Vec::width; ++k) {
       const auto value = static_cast<int32_t>(whole[k]);
       const int32_t upper = (value + 64) >> 7;
       high[i + k] = static_cast<int8_t>(upper);
@@ -67,9 +70,21 @@ namespace corebound::kernels::COREBOUND_VARIANT {
 
 void panel_product(const PanelMatrix &matrix, int64_t panel, const PanelInput &in, const PanelOutput &out,
                    float *memory) {
-  const PanelScratch scratch(memory, in.rows);
+  const PanelScratch scratch(memory);
   compute_sums(matrix, matrix.panel(panel), in, scratch);
-  finish_panel(matrix, panel, in.rows, scratch.sums, out);
+  finish_panel(matrix, panel, 0, in.rows, scratch.sums, out);
+}
+
+void panel_products(const PanelMatrix &matrix, int64_t panel, int64_t count, const PanelInput &in,
+                    const PanelOutput &out, float *memory) {
+#ifdef __AMX_BF16__
+  if (in.tiles && in.rows > max_direct_rows) {
+    return multiply_many(matrix, panel, count, in, out, PanelScratch(memory));
+  }
+#endif
+  for (int64_t i = 0; i < count; ++i) {
+    panel_product(matrix, panel + i, in, out, memory);
+  }
 }
 
 void make_tiles(const PanelInput &in, int64_t padded_inputs, uint16_t *tiles, int64_t begin, int64_t end) {

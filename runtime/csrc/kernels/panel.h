@@ -81,14 +81,25 @@ struct PanelOutput {
   Activation activation;
 };
 
-// From this many rows on, a variant with AMX reads `tiles`.
-inline constexpr int64_t min_tile_rows = 5;
+// From this many rows on, a variant with AMX reads `tiles`; of codes it takes the whole numbers in tiles of 16 rows,
+// which must have memory behind the last row, up to so many rows.
+inline constexpr int64_t min_tile_rows = 5, min_code_tile_rows = 3, max_code_rows = 32;
+inline bool reads_tiles(const PanelMatrix &matrix, int64_t rows) {
+  return rows >= min_tile_rows && (matrix.kind == WeightKind::bfloat16 || rows > max_code_rows);
+}
+// Rows that there must be memory for, in whole numbers.
+constexpr int64_t rounded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
 
 // Elements of `tiles` for rows of `padded_inputs`: [row tile of 16][step of 32 inputs][16][32]; tiles are taken in
 // twos, what the second of the last two holds does not matter.
 constexpr int64_t tile_elements(int64_t rows, int64_t padded_inputs) { return (rows + 31) / 32 * 32 * padded_inputs; }
 
-// Floats of scratch that one thread needs for a panel, aligned to 64 bytes.
+// How much is computed at a time where there are many rows: their inputs come from a farther cache once for all of
+// these panels, whose sums (512 KiB) stay in the second level.
+inline constexpr int64_t max_panels_together = 4, max_rows_together = 512;
+inline constexpr int64_t piece_floats = 256 / 2 * 256 / 4; // 256 inputs of a panel
+
+// Floats of scratch that one thread needs for max_panels_together panels, aligned to 64 bytes.
 COREBOUND_EXPORT int64_t panel_scratch_floats(int64_t rows);
 
 // Splits the fused projection of tokens into rotated queries, and rotated keys and values in the cache. Where they have
@@ -98,14 +109,14 @@ struct QkvArgs {
   const uint16_t *qkv; // bf16 [T, stride]
   int64_t stride, tokens;
   uint16_t *q;         // [T, heads, head_dim]
-  uint16_t *key_cache; // [blocks, kv_heads, block_size, head_dim]
+  uint16_t *key_cache; // [blocks, kv_heads, block_size, head_dim], blocks `block_stride` elements apart
   uint16_t *value_cache;
   const int64_t *positions; // [T]
   const int64_t *slots;     // [T]
   const float *cos;         // [P, half], or null for no rotation
   const float *sin;
   const int32_t *first_head; // [kv_heads + 1]: query heads of kv head k are first_head[k] to first_head[k + 1]
-  int64_t heads, kv_heads, head_dim, block_size;
+  int64_t heads, kv_heads, head_dim, block_size, block_stride;
   bool per_head;                   // qkv has q, k and v of each head in turn; otherwise all q, all k, all v
   int64_t half;                    // the first 2 * half dimensions of a head turn
   bool interleaved;                // pairs (2i, 2i + 1); otherwise (i, i + half)

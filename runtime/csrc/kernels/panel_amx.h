@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/panel_codes.h"
+#include "kernels/panel_finish.h"
 
 COREBOUND_BEGIN_VARIANT
 
@@ -13,14 +14,15 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {};
 };
 
-// All eight tiles whole; tiles are configured while this lives.
+// All eight tiles whole, or, for steps of fewer bytes of a row, 4 and 5 narrower and 6 and 7 lower; tiles are
+// configured while this lives.
 class Tiles {
 public:
-  Tiles() {
+  explicit Tiles(int64_t step_bytes = 64) {
     TileShapes shapes;
     for (int i = 0; i < 8; ++i) {
-      shapes.row_bytes[i] = 64;
-      shapes.rows[i] = 16;
+      shapes.row_bytes[i] = i == 4 || i == 5 ? static_cast<uint16_t>(step_bytes) : 64;
+      shapes.rows[i] = i >= 6 ? static_cast<uint8_t>(step_bytes / 4) : 16;
     }
     // g++ 12 does not know that the instruction reads all of it, and would drop most of the stores.
     asm volatile("" ::"r"(&shapes) : "memory");
@@ -231,28 +233,57 @@ inline void widen_piece(const PanelMatrix &matrix, const char *panel, int64_t at
   }
 }
 
+// The sums of `count` neighbouring panels for some rows: every panel passes a piece of their inputs while that is in
+// the second-level cache, then all pass the next one.
+inline void sum_pieces(const PanelMatrix &matrix, const char *panels, int64_t count, const PanelInput &in,
+                       const PanelScratch &scratch) {
+  const int64_t num_tiles = (in.rows + 15) / 16, of_panel = (in.rows + 31) / 32 * 32 * panel_outputs;
+  std::memset(scratch.sums, 0, static_cast<size_t>(count * of_panel) * sizeof(float));
+  char *piece = reinterpret_cast<char *>(scratch.piece);
+  const int64_t padded = matrix.padded_inputs, panel_bytes = matrix.panel_bytes();
+  for (int64_t at = 0; at < padded; at += tile_piece_inputs) {
+    const int64_t inputs = smaller(tile_piece_inputs, padded - at), end = at + inputs;
+    for (int64_t i = 0; i < count; ++i) {
+      const char *panel = panels + i * panel_bytes;
+      if (matrix.kind == WeightKind::bfloat16) {
+        copy_piece(panel + at / 2 * pair_row_bytes, inputs / 2, piece);
+      } else {
+        widen_piece(matrix, panel, at, inputs, piece);
+      }
+      // Behind the last piece of the last panel lies the next panel, which is most often the next to be computed.
+      const char *fetch = i + 1 < count  ? panel + panel_bytes + at * panel_bytes / padded
+                          : end < padded ? panels + end * panel_bytes / padded
+                                         : panel + panel_bytes;
+      add_tile_rows(in.tiles + at / 32 * tile_size, padded * 16, num_tiles, inputs / 32, piece,
+                    scratch.sums + i * of_panel, fetch, tile_piece_inputs * matrix.input_bytes());
+    }
+  }
+}
+
 inline void sum_by_tiles(const PanelMatrix &matrix, const char *panel, const PanelInput &in,
                          const PanelScratch &scratch) {
   const Tiles tiles;
-  const int64_t padded = (in.rows + 31) / 32 * 32;
-  std::memset(scratch.sums, 0, static_cast<size_t>(padded * panel_outputs) * sizeof(float));
-  const bool plain = matrix.kind == WeightKind::bfloat16;
-  if (plain && in.rows <= max_direct_rows) { // bound by memory: straight from the panel
+  if (matrix.kind == WeightKind::bfloat16 && in.rows <= max_direct_rows) { // bound by memory: straight from the panel
+    const int64_t padded = (in.rows + 31) / 32 * 32;
+    std::memset(scratch.sums, 0, static_cast<size_t>(padded * panel_outputs) * sizeof(float));
     return in.paced ? add_direct<true>(matrix, panel, in, scratch.sums)
                     : add_direct<false>(matrix, panel, in, scratch.sums);
   }
-  char *piece = reinterpret_cast<char *>(scratch.piece);
-  for (int64_t at = 0; at < matrix.padded_inputs; at += tile_piece_inputs) {
-    const int64_t count = smaller(tile_piece_inputs, matrix.padded_inputs - at);
-    if (plain) {
-      copy_piece(panel + at / 2 * pair_row_bytes, count / 2, piece);
-    } else {
-      widen_piece(matrix, panel, at, count, piece);
+  sum_pieces(matrix, panel, 1, in, scratch);
+}
+
+inline void multiply_many(const PanelMatrix &matrix, int64_t panel, int64_t count, const PanelInput &in,
+                          const PanelOutput &out, const PanelScratch &scratch) {
+  const Tiles tiles;
+  for (int64_t row = 0; row < in.rows; row += max_rows_together) {
+    PanelInput part = in;
+    part.tiles += row * matrix.padded_inputs;
+    part.rows = smaller(max_rows_together, in.rows - row);
+    sum_pieces(matrix, matrix.panel(panel), count, part, scratch);
+    const int64_t of_panel = (part.rows + 31) / 32 * 32 * panel_outputs;
+    for (int64_t i = 0; i < count; ++i) {
+      finish_panel(matrix, panel + i, row, part.rows, scratch.sums + i * of_panel, out);
     }
-    // Behind the last piece lies the next panel, which is most often the next to be computed.
-    const char *fetch = panel + (at + count) * matrix.panel_bytes() / matrix.padded_inputs;
-    add_tile_rows(in.tiles + at / 32 * tile_size, matrix.padded_inputs * 16, (in.rows + 15) / 16, count / 32, piece,
-                  scratch.sums, fetch, tile_piece_inputs * matrix.input_bytes());
   }
 }
 

@@ -1,5 +1,4 @@
 // Reads rows of a file a piece at a time and hands them to the active variant. Compiled for the baseline.
-#include <sys/mman.h>
 #include <sys/uio.h>
 
 #include <algorithm>
@@ -11,7 +10,6 @@
 
 #include "kernels/kernels.h"
 #include "kernels/panel_fill.h"
-#include "kernels/panel_place.h"
 
 namespace corebound::kernels {
 namespace {
@@ -25,24 +23,6 @@ void announce(int descriptor, int64_t offset, int64_t num_bytes) {
   for (int64_t at = 0; at < num_bytes; at += readahead_bytes) {
     posix_fadvise(descriptor, offset + at, std::min(readahead_bytes, num_bytes - at), POSIX_FADV_WILLNEED);
   }
-}
-
-// Takes the pages of the panels that hold the rows before the first piece is read: a huge page that is zeroed between
-// two pieces takes the place of the second one in the cache. Kernels that cannot do it do it at the first store.
-void take_pages(const FillArgs &args) {
-  constexpr uint64_t page = 4096;
-  const Place first = place_of(args.matrix, args.first_row),
-              last = place_of(args.matrix, args.first_row + args.rows - 1);
-  if (args.rows == 0 || last.panel < first.panel) {
-    return;
-  }
-  const auto begin = reinterpret_cast<uint64_t>(args.matrix.panel(first.panel)) / page * page;
-  const auto end = reinterpret_cast<uint64_t>(args.matrix.panel(last.panel + 1)) / page * page;
-#ifdef MADV_POPULATE_WRITE
-  if (begin < end) {
-    madvise(reinterpret_cast<void *>(begin), end - begin, MADV_POPULATE_WRITE);
-  }
-#endif
 }
 
 class FileRows {
@@ -109,7 +89,6 @@ int64_t fill_from_file(const FillArgs &args) {
   char *buffer = args.scratch + (rounded_bytes + 63) / 64 * 64;
   const int64_t room = (args.scratch + args.scratch_bytes - buffer) / args.read_bytes;
   const int64_t step = std::max(fill_rows_unit, room / fill_rows_unit * fill_rows_unit);
-  take_pages(args);
   FileRows file(args);
   for (int64_t done = 0; done < args.rows;) {
     // Up to where a unit may end, so that the next piece begins with one.

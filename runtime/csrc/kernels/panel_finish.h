@@ -10,11 +10,12 @@ inline Vec biased(const float *sums, const bf16 *bias, int64_t at) {
   return bias ? Vec::load(sums + at) + Vec::load(bias + at) : Vec::load(sums + at);
 }
 
-inline void finish_panel(const PanelMatrix &matrix, int64_t panel, int64_t rows, const float *sums,
+// For `rows` rows from row `begin` on, whose sums are at `sums`.
+inline void finish_panel(const PanelMatrix &matrix, int64_t panel, int64_t begin, int64_t rows, const float *sums,
                          const PanelOutput &out) {
   const bf16 *bias = out.bias ? reinterpret_cast<const bf16 *>(out.bias) + panel * panel_outputs : nullptr;
   const int64_t width = matrix.gated ? panel_outputs / 2 : panel_outputs, first = panel * width;
-  for (int64_t row = 0; row < rows; ++row, sums += panel_outputs) {
+  for (int64_t row = begin; row < begin + rows; ++row, sums += panel_outputs) {
     if (!out.y) {
       const int64_t count = matrix.outputs - first < width ? matrix.outputs - first : width;
       for (int64_t i = 0; i < count; i += Vec::width) {

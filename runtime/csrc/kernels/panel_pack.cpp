@@ -184,8 +184,9 @@ void unpack_rows(const UnpackArgs &args) {
 }
 
 int64_t panel_scratch_floats(int64_t rows) {
-  constexpr int64_t piece = 256 / 2 * 256 / 4; // see PanelScratch
-  return (rows + 31) / 32 * 32 * panel_outputs + piece;
+  const int64_t padded = (rows + 31) / 32 * 32, together = rows < max_rows_together ? padded : max_rows_together;
+  const int64_t of_panels = max_panels_together * together;
+  return piece_floats + (padded < of_panels ? of_panels : padded) * panel_outputs;
 }
 
 } // namespace corebound::kernels

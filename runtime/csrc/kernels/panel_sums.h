@@ -7,10 +7,10 @@
 
 COREBOUND_BEGIN_VARIANT
 
-// What a thread works with: sums [rows][64], and a piece of the panel as AMX wants it.
+// What a thread works with: a piece of the panel as AMX wants it, and sums [rows][64].
 struct PanelScratch {
-  float *sums, *piece;
-  PanelScratch(float *memory, int64_t rows) : sums(memory), piece(memory + (rows + 31) / 32 * 32 * panel_outputs) {}
+  float *piece, *sums;
+  explicit PanelScratch(float *memory) : piece(memory), sums(memory + piece_floats) {}
 };
 
 // Rows whose sums fit the registers beside the weights of a pair.

@@ -67,7 +67,7 @@ void split_rotate_store(const QkvArgs &args, int64_t begin, int64_t end) {
       }
       const bf16 *k = row + (args.per_head ? 3 * kv + 1 : args.heads + kv) * dim;
       const bf16 *v = row + (args.per_head ? 3 * kv + 2 : args.heads + args.kv_heads + kv) * dim;
-      const int64_t to = ((block * args.kv_heads + kv) * args.block_size + offset) * dim;
+      const int64_t to = block * args.block_stride + (kv * args.block_size + offset) * dim;
       place_head(k, args.k_norm, reinterpret_cast<bf16 *>(args.key_cache) + to, args, position);
       std::memcpy(args.value_cache + to, v, head_bytes);
     }

@@ -37,11 +37,11 @@ template <class T> inline void store_upto(Vec v, T *p, int64_t count) {
   }
 }
 
-// e^x to about two units in the last place. Arguments are clamped to the range whose results are normal numbers; NaN
-// stays NaN.
+// e^x to about two units in the last place. Arguments are clamped to the range in which both it and its reciprocal are
+// normal numbers, since arithmetic with others is slow; NaN stays NaN.
 inline Vec exp(Vec x) {
   // x comes second, because min and max return their second operand when either is NaN.
-  x = min(Vec::set(88.0F), max(Vec::set(-87.0F), x));
+  x = min(Vec::set(87.0F), max(Vec::set(-87.0F), x));
   const Vec n = round(x * Vec::set(1.44269504F));
   // ln 2 in two parts, so that the reduced argument keeps all its bits.
   const Vec r = fma(n, Vec::set(2.12194440e-4F), fma(n, Vec::set(-0.693359375F), x));

@@ -111,9 +111,7 @@ Tensor attention(const Tensor &q, const Tensor &key_cache, const Tensor &value_c
     fail("attention: expected at least one head, kv head and row per block, found ", shape_text(queries), " and ",
          shape_text(key_cache));
   }
-  if (!key_cache.is_contiguous() || !value_cache.is_contiguous()) {
-    fail("attention: expected contiguous caches, found strided ones");
-  }
+  args.block_stride = block_stride("attention: cache", key_cache, value_cache);
   Tensor out = new_tensor(queries, {queries.size(0), args.heads, args.head_dim});
   args.q = queries.const_data_ptr();
   args.key_cache = key_cache.const_data_ptr();

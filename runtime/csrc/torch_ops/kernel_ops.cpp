@@ -152,20 +152,18 @@ std::tuple<Tensor, Tensor> rotary(const Tensor &q, const Tensor &k, const Tensor
   return {rotate(queries, args), rotate(keys, args)};
 }
 
-// Checks that both caches are [blocks, kv heads, block size, head size] of one type and contiguous.
-void check_caches(const char *op, const Tensor &key_cache, const Tensor &value_cache, ScalarType type) {
+// Checks that both caches are [blocks, kv heads, block size, head size] of one type, and returns their block stride.
+int64_t check_caches(const char *op, const Tensor &key_cache, const Tensor &value_cache, ScalarType type) {
   check(op, key_cache, type, {-1, -1, -1, -1});
   check(op, value_cache, type, {key_cache.size(0), key_cache.size(1), key_cache.size(2), key_cache.size(3)});
-  if (!key_cache.is_contiguous() || !value_cache.is_contiguous()) {
-    fail(op, ": expected contiguous caches, found strided ones");
-  }
+  return block_stride(op, key_cache, value_cache);
 }
 
 void store_kv(const Tensor &k, const Tensor &v, const Tensor &key_cache, const Tensor &value_cache,
               const Tensor &slots) {
   const Tensor keys = dense(k), values = dense(v), places = dense(slots);
   kernel_dtype("store_kv", keys);
-  check_caches("store_kv: cache", key_cache, value_cache, keys.scalar_type());
+  const int64_t stride = check_caches("store_kv: cache", key_cache, value_cache, keys.scalar_type());
   check_shape("store_kv: k", keys, {-1, key_cache.size(1), key_cache.size(3)});
   check("store_kv: v", values, keys.scalar_type(), {keys.size(0), keys.size(1), keys.size(2)});
   check("store_kv: slots", places, ScalarType::Long, {keys.size(0)});
@@ -184,6 +182,7 @@ void store_kv(const Tensor &k, const Tensor &v, const Tensor &key_cache, const T
                                      key_cache.size(1),
                                      key_cache.size(3),
                                      key_cache.size(2),
+                                     stride,
                                      static_cast<int64_t>(keys.element_size())};
   const auto kernel = active_kernels().store_kv;
   parallel(keys.size(0), rows_per_thread(2 * args.kv_heads * args.head_dim),

@@ -102,6 +102,25 @@ inline kernels::DType kernel_dtype(const char *where, const Tensor &t) {
   }
 }
 
+// Checks that each block of two caches [blocks, kv heads, block size, head size] is contiguous; returns by how many
+// elements the blocks of both are apart.
+inline int64_t block_stride(const char *where, const Tensor &keys, const Tensor &values) {
+  for (const Tensor *cache : {&keys, &values}) {
+    int64_t expected = 1;
+    for (int64_t i = 3; i > 0; --i) {
+      if (cache->size(i) > 1 && cache->stride(i) != expected) {
+        fail(where, ": expected caches whose blocks are contiguous, found strided ones");
+      }
+      expected *= cache->size(i);
+    }
+  }
+  if (keys.stride(0) != values.stride(0)) {
+    fail(where, ": blocks of keys are ", keys.stride(0), " elements apart, those of values ", values.stride(0),
+         ", expected the same");
+  }
+  return keys.stride(0);
+}
+
 // A new contiguous tensor of the type of `like`, of at most four dimensions; no memory is allocated but the tensor's.
 inline Tensor new_tensor(const Tensor &like, std::initializer_list<int64_t> shape) {
   int64_t strides[4] = {1, 1, 1, 1};

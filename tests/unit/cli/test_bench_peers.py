@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +107,7 @@ def test_an_engine_without_weights_of_a_dtype_is_said_and_so_are_ours(
 ) -> None:
     words = ("--peers", "llama_cpp,vllm", "--dtype", "int4", "--rounds", "1", "--no-all-reduce")
     result = run(*words, folder=installed, cache=tmp_path)
+    assert result["command"].endswith("--rounds 1 --no-all-reduce")
     reasons = {failure["engine"]: failure["reason"] for failure in result["failures"]}
     assert reasons["vllm"] == "runs bfloat16 only"
     assert "llama_cpp" not in reasons
@@ -149,6 +154,19 @@ def test_a_report_holds_tables_plots_reasons_and_the_command_but_no_places(
     assert again.read_text() == text.replace("](benchmarks/", "](again/")
 
 
+def test_sums_can_be_timed_alone(installed: Path, order: list[str], tmp_path: Path) -> None:
+    results = tmp_path / "sums.json"
+    words = ("--peers", "vllm", "--only-all-reduce", "--rounds", "2", "--results", str(results))
+    result = run(*words, folder=installed, cache=tmp_path / "none")
+    assert order == [] and not (tmp_path / "none").exists()
+    assert result["rows"] == [] and result["num_rounds"] == 2
+    assert [row["provider"] for row in result["all_reduce"]] == ["floor", "vllm_tp"]
+    assert result["command"] == "corebound bench peers --peers vllm --only-all-reduce --rounds 2"
+    again = CliRunner().invoke(module.peers, ["--from-results", str(results)])
+    assert again.exit_code == 0
+    assert "8 KiB" in again.stdout and "vllm_tp" in again.stdout
+
+
 def test_what_was_found_is_kept_after_each_round(installed: Path, order, tmp_path: Path, monkeypatch) -> None:
     results = tmp_path / "peers.json"
     kept: list[int] = []
@@ -170,6 +188,8 @@ def test_what_was_found_is_kept_after_each_round(installed: Path, order, tmp_pat
         (["--peers", "lama_cpp"], "`llama_cpp`"),
         (["--dtype", "bf16"], "bfloat16"),
         (["--shape", "lama"], "llama"),
+        (["--only-all-reduce", "--no-all-reduce"], "nothing to measure"),
+        (["--only-all-reduce", "--peers", "llama_cpp"], "those that have: deepspeed, deepspeed_tp, vllm, vllm_tp"),
     ],
 )
 def test_a_wrong_word_is_one_clear_error(installed, order, tmp_path, capsys, words, message) -> None:
@@ -201,3 +221,29 @@ def test_an_engine_that_something_else_installed_is_found(tmp_path: Path) -> Non
     (tmp_path / "b" / "bin").mkdir(parents=True)
     (tmp_path / "b" / "bin" / "python").touch()
     assert peer.python(tmp_path) == tmp_path / "b" / "bin" / "python"
+
+
+def test_sigterm_ends_the_engine_whose_turn_it_is(tmp_path: Path):
+    said, engine = tmp_path / "pid", tmp_path / "engine.py"
+    engine.write_text(
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(said) + '.new'!r}).write_text(str(os.getpid()))\n"
+        f"os.rename({str(said) + '.new'!r}, {str(said)!r})\n"
+        "time.sleep(300)\n"
+    )
+    script = (
+        "import sys; from pathlib import Path; from types import SimpleNamespace as S; "
+        "from corebound.cli import bench_peers; from corebound.cli.main import main; "
+        "from corebound.engine.bench.peers import process; "
+        f"peer = S(python=lambda _: Path(sys.executable), adapter={str(engine)!r}, variables={{}}); "
+        "job = S(num_threads=None, to_bytes=lambda: b'', action='measure'); "
+        "bench_peers.measure = lambda *_, **__: process._run(peer, Path(), job); "
+        "sys.exit(main(['bench', 'peers', '--peers', 'vllm']))"
+    )
+    command = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": ":".join(sys.path)})
+    end = time.monotonic() + 60
+    while not said.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(60) == 128 + signal.SIGTERM
+    assert not Path("/proc", said.read_text()).exists()

@@ -43,8 +43,9 @@ def test_rows_are_medians_over_rounds_and_a_failure_is_said_once(
     monkeypatch.setattr(module, "_pairs", lambda: {"near": tuple(os.sched_getaffinity(0))})
     monkeypatch.setattr(module, "_ours", ours)
     monkeypatch.setattr(process, "time_sums", theirs)
-    rows, failures = module.measure(["vllm_tp", "deepspeed_tp", "llama_cpp"], tmp_path, 3, lambda text: None)
-    assert turns == ["ours", "vllm", "deepspeed", "ours", "vllm", "ours", "vllm"]
+    # An engine has its sums under each of its names.
+    rows, failures = module.measure(["vllm", "vllm_tp", "deepspeed_tp", "llama_cpp"], tmp_path, 3, lambda text: None)
+    assert turns == ["ours", "deepspeed", "vllm", "ours", "vllm", "ours", "vllm"]
     assert [(row["provider"], row["p50_us"]) for row in rows] == [("shm", 20.0), ("vllm_tp", 5.0)]
     assert failures == [{"engine": "deepspeed_tp", "dtype": "all-reduce, bfloat16", "reason": "no g++"}]
 
@@ -66,3 +67,12 @@ def test_sums_are_timed_in_every_placement_on_its_own_cores(tmp_path: Path, monk
     assert os.sched_getaffinity(0) == allowed
     # Rounds 1 and 3 are near, 2 and 4 far.
     assert [(row["placement"], row["p50_us"]) for row in rows] == [("near", 2.0), ("far", 3.0)]
+
+
+def test_who_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_pairs", lambda: {"near": tuple(os.sched_getaffinity(0))})
+    monkeypatch.setattr(module, "_ours", list)
+    rows, (failure,) = module.measure(["vllm"], tmp_path, 1, lambda text: None)
+    assert rows == []
+    assert (failure["engine"], failure["dtype"]) == ("vllm_tp", "all-reduce, bfloat16")
+    assert failure["reason"].endswith("`make bench-peers PEERS=vllm`")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from corebound.cli.main import main
-from corebound.engine.predict.ceilings import Ceilings, SumTime, read_ceilings, write_ceilings
+from corebound.engine.predict.ceilings import AttentionRate, Ceilings, InputTime, SumTime, read_ceilings, write_ceilings
 from corebound.kernels.panel_format import KINDS
 from corebound.kernels.panel_probe import ProductRate
 from fixtures.decoder_families import CASES, FEW
@@ -34,9 +34,10 @@ def ceilings(tmp_path: Path) -> Path:
                 for kind in KINDS
                 for rows, slower in ((1, 1), (512, 10))
             ),
+            inputs=tuple(InputTime(kind=kind, time_ns=5.0) for kind in KINDS),
+            attention=(AttentionRate(group_heads=8, cache_gb_per_s=8.0, prompt_gflop_per_s=100.0),),
             sums=(SumTime(num_ranks=2, num_bytes=4096, time_us=1.0),),
             layer_us=10.0,
-            attention_gflop_per_s=100.0,
         ),
     )
     return tmp_path / "ceilings.json"

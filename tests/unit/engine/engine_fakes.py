@@ -28,8 +28,10 @@ class FakeRunner:
 
     vocab_size = VOCAB_SIZE
 
-    def __init__(self, block_size):
+    def __init__(self, block_size, broken=lambda seen: False):
+        """Where `broken` of the tokens is true, the logits after them are not numbers."""
         self.block_size = block_size
+        self.broken = broken
         self.slots = {}
         self.steps = []
 
@@ -37,13 +39,18 @@ class FakeRunner:
         assert inputs, "an empty step"
         self.steps.append([len(part.token_ids) for part in inputs])
         answers = []
+        for copy in copies:
+            for place in [place for block, place in self.slots if block == copy.source]:
+                self.slots[copy.target, place] = self.slots[copy.source, place]
         for part in inputs:
             for offset, token in enumerate(part.token_ids):
                 self.slots[self._slot(part, part.first_position + offset)] = token
             length = part.first_position + len(part.token_ids)
             if part.row is not None:
                 seen = [self.slots[self._slot(part, position)] for position in range(length)]
-                answers.append(Answer([next_token(seen)], []))
+                best = [(next_token(seen) + place) % VOCAB_SIZE for place in range(max(1, part.row.num_best))]
+                logprobs = [-1.0 - place for place in range(part.row.num_best)]
+                answers.append(Answer([], []) if self.broken(seen) else Answer(best, logprobs))
         return answers
 
     def _slot(self, part, position):

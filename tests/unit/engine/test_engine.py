@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corebound.engine.engine import Engine
-from corebound.errors import RequestError
+from corebound.errors import ModelError, RequestError
 from unit.engine.engine_fakes import (
     VOCAB_SIZE,
     FakeRunner,
@@ -75,6 +75,78 @@ def test_a_request_can_join_while_others_run():
     outputs, _ = run(engine)
     assert runner.steps[:2] == [[2], [1, 3]]
     assert list(outputs[1].token_ids) == continuation([7, 8, 9], 2)
+
+
+def test_a_cancelled_request_ends_at_once_wherever_it_is_and_the_others_are_what_they_were():
+    engine, _, scheduler = make_engine(num_blocks=8, max_num_sequences=3, max_step_tokens=8)
+    prompts = {index: [index + 1] * (5 + index) for index in range(6)}
+    for index, prompt in prompts.items():
+        engine.submit(make_request(index, prompt, max_new_tokens=8))
+    for _ in range(3):
+        engine.step()
+    assert scheduler.running and scheduler.waiting
+    left = {scheduler.running[0].request.id, scheduler.running[-1].request.id, scheduler.waiting[-1].request.id}
+    for index in left:
+        engine.cancel(index)
+    engine.cancel(77)
+    outputs, _ = run(engine)
+    assert {index: list(output.token_ids) for index, output in outputs.items()} == {
+        index: continuation(prompt, 8) for index, prompt in prompts.items() if index not in left
+    }
+    assert len(outputs) == 3
+    assert scheduler.allocator.num_free == 8
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+def test_a_cancelled_beam_search_releases_its_blocks_and_the_next_one_runs(num_steps):
+    engine, _, scheduler = make_engine(num_blocks=8, max_step_tokens=4)
+    for index in range(2):
+        engine.submit(make_request(index, [1, 2, 3, 4, 5, 6], max_new_tokens=4, num_beams=2))
+    for _ in range(num_steps):
+        engine.step()
+    engine.cancel(1)
+    engine.cancel(0)
+    assert not engine.has_work
+    assert scheduler.allocator.num_free == 8
+
+
+def test_logits_that_are_not_numbers_end_their_own_request_and_no_other():
+    tokens = continuation([5, 6], 8)
+    runner = FakeRunner(4, broken=lambda seen: seen[:2] == [5, 6] and len(seen) == 6)
+    scheduler = make_scheduler(16, 4)
+    engine = Engine(runner, scheduler, LetterTokenizer())
+    prompts = {0: [5, 6], 1: [7, 8, 9]}
+    for index, prompt in prompts.items():
+        engine.submit(make_request(index, prompt, max_new_tokens=8))
+    failures, text, outputs = {}, "", {}
+    while engine.has_work:
+        for update in engine.step():
+            text += update.new_text if update.request_id == 0 else ""
+            if update.failure is not None:
+                failures[update.request_id] = update.failure.message
+                with pytest.raises(ModelError, match="prompt 0: the model's logits at position 5"):
+                    update.raise_failure()
+            if update.output is not None:
+                outputs[update.request_id] = list(update.output.token_ids)
+    assert failures == {
+        0: "the model's logits at position 5 are not numbers (NaN), after 2 tokens of the prompt and 4 generated ones"
+    }
+    assert text == LetterTokenizer().decode(tokens[:4])
+    assert outputs == {1: continuation([7, 8, 9], 8)}
+    assert scheduler.allocator.num_free == 16
+
+
+def test_a_beam_search_whose_logits_are_not_numbers_ends_alone():
+    scheduler = make_scheduler(16, 4)
+    engine = Engine(FakeRunner(4, broken=lambda seen: 6 in seen), scheduler, LetterTokenizer())
+    engine.submit(make_request(0, [5, 6], max_new_tokens=4, num_beams=2))
+    engine.submit(make_request(1, [7], max_new_tokens=2))
+    failures = [update.failure for _ in range(3) for update in engine.step() if update.failure is not None]
+    assert [failure.message for failure in failures] == [
+        "the model's logits at position 1 are not numbers (NaN), after 2 tokens of the prompt and 0 generated ones"
+    ]
+    assert not engine.has_work
+    assert scheduler.allocator.num_free == 16
 
 
 def test_the_end_token_ends_the_text_and_is_part_of_the_output():

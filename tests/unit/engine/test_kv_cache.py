@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
+from corebound.engine.bench.targets.resident_rank import resident_bytes
 from corebound.engine.kv_cache import (
     GIB,
     BlockAllocator,
@@ -78,6 +79,26 @@ def test_a_block_counts_keys_and_values_of_all_layers():
     assert cache[0][0].shape == (5, 2, 16, 8)
 
 
+def test_the_blocks_of_all_layers_lie_next_to_each_other():
+    shape = {"num_layers": 3, "num_kv_heads": 2, "head_dim": 8, "block_size": 16}
+    cache = allocate_kv_cache(num_blocks=5, dtype=torch.bfloat16, **shape)
+    parts = [tensor[:2] for pair in cache for tensor in pair]  # of the first two blocks
+    starts = [part.data_ptr() for part in parts]
+    ends = [part[1].data_ptr() + part[1].nbytes for part in parts]
+    assert all(part[0].is_contiguous() for part in parts)
+    assert max(ends) - min(starts) == 2 * block_bytes(element_bytes=2, **shape)
+
+
+def test_a_short_prompt_makes_little_more_resident_than_its_blocks():
+    shape = {"num_layers": 40, "num_kv_heads": 1, "head_dim": 64, "block_size": 32}
+    cache = allocate_kv_cache(num_blocks=2000, dtype=torch.bfloat16, **shape)
+    before = resident_bytes()
+    for keys, values in cache:
+        keys[:4], values[:4] = 1.0, 1.0
+    huge_page = 2 << 20
+    assert resident_bytes() - before < 4 * block_bytes(element_bytes=2, **shape) + 3 * huge_page
+
+
 def size(**changes):
     values = {
         "bytes_per_block": GIB // 4,
@@ -107,6 +128,14 @@ def test_a_size_asked_for_is_taken_per_rank():
 def test_a_cache_without_room_for_a_block_says_what_one_needs(changes):
     with pytest.raises(HostError, match=r"one block of 32 tokens needs 0\.250 GiB"):
         size(**changes)
+
+
+def test_a_cache_that_no_machine_has_is_an_error_with_its_size_and_the_flag():
+    with pytest.raises(HostError, match=r"cannot reserve 65536\.0 GiB on this rank: Cannot allocate memory") as caught:
+        allocate_kv_cache(
+            num_blocks=1 << 28, num_layers=1, num_kv_heads=8, head_dim=256, block_size=32, dtype=torch.float16
+        )
+    assert "--kv-cache-gib" in caught.value.render()
 
 
 def test_copied_blocks_hold_the_source_in_every_layer():

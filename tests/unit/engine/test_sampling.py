@@ -16,7 +16,6 @@ from transformers import (
 
 from corebound.engine import sampling
 from corebound.engine.step import SamplingRow
-from corebound.errors import ModelError
 
 
 def sample(logits, rows, widths):
@@ -178,12 +177,18 @@ def test_the_best_tokens_come_with_their_log_probabilities():
     np.testing.assert_allclose(answers[0].logprobs, expected.values.numpy(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("row", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3}, {"num_best": 4}])
-def test_logits_that_are_not_numbers_are_an_error(row):
-    logits = random_logits(20)
-    logits[13] = math.nan
-    with pytest.raises(ModelError, match="NaN"):
-        draw(logits, [10, 10], **row)
+@pytest.mark.parametrize(
+    "row",
+    [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3}, {"temperature": 0.5, "top_p": 0.9}, {"num_best": 4}],
+)
+def test_logits_that_are_not_numbers_have_no_token_and_their_neighbours_have_theirs(row):
+    logits = random_logits(40).reshape(2, 20)
+    alone = draw(logits[1].clone(), [10, 10], **row)
+    logits[0, 13] = math.nan
+    (broken, whole), num_exchanges = sample(logits, [SamplingRow(**row), SamplingRow(**row)], [10, 10])
+    assert broken.token_ids == []
+    assert whole.token_ids[0] == alone
+    assert num_exchanges == 1
 
 
 def test_the_noise_of_neighbours_is_unrelated():

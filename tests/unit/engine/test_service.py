@@ -35,9 +35,14 @@ class Running:
             self.error = error
 
     def ask(self, prompt, count=4):
+        return self.ask_for_a_while(prompt, count)[0]
+
+    def ask_for_a_while(self, prompt, count=4):
+        """Returns also the ticket, with which the request can be cancelled."""
         news = queue.SimpleQueue()
-        self.inbox.submit([Ticket(prompt=tuple(prompt), params=SamplingParams(max_new_tokens=count), tell=news.put)])
-        return news
+        ticket = Ticket(prompt=tuple(prompt), params=SamplingParams(max_new_tokens=count), tell=news.put)
+        self.inbox.submit([ticket])
+        return news, ticket
 
 
 def last(news):
@@ -82,6 +87,46 @@ def test_nothing_is_taken_before_it_is_open_or_when_too_many_wait():
     running.ask([2])
     with pytest.raises(UnavailableError, match="2 requests wait already"):
         running.ask([3])
+
+
+def test_cancelled_requests_are_ended_whether_they_wait_or_run_and_nobody_hears_of_it():
+    class Gated(FakeRunner):
+        gate = threading.Semaphore(0)
+
+        def run(self, inputs, copies):
+            assert self.gate.acquire(timeout=20)
+            return super().run(inputs, copies)
+
+    running = Running(runner=Gated(4))
+    asked = [running.ask_for_a_while([number], count=8) for number in range(1, 7)]
+    running.thread.start()
+    Gated.gate.release(2)
+    assert isinstance(asked[0][0].get(timeout=20), str)
+    assert running.inbox.num_running == 4
+    running.inbox.cancel([ticket for _, ticket in (asked[0], asked[2], asked[5])])
+    Gated.gate.release(100)
+    for number in (2, 4, 5):
+        assert list(last(asked[number - 1][0]).token_ids) == continuation([number], 8)
+    running.inbox.drain()
+    running.thread.join(20)
+    assert running.error is None
+    assert (running.inbox.num_waiting, running.inbox.num_running) == (0, 0)
+    assert asked[5][0].empty()
+    for news, _ in (asked[0], asked[2]):
+        while not news.empty():
+            assert isinstance(news.get(), str)
+
+
+def test_logits_that_are_not_numbers_end_one_request_and_the_service_goes_on():
+    running = Running(runner=FakeRunner(4, broken=lambda seen: seen == [2, 13]))
+    running.thread.start()
+    good, bad = running.ask([1], count=8), running.ask([2, 13])
+    assert "the model's logits at position 1 are not numbers" in last(bad).message
+    assert isinstance(last(good), RequestOutput)
+    assert isinstance(last(running.ask([3])), RequestOutput)
+    running.inbox.drain()
+    running.thread.join(20)
+    assert running.error is None
 
 
 def test_a_request_that_cannot_run_hears_why_and_the_others_go_on():

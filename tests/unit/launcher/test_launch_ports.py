@@ -21,7 +21,7 @@ def test_a_listener_can_use_a_reserved_port() -> None:
 
 def test_a_listener_for_both_ip_versions_can_use_a_reserved_port() -> None:
     if not socket.has_dualstack_ipv6():
-        pytest.skip("this machine has no IPv6")
+        pytest.skip("this machine lacks IPv6")
     with (
         reserve_port(None) as reservation,
         socket.create_server(("", reservation.port), family=socket.AF_INET6, dualstack_ipv6=True),

@@ -116,4 +116,4 @@ def test_a_program_of_another_version_is_another_file(tmp_path):
 
 def test_a_user_without_privileges_is_told_why_there_is_no_cluster(monkeypatch):
     monkeypatch.setattr(machine.os, "geteuid", lambda: 1000)
-    assert "takes root" in machine.why_not()
+    assert "lacks a root user" in machine.why_not()

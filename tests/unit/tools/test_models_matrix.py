@@ -8,7 +8,8 @@ import models_matrix
 from corebound.sharding.modules.families import TABLES
 from fixtures.families import FAMILIES
 from fixtures.module_parity import quiet_transformers
-from models_matrix import BEGIN, DTYPES, END, MODES, PAGE, RANKS
+from models_matrix import BEGIN, DTYPES, END, MODES, RANKS
+from models_pages import PAGE, replaced
 
 
 @pytest.fixture(scope="module")
@@ -62,4 +63,4 @@ def test_a_family_that_a_mode_cannot_run_says_why_and_is_not_run():
 
 def test_the_text_between_the_markers_is_replaced_and_nothing_else():
     page = f"one\n{BEGIN}old\n{END}two\n"
-    assert models_matrix.replaced(page, "new\n") == f"one\n{BEGIN}\nnew\n\n{END}two\n"
+    assert replaced(page, "new\n", BEGIN, END) == f"one\n{BEGIN}\nnew\n\n{END}two\n"

@@ -5,8 +5,8 @@ import re
 
 from fixtures.families import FAMILIES
 from fixtures.large_models import MIB
-from models_matrix import PAGE, replaced
 from models_memory import BEGIN, CONSTANT_BYTES, END, LOADERS, RANKS, Cell, lacks
+from models_pages import PAGE, replaced
 from multiproc.memory_tasks import Grown
 
 CELL = Cell("llama", "decoder", 1, (Grown(50 * MIB, 40 * MIB),))

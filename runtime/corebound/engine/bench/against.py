@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from corebound.engine.bench.markdown import markdown_table, size_name
-from corebound.engine.bench.peers.tables import format_of, title_of
+from corebound.engine.bench.peers.tables import format_of, title_of, title_of_run
+from corebound.engine.bench.placements import FAR, NEAR
 from corebound.engine.bench.session import OURS
 
 _HEADER = ("what", "promised", "found", "ours", "the other", "met")
@@ -55,15 +56,19 @@ def render_against(results: Sequence[dict[str, Any]]) -> list[str]:
         rows, sums = result["rows"], result.get("all_reduce") or []
         rounds = result.get("comparisons") or []
         lines = [*_faster(rows, rounds), *_batch(rows, rounds)] if _has_others(rows) else []
-        lines += _sums(sums)
+        lines += _sums(sums) if _has_others(rows) or _summed_by_others(sums) else []
         if lines:
-            parts += [f"## Against other engines, {result['shape']}, {result['date']}"]
+            parts += [f"## Against other engines, {title_of_run(result)}, {result['date']}"]
             parts += [markdown_table(_HEADER, lines), _METHOD]
     return parts
 
 
 def _has_others(rows: Sequence[Row]) -> bool:
     return any(row["engine"] != OURS for row in rows)
+
+
+def _summed_by_others(sums: Sequence[Row]) -> bool:
+    return any(row["provider"] in _SUM_RIVALS for row in sums)
 
 
 def _faster(rows: Sequence[Row], rounds: Sequence[Row]) -> Iterable[Line]:
@@ -110,18 +115,27 @@ def _held(
 
 
 def _sums(rows: Sequence[Row]) -> Iterable[Line]:
-    """Yield the other engines' sums over ours, by size and placement; both are called from Python."""
-    for placement in dict.fromkeys(row.get("placement", "near") for row in rows):
+    """Yield the other engines' sums over ours, by placement and size; both are called from Python."""
+    found = list(dict.fromkeys(row.get("placement", NEAR) for row in rows))
+    for placement in [*found, *(name for name in (NEAR, FAR) if rows and name not in found)]:
+        if placement not in found:
+            what = f"all-reduce, {placement} cores: fastest other over ours"
+            yield (what, "at least 1", "not measured", f"this machine has no two {placement} cores", "", "")
         for num_bytes in _SUM_BYTES:
-            here = [row for row in rows if (row["bytes"], row.get("placement", "near")) == (num_bytes, placement)]
-            ours = [row for row in here if (row["provider"], row["entry"]) == ("shm", "python")]
-            theirs = [row for row in here if row["provider"] in _SUM_RIVALS]
-            if not ours or not theirs:
-                continue
-            other = min(theirs, key=lambda row: float(row["p50_us"]))
-            what = f"all-reduce of {size_name(num_bytes)}, {placement} cores: fastest other over ours"
-            mine, rival = ours[0]["p50_us"], other["p50_us"]
-            yield _line(what, 1.0, rival / mine, f"{mine:.2f} us", f"{title_of(other['provider'])} {rival:.2f} us")
+            here = [row for row in rows if (row["bytes"], row.get("placement", NEAR)) == (num_bytes, placement)]
+            if here:
+                yield _sum(f"all-reduce of {size_name(num_bytes)}, {placement} cores: fastest other over ours", here)
+
+
+def _sum(what: str, rows: Sequence[Row]) -> Line:
+    ours = [row for row in rows if (row["provider"], row["entry"]) == ("shm", "python")]
+    theirs = [row for row in rows if row["provider"] in _SUM_RIVALS]
+    said = f"{ours[0]['p50_us']:.2f} us" if ours else "no shared memory"
+    if not ours or not theirs:
+        return (what, "at least 1", "not measured", said, "" if theirs else "none ran", "")
+    other = min(theirs, key=lambda row: float(row["p50_us"]))
+    named = f"{title_of(other['provider'])}: {other['p50_us']:.2f} us"
+    return _line(what, 1.0, other["p50_us"] / ours[0]["p50_us"], said, named)
 
 
 def _named(row: Row, by: _Compared) -> str:

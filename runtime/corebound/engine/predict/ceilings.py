@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from corebound.errors import ConfigError
-from corebound.kernels.panel_format import KINDS
+from corebound.kernels.panel_format import KINDS, Kind
 from corebound.kernels.panel_probe import ProductRate
 
-FORMAT = 1
+FORMAT = 2
 _HINT = "write it on the target machine by `corebound plan --measure FILE`"
 
 
@@ -29,12 +29,32 @@ class SumTime:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputTime:
+    """What a product with one row costs for each input beside its weights: the row made ready, and the last panel."""
+
+    kind: Kind
+    time_ns: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRate:
+    """How fast attention is on all cores where `group_heads` queries read the same keys.
+
+    `cache_gb_per_s` is of one token that goes through its context, `prompt_gflop_per_s` of a prompt.
+    """
+
+    group_heads: int
+    cache_gb_per_s: float
+    prompt_gflop_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ceilings:
     """What all cores of one host reach together.
 
-    `products` and `read_gb_per_s` are of all cores at once; `layer_us` is what a layer of a step costs beside its
-    products: barriers, norms, the bookkeeping of attention. `attention_gflop_per_s` is that of a prompt. The network
-    counts only between hosts: None where nobody has measured it.
+    `products`, `read_gb_per_s` and `attention` are of all cores at once; `layer_us` is what a layer of a step costs
+    beside all that grows with the model: barriers, the bookkeeping of attention. The network counts only between hosts:
+    None where nobody has measured it.
     """
 
     host: str
@@ -44,9 +64,10 @@ class Ceilings:
     memory_bytes: int
     read_gb_per_s: float
     products: tuple[ProductRate, ...]
+    inputs: tuple[InputTime, ...]
+    attention: tuple[AttentionRate, ...]
     sums: tuple[SumTime, ...]
     layer_us: float
-    attention_gflop_per_s: float
     network_latency_us: float | None = None
     network_gb_per_s: float | None = None
 
@@ -63,6 +84,22 @@ class Ceilings:
         computed_s = _between([(rows, 1 / rate.weights_per_s) for rows, rate in sorted(by_rows.items())], num_rows)
         return num_weights * max(from_memory_s, computed_s)
 
+    def input_seconds(self, kind: str, num_inputs: int) -> float:
+        """Return what a product with one row costs beside its weights."""
+        return num_inputs * next(row.time_ns for row in self.inputs if row.kind == kind) * 1e-9
+
+    def cache_seconds(self, num_bytes: float, group_heads: float) -> float:
+        """Return how long a token needs for its context where so many queries read the same keys."""
+        # Reading takes as long however many queries there are, computing grows with them.
+        times = sorted((float(row.group_heads), 1 / row.cache_gb_per_s) for row in self.attention)
+        return num_bytes * _between(times, group_heads) * 1e-9
+
+    def prompt_attention_seconds(self, num_flop: float, group_heads: float) -> float:
+        """Return how long a prompt's attention takes where so many queries read the same keys."""
+        # Keys and values are laid out once for all queries that read them.
+        times = sorted((1 / row.group_heads, 1 / row.prompt_gflop_per_s) for row in self.attention)
+        return num_flop * _between(times, 1 / group_heads) * 1e-9
+
     def sum_seconds(self, num_ranks: int, num_bytes: int) -> float:
         """Return how long an all-reduce takes between ranks of this host."""
         if num_ranks < 2 or not self.sums:
@@ -76,6 +113,9 @@ class Ceilings:
     def to_json(self) -> dict[str, Any]:
         """Return the content of the file."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
+
+
+_LISTS: dict[str, type] = {"products": ProductRate, "inputs": InputTime, "attention": AttentionRate, "sums": SumTime}
 
 
 def _between(points: Sequence[tuple[float, float]], x: float) -> float:
@@ -113,14 +153,18 @@ def read_ceilings(path: Path) -> Ceilings:
     for name in ("host", "isa"):
         if not isinstance(values.get(name), str):
             raise ConfigError(f"--ceilings {path}: {name}: expected text, found {values.get(name)!r}", hint=_HINT)
-    for name in sorted(fields - {"host", "isa", "products", "sums"}):
+    for name in sorted(fields - {"host", "isa", *_LISTS}):
         optional = name.startswith("network_")
         values[name] = _positive(path, name, values.get(name), optional=optional)
-    values["products"] = tuple(_rows(path, "products", values.get("products"), ProductRate))
-    values["sums"] = tuple(_rows(path, "sums", values.get("sums"), SumTime))
+    for name, row in _LISTS.items():
+        values[name] = tuple(_rows(path, name, values.get(name), row))
     for kind in KINDS:
         if not any(rate.kind == kind and rate.num_rows == 1 for rate in values["products"]):
             raise ConfigError(f"--ceilings {path}: products: none of {kind} with one row", hint=_HINT)
+        if not any(row.kind == kind for row in values["inputs"]):
+            raise ConfigError(f"--ceilings {path}: inputs: none of {kind}", hint=_HINT)
+    if not values["attention"]:
+        raise ConfigError(f"--ceilings {path}: attention: expected some, found none", hint=_HINT)
     return Ceilings(**values)
 
 

@@ -6,16 +6,13 @@ import ctypes
 import socket
 import statistics
 from collections.abc import Sequence
-from contextlib import closing
 
 from corebound import native
-from corebound.engine.predict.ceilings import Ceilings, SumTime
-from corebound.engine.predict.model import attention_flop
+from corebound.engine.predict import decoder_times
+from corebound.engine.predict.ceilings import AttentionRate, Ceilings, InputTime, SumTime
 from corebound.errors import KernelError
 from corebound.kernels.memory_probe import measure_read
-from corebound.kernels.panel_format import Kind
 from corebound.kernels.panel_probe import FORMATS, AlignedMemory, PanelProbe, ProductRate, on_each
-from corebound.models.decoder_probe import HEAD_DIM, DecoderProbe, ProbeShape
 from corebound.topology import Topology
 from corebound.topology.native_report import native_active_isa
 
@@ -27,10 +24,7 @@ _ROWS = (4, 16, 64)
 _REPETITIONS = 3
 _SUM_BYTES = (4096, 16384, 65536, 1 << 20, 4 << 20)
 _SUM_ROUNDS = (2000, 1000, 400, 40, 12)
-_PROMPT_TOKENS = 512
-_QUERY_WIDTH = ProbeShape(num_layers=1).num_heads * HEAD_DIM
 _CACHE_MULTIPLE = 4
-_LEAST_S = 1e-4
 
 
 def measure_ceilings(topology: Topology) -> Ceilings:
@@ -50,8 +44,10 @@ def measure_ceilings(topology: Topology) -> Ceilings:
             hint="free memory, or take --ceilings of a file measured at another time",
         )
     read = measure_read(cpus, bytes_per_thread=per_thread, num_repetitions=_REPETITIONS)
-    prompt_layer_s = _layer_seconds(cpus, _PROMPT_TOKENS)
-    prompts = tuple(_prompt_rate(cpus, kind, prompt_layer_s) for kind in FORMATS)
+    # A rank has cores of one node: what its members wait for each other is measured there.
+    near = [core.cpus[0] for core in topology.physical_cores() if core.node == topology.physical_cores()[0].node]
+    layer_s = decoder_times.layer_seconds(near)
+    products, inputs, attention = _from_memory(cpus, near, per_thread, layer_s, read.median_gb_per_s)
     return Ceilings(
         host=socket.gethostname(),
         isa=isa,
@@ -59,53 +55,44 @@ def measure_ceilings(topology: Topology) -> Ceilings:
         num_numa_nodes=len(topology.cpu_nodes()),
         memory_bytes=topology.memory.available_bytes,
         read_gb_per_s=read.median_gb_per_s,
-        products=(*_products(cpus, per_thread), *prompts),
+        products=(*products, *decoder_times.prompt_rates(cpus)),
+        inputs=inputs,
+        attention=attention,
         sums=_sums(cpus),
-        layer_us=_layer_seconds(cpus, 1) * 1e6,
-        attention_gflop_per_s=attention_flop(_QUERY_WIDTH, 0, _PROMPT_TOKENS) / prompt_layer_s * 1e-9,
+        layer_us=layer_s * 1e6,
     )
 
 
-def _products(cpus: Sequence[int], per_thread: int) -> tuple[ProductRate, ...]:
-    probe = PanelProbe(cpus, per_thread)
-    try:
-        sizes = sorted({_COMPUTED_BYTES, min(per_thread, 128 * _MIB), per_thread})
-        rates = []
-        for kind in FORMATS:
-            rates += [probe.measure(kind, 1, size, _REPETITIONS) for size in sizes]
-            rates += [probe.measure(kind, rows, _COMPUTED_BYTES, _REPETITIONS) for rows in _ROWS]
-        return tuple(rates)
-    finally:
-        probe.close()
+def _from_memory(
+    cpus: Sequence[int], near: Sequence[int], per_thread: int, layer_s: float, read_gb_per_s: float
+) -> tuple[tuple[ProductRate, ...], tuple[InputTime, ...], tuple[AttentionRate, ...]]:
+    """Return what needs weights in memory: products of all cores, what inputs take, and rates of attention.
 
-
-def _layer_seconds(cpus: Sequence[int], tokens: int) -> float:
-    """Return what a layer costs beside its products: of a prompt of `tokens`, or of one token."""
-    shape = ProbeShape(num_layers=4 if tokens > 1 else 16)
-    with closing(DecoderProbe(cpus, shape, tokens=tokens)) as probe:
-        return probe.seconds(_REPETITIONS if tokens > 1 else 20, whole=True) / shape.num_layers
-
-
-def _prompt_rate(cpus: Sequence[int], kind: Kind, beside_s: float) -> ProductRate:
-    """Return the rate of products in a prompt, whose layers take `beside_s` for all else.
-
-    A decoder's own team and buffers do them: tiles are made once for all members, and the weights come from memory.
+    The last two are of the cores `near` each other; the rates are what all cores reach that way.
     """
-    one, two = (ProbeShape(num_layers=count, hidden=2048, inner=5632, form=FORMATS[kind]) for count in (1, 2))
-    with (
-        closing(DecoderProbe(cpus, one, tokens=_PROMPT_TOKENS)) as short,
-        closing(DecoderProbe(cpus, two, tokens=_PROMPT_TOKENS)) as long,
-    ):
-        # What both begin and end with falls out.
-        layer_s = long.seconds(_REPETITIONS, whole=True) - short.seconds(_REPETITIONS, whole=True)
-    # They were measured on a machine that may have other work: what is left is not to become nothing.
-    products_s = max(layer_s - beside_s, layer_s / 2, _LEAST_S)
-    return ProductRate(
-        kind=kind,
-        num_rows=_PROMPT_TOKENS,
-        matrix_bytes=sum(one.form.matrix_bytes(*size) for size in one.matrices),
-        weights_per_s=one.layer_weights / products_s,
+    probe = PanelProbe(cpus, per_thread)
+    products = _products(probe)
+    if len(near) < len(cpus):
+        probe = PanelProbe(near, per_thread)
+    part = len(near) / len(cpus)
+    attention = tuple(
+        AttentionRate(
+            group_heads=rate.group_heads,
+            cache_gb_per_s=rate.cache_gb_per_s / part,
+            prompt_gflop_per_s=rate.prompt_gflop_per_s / part,
+        )
+        for rate in decoder_times.attention_rates(probe, read_gb_per_s * part)
     )
+    return products, decoder_times.input_times(probe, layer_s), attention
+
+
+def _products(probe: PanelProbe) -> tuple[ProductRate, ...]:
+    sizes = sorted({_COMPUTED_BYTES, min(probe.bytes_per_thread, 128 * _MIB), probe.bytes_per_thread})
+    rates = []
+    for kind in FORMATS:
+        rates += [probe.measure(kind, 1, size, _REPETITIONS) for size in sizes]
+        rates += [probe.measure(kind, rows, _COMPUTED_BYTES, _REPETITIONS) for rows in _ROWS]
+    return tuple(rates)
 
 
 def _sums(cpus: Sequence[int]) -> tuple[SumTime, ...]:

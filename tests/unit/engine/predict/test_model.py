@@ -6,18 +6,16 @@ from pathlib import Path
 import pytest
 
 from corebound.engine.bench.shapes import SHAPES
-from corebound.engine.predict.ceilings import Ceilings, SumTime
+from corebound.engine.predict.ceilings import AttentionRate, Ceilings, InputTime, SumTime
 from corebound.engine.predict.model import (
     PROCESS_BYTES,
-    PYTHON_STEP_S,
-    SAMPLED_WORD_S,
     Prediction,
     Workload,
     _buffer_bytes,
-    attention_flop,
     predict,
 )
 from corebound.engine.predict.splits import best, compare, rank_counts
+from corebound.engine.predict.times import PYTHON_STEP_S, SAMPLED_WORD_S, attention_flop
 from corebound.errors import ShardingError
 from corebound.kernels.panel_format import KINDS
 from corebound.kernels.panel_probe import ProductRate
@@ -29,6 +27,7 @@ from corebound.sharding import shard_plan
 GIB = 1 << 30
 # 10 GB/s of bfloat16 weights with one row, and with 512 rows a hundredth of that: 512 GFLOP/s.
 RATES = {"bfloat16": 5e9, "int8": 10e9, "int4": 18e9}
+INPUT_NS = {"bfloat16": 7.0, "int8": 5.0, "int4": 3.0}
 
 
 def ceilings(**changes: object) -> Ceilings:
@@ -45,12 +44,16 @@ def ceilings(**changes: object) -> Ceilings:
         memory_bytes=16 * GIB,
         read_gb_per_s=10.0,
         products=products,
+        inputs=tuple(InputTime(kind=kind, time_ns=time_ns) for kind, time_ns in INPUT_NS.items()),
+        attention=(
+            AttentionRate(group_heads=8, cache_gb_per_s=4.0, prompt_gflop_per_s=100.0),
+            AttentionRate(group_heads=1, cache_gb_per_s=8.0, prompt_gflop_per_s=50.0),
+        ),
         sums=(
             SumTime(num_ranks=2, num_bytes=4096, time_us=1.0),
             SumTime(num_ranks=2, num_bytes=2 << 20, time_us=200.0),
         ),
         layer_us=10.0,
-        attention_gflop_per_s=100.0,
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]  # fields of several types by name
 
@@ -66,6 +69,8 @@ LAYER = (2560 + 2048 + 11264 + 5632) * 2048
 MATRICES = 22 * LAYER + 32000 * 2048
 SMALL = 2 * (2 * 22 + 1) * 2048
 CACHED = 22 * 2 * 4 * 64 * 2  # bytes of a token
+# Of a layer's four products, and the head's.
+LAYER_INPUTS, HEAD_INPUTS = 3 * 2048 + 5632, 2048
 
 
 def one(
@@ -76,10 +81,35 @@ def one(
 
 def test_a_next_token_takes_the_weights_and_the_cache_once_and_what_layers_cost_beside_them() -> None:
     found = one().next_token
-    assert found.memory_s + found.arithmetic_s == pytest.approx(MATRICES / 5e9 + CACHED * 512 / 10e9)
-    assert found.overhead_s == pytest.approx(22 * 10e-6 + PYTHON_STEP_S + 32000 * SAMPLED_WORD_S)
+    assert found.memory_s == pytest.approx(MATRICES / 5e9 + CACHED * 512 / 10e9)
+    # Eight queries read the same keys: at 4 GB/s.
+    assert found.memory_s + found.arithmetic_s == pytest.approx(MATRICES / 5e9 + CACHED * 512 / 4e9)
+    inputs_s = (22 * LAYER_INPUTS + HEAD_INPUTS) * 7e-9
+    assert found.overhead_s == pytest.approx(22 * 10e-6 + inputs_s + PYTHON_STEP_S + 32000 * SAMPLED_WORD_S)
     assert found.all_reduce_s == 0
     assert found.bound_by == "memory bandwidth"
+
+
+def test_inputs_cost_what_the_kind_of_their_matrix_costs() -> None:
+    alone = one("int4").next_token.overhead_s
+    free = one("int4", inputs=tuple(InputTime(kind=kind, time_ns=1e-6) for kind in KINDS)).next_token.overhead_s
+    # The head has eight bits.
+    assert alone - free == pytest.approx(22 * LAYER_INPUTS * 3e-9 + HEAD_INPUTS * 5e-9, rel=1e-4)
+
+
+def test_a_cache_is_read_no_faster_than_memory_and_of_a_prompt_at_its_rate() -> None:
+    fast = (AttentionRate(group_heads=1, cache_gb_per_s=1000.0, prompt_gflop_per_s=100.0),)
+    assert one(attention=fast).next_token.arithmetic_s == pytest.approx(0)
+    assert one(attention=fast).first_token == one().first_token
+
+
+def test_attention_of_a_prompt_takes_longer_where_fewer_queries_read_the_same_keys() -> None:
+    same = (AttentionRate(group_heads=1, cache_gb_per_s=8.0, prompt_gflop_per_s=100.0),)
+    bloom = shape("bloom-560m")
+    slow, fast = (predict(bloom, "int8", 1, 1, made, Workload()) for made in (ceilings(), ceilings(attention=same)))
+    attention_s = 24 * 4 * 1024 * (512 * 513 // 2) / 100e9
+    assert slow.first_token.total_s - fast.first_token.total_s == pytest.approx(attention_s)
+    assert slow.next_token == fast.next_token
 
 
 def test_a_first_token_is_bound_by_arithmetic_and_its_last_layer_ends_with_one_row() -> None:
@@ -123,6 +153,7 @@ def test_two_ranks_share_the_cores_and_pay_for_their_sums() -> None:
     assert two.memory_s == pytest.approx(alone.memory_s, rel=0.01)
     # 45 sums of one row of 4096 bytes and two small messages, each 1.5 times the floor.
     assert two.all_reduce_s == pytest.approx(47 * 1.5e-6)
+    # Each has half of the words to sample from; what shorter inputs save is waited for.
     assert two.overhead_s == pytest.approx(alone.overhead_s - 16000 * SAMPLED_WORD_S)
 
 
@@ -200,7 +231,7 @@ def test_a_token_reads_its_experts_and_a_batch_reads_more_of_them() -> None:
 
     assert found(1).weight_bytes == 2 * (2 * (8 * expert + attention + router) + 2 * head) + 2 * 5 * 512
     once = found(1).next_token
-    cached_s = 2 * 2 * 512 * 2 / 10e9
+    cached_s = 2 * 2 * 512 * 2 / 8e9
     assert once.memory_s + once.arithmetic_s == pytest.approx(
         (2 * (2 * expert + attention + 8 * 512) + head) / 5e9 + cached_s, rel=1e-3
     )

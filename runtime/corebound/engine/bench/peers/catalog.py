@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ADAPTERS = Path(__file__).parent / "adapters"
+# What it compiled ahead of time does not load again on CPUs (0.32), so each start would compile anew for half a minute.
+_VLLM = {"VLLM_USE_AOT_COMPILE": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
 DEFAULT_FOLDER = Path.home() / ".cache" / "corebound" / "peers"
 
 
@@ -84,7 +86,7 @@ PEERS: dict[str, Peer] = {
         adapter="run_vllm.py",
         formats={"bfloat16": "bf16"},
         environment="vllm",
-        variables={"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"},
+        variables={"VLLM_CPU_KVCACHE_SPACE": "2", **_VLLM},
     ),
     "vllm_tp": Peer(
         title="vLLM-CPU, 2 ranks",
@@ -93,7 +95,7 @@ PEERS: dict[str, Peer] = {
         environment="vllm",
         num_ranks=2,
         sum_adapter="sum_vllm.py",
-        variables={"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"},
+        variables={"VLLM_CPU_KVCACHE_SPACE": "1", **_VLLM},
     ),
     "llama_cpp": Peer(
         title="llama.cpp",

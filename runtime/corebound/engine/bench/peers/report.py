@@ -29,8 +29,21 @@ of the readings right before and after it; the tables hold medians over the roun
 
 def render_run(result: dict[str, Any], plots: dict[str, str], folder: str) -> list[str]:
     """Return the parts of one run; `plots` is filled with the charts that they show, by file name."""
-    shape, rows = result["shape"], result["rows"]
-    parts = [f"## {shape}, {result['date']}", machine_table(result["machine"]), _conditions(result)]
+    parts = [f"## {tables.title_of_run(result)}, {result['date']}", machine_table(result["machine"])]
+    parts += [_conditions(result)]
+    if result["rows"]:
+        parts += _engines(result["shape"], result["rows"], plots, folder)
+    if result.get("all_reduce"):
+        parts += ["### All-reduce, two processes", tables.all_reduce_table(result["all_reduce"])]
+    if result["comparisons"]:
+        parts += ["### Tokens that agree", tables.agreement_table(result["comparisons"])]
+    if result["failures"]:
+        parts += ["### Not measured", tables.failures_table(result["failures"])]
+    return parts
+
+
+def _engines(shape: str, rows: list[dict[str, Any]], plots: dict[str, str], folder: str) -> list[str]:
+    parts = []
     prompts = sorted({row["num_prompt_tokens"] for row in rows})
     single = [row for row in rows if row["batch_size"] == 1]
     for length in prompts:
@@ -75,12 +88,6 @@ def render_run(result: dict[str, Any], plots: dict[str, str], folder: str) -> li
             lambda row: float(row["decode_tokens_per_s"]),
             digits=0,
         )
-    if result.get("all_reduce"):
-        parts += ["### All-reduce, two processes", tables.all_reduce_table(result["all_reduce"])]
-    if result["comparisons"]:
-        parts += ["### Tokens that agree", tables.agreement_table(result["comparisons"])]
-    if result["failures"]:
-        parts += ["### Not measured", tables.failures_table(result["failures"])]
     return parts
 
 
@@ -88,9 +95,14 @@ def _conditions(result: dict[str, Any]) -> str:
     reads = [reading["read_gb_per_s"] for reading in result["readings"]]
     products = [reading["gemm_gflop_per_s"] for reading in result["readings"]]
     load = result["load"]
+    ceilings = ""
+    if reads:
+        ceilings = (
+            f"Read bandwidth {span(reads, 1)} GB/s, bfloat16 GEMM peak {span(products, 0)} GFLOP/s (median, and range "
+            f"over {len(reads)} readings). "
+        )
     return (
-        f"{result['num_rounds']} rounds. Read bandwidth {span(reads, 1)} GB/s, bfloat16 GEMM peak "
-        f"{span(products, 0)} GFLOP/s (median, and range over {len(reads)} readings). Other processes took "
+        f"{result['num_rounds']} rounds. {ceilings}Other processes took "
         f"{load['other_share']:.0%} of the processors' time, the hypervisor {load['steal_share']:.0%}."
     )
 
@@ -117,5 +129,8 @@ def _plot(
     ]
     if not bars:
         return []
+    # Two runs of one shape, as of other dtypes, have their own charts.
+    alike = sum(other.endswith(name) for other in plots)
+    name = f"{alike + 1}-{name}" if alike else name
     plots[name] = bar_chart(title, bars, digits=digits, mark=mark)
     return [f"![{title}]({folder}/{name})"]

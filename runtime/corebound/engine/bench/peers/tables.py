@@ -158,6 +158,11 @@ def _who(row: dict[str, Any]) -> tuple[str, ...]:
     return f"{title_of(row['engine'])}{version}", format_of(row), f"{row['num_ranks']} x {row['num_threads']}"
 
 
+def title_of_run(result: dict[str, Any]) -> str:
+    """Return what a report calls a run: by the shape of its model, where it had one."""
+    return str(result["shape"]) if "shape" in result else "Sums of two ranks"
+
+
 def title_of(engine: str) -> str:
     """Return what a report calls an engine."""
     return "Corebound" if engine == OURS else PEERS[engine].title
