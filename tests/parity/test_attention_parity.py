@@ -59,6 +59,14 @@ CASES = {
     "blocks of keys within a window": Case((330,), (700,), 2, 1, 64, window=290),
     "heads of 256 dimensions with alibi": Case((90, 70), (90, 333), 2, 1, 256, block_size=32, alibi=True),
     "heads of 64 dimensions past a whole block": Case((515,), (515,), 3, 1, 64, kv_map=(0, 0, 0)),
+    "decode of eight heads and five to a kv head, with alibi, within a window": Case(
+        (1, 1, 1), (700, 39, 3), 13, 2, 64, block_size=32, alibi=True, kv_map=(0,) * 8 + (1,) * 5, window=21
+    ),
+    "decode of four heads of 256 dimensions": Case((1,), (90,), 4, 1, 256),
+    "decode of eight heads of 32 dimensions": Case((1,), (550,), 8, 1, 32),
+    "decode of four heads of 96 dimensions in blocks of 24": Case((1,), (50,), 4, 1, 96, block_size=24),
+    "decode of four heads of 96 dimensions": Case((1,), (50,), 4, 1, 96),
+    "a prompt's last query alone, over more than a part": Case((17,), (1100,), 4, 1, 64),
     "a window of one": Case((5, 1), (9, 70), 2, 1, 16, window=1),
 }
 
@@ -106,7 +114,7 @@ def test_attention_is_that_of_float64(variant: str, case: Case, dtype: torch.dty
     # A weighted mean of values of size 1: an error of a score is a relative error of its weight.
     magnitude = torch.full_like(expected, 4.0)
     if dtype == torch.bfloat16:  # of several queries, weights and their sum are off by half a unit of bfloat16, and by
-        # tiles those of one, where four heads or more share a kv head
+        # tiles those of one
         several = torch.tensor([n > 1 or variant == "amx" for n in case.queries for _ in range(n)])
         mean = reference.attention(**{**precise, "value_cache": precise["value_cache"].abs()})
         magnitude[several] += mean[several] * 2 * (2.0**-9 + 2.0**-13) / (4 * 2.0**-23 * (case.dim + 1) ** 0.5)

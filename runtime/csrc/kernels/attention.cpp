@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "kernels/attention_decode.h"
+#include "kernels/attention_decode_amx.h"
 #include "kernels/attention_prefill.h"
 #include "kernels/attention_prefill_bf16.h"
 #include "kernels/ops_internal.h"
@@ -9,8 +10,8 @@
 COREBOUND_BEGIN_VARIANT
 
 #ifdef __AMX_BF16__
-// From so many heads that read the same keys on, tiles take them from the cache faster than vectors do.
-constexpr int64_t min_tile_heads = 4;
+// From so many heads that read the same keys on, laying these out for tiles costs less than vectors do.
+constexpr int64_t min_laid_out_heads = 4;
 #endif
 
 template <class T>
@@ -18,7 +19,11 @@ void attend_single(const AttentionArgs &args, const Item &item, const KeyRange &
                    [[maybe_unused]] void *scratch) {
 #ifdef __AMX_BF16__
   if constexpr (std::is_same_v<T, bf16>) {
-    if (item.group.count >= min_tile_heads) {
+    if (shares_tiles(args)) {
+      return item.group.count > 4 ? attend_shared<8>(args, item, range, scratch)
+                                  : attend_shared<4>(args, item, range, scratch);
+    }
+    if (item.group.count >= min_laid_out_heads) {
       return attend_bf16_queries(args, item, range, scratch);
     }
   }
