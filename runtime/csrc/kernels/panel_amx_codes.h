@@ -93,6 +93,7 @@ inline void sum_codes_by_tiles(const PanelMatrix &matrix, const char *panel, con
     Fetch fetching(codes + codes_ahead_bytes, inputs * matrix.input_bytes() + 192, units);
     if (matrix.kind == WeightKind::int4) {
       unpack_block(codes, inputs, unpacked);
+      written_for_tiles();
       codes = unpacked;
     }
     for (int64_t unit = 0; unit < units; ++unit, ++turn) {
