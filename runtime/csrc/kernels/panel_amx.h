@@ -37,6 +37,7 @@ constexpr int64_t sum_row_bytes = panel_outputs * 4, pair_row_bytes = 256, tile_
 // Inputs that all rows pass before the next ones. A half of the piece (16 KiB), two tiles of rows (16 KiB) and their
 // sums (8 KiB) then stay in the first-level cache; with twice as many, every tile would come from the second.
 constexpr int64_t tile_piece_inputs = 256, half_piece_bytes = tile_piece_inputs * 64;
+static_assert(2 * half_piece_bytes == piece_floats * 4, "a piece fills the scratch that there is for it");
 
 // Up to so many rows, copying a piece into tile order costs more than it saves.
 constexpr int64_t max_direct_rows = 64, touch_ahead_bytes = 1024;
