@@ -110,6 +110,14 @@ def attend(ops: Any, **changes: Any) -> Tensor:
             {"value_cache": torch.zeros(4, 3, 16, 8)[:, :2]},
             "blocks of keys are 256 elements apart, those of values 384, expected the same",
         ),
+        (
+            {"key_cache": torch.zeros(1, 2, 16, 8).expand(4, 2, 16, 8)},
+            "expected caches whose blocks do not overlap, found blocks of 256 elements that are 0 apart",
+        ),
+        (
+            {"value_cache": torch.zeros(640).as_strided((4, 2, 16, 8), (128, 128, 8, 1))},
+            "found blocks of 256 elements that are 128 apart",
+        ),
         ({"q": torch.zeros(3, 5, 8)}, "5 query heads do not divide into 2 groups; pass kv_heads"),
     ],
 )
@@ -117,6 +125,18 @@ def test_attention_refuses_indices_that_lead_outside_the_cache(ops: Any, changes
     assert attend(ops).shape == (3, 4, 8)
     with pytest.raises(KernelError, match=message):
         attend(ops, **changes)
+
+
+def test_caches_of_one_block_may_come_from_memory_with_any_distance_of_blocks(ops: Any) -> None:
+    cache = torch.randn(2, 1, 2, 16, 8, generator=torch.Generator().manual_seed(0))
+    small = {
+        "q": torch.ones(3, 4, 8),
+        "block_tables": torch.zeros((2, 1), dtype=INT32),
+        "context_lengths": torch.tensor([3, 2], dtype=INT32),
+    }
+    strided = cache[1].as_strided((1, 2, 16, 8), (4096, 128, 8, 1), cache[1].storage_offset())
+    expected = attend(ops, key_cache=cache[0], value_cache=cache[1], **small)
+    assert torch.equal(attend(ops, key_cache=cache[0], value_cache=strided, **small), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -62,7 +62,7 @@ def logits_of(path: Path, dtype: str = "bfloat16", prompts: Sequence[Sequence[in
     return torch.cat(runner.logits(prompts))
 
 
-def exact_logits(path: Path, scheme: str | None = None) -> torch.Tensor:
+def exact_logits(path: Path, scheme: str | None = None, prompts: Sequence[Sequence[int]] = PROMPTS) -> torch.Tensor:
     """float32, with the weights that the scheme, or bfloat16, leaves; by transformers."""
     from transformers import AutoModelForCausalLM
 
@@ -72,7 +72,7 @@ def exact_logits(path: Path, scheme: str | None = None) -> torch.Tensor:
             if isinstance(module, torch.nn.Linear) and "lm_head" not in name:
                 module.weight.data = dequantize(quantize(module.weight.data, parse_scheme(scheme)))
     with torch.inference_mode():
-        return torch.cat([model(torch.tensor([prompt])).logits[0] for prompt in PROMPTS])
+        return torch.cat([model(torch.tensor([prompt])).logits[0] for prompt in prompts])
 
 
 def rms(x: torch.Tensor) -> float:
@@ -89,11 +89,12 @@ def test_every_variant_gives_the_logits_of_bf16(variant: str, model: Path) -> No
     assert rms(logits_of(model) - exact) <= bound_of(exact)
 
 
-def test_a_team_of_any_size_gives_the_same_bits(team: Callable[[int], None], model: Path) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
+def test_a_team_of_any_size_gives_the_same_bits(team: Callable[[int], None], model: Path, dtype: str) -> None:
     found = []
     for size in (1, 2, 5):
         team(size)
-        found.append(logits_of(model))
+        found.append(torch.cat([logits_of(model, dtype), logits_of(model, dtype, [PROMPTS[0][:20]])]))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
@@ -178,6 +179,17 @@ def test_quantized_logits_are_those_of_what_the_codes_mean(
         exact = exact[starts]
     # AMX rounds weights with group scales to bf16 too, which doubles the square of the error.
     assert rms(found - exact) <= 1.5 * bound_of(exact)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8:g32:asym"])
+def test_quantized_steps_of_more_than_64_tokens_are_what_the_codes_mean(
+    variant: str, tmp_path: Path, scheme: str
+) -> None:
+    path = build_llama(tmp_path / "llama", num_kv_heads=2, tied=True)
+    prompts = [*PROMPTS, PROMPTS[0][:20]]
+    assert sum(map(len, prompts)) > 64
+    exact = exact_logits(path, scheme, prompts)
+    assert rms(logits_of(path, scheme, prompts) - exact) <= 1.5 * bound_of(exact)
 
 
 def test_a_failing_sum_over_ranks_reaches_the_caller(model: Path) -> None:

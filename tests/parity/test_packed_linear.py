@@ -110,7 +110,7 @@ def test_wrong_arguments_are_errors_that_name_them() -> None:
     native.load()
     weight = torch.randn(5, 33).to(BF16)
     packed, panels = pack(weight)
-    x = torch.randn(2, 33).to(BF16)
+    x, long = torch.randn(2, 33).to(BF16), torch.randn(2, 400).to(BF16)
     numbers = packed.numbers()
     for arguments, words in (
         ((x.float(), panels, None, numbers), "x: expected bfloat16, found float32"),
@@ -121,6 +121,11 @@ def test_wrong_arguments_are_errors_that_name_them() -> None:
         ((x, panels, None, packed.numbers("silu_gated")), "activation 2 does not go with a plain matrix"),
         ((x, panels, None, (5, 33, 7, 32, 0, False, False, 0)), "no such matrix"),
         ((x, panels, None, (5, 33, 0, 33, 0, False, False, 0)), "no such matrix"),
+        ((long, panels, None, (5, 400, 1, 160, 0, False, False, 0)), "groups of up to 128 inputs .* found 160"),
+        ((long, panels, None, (5, 400, 2, 192, 1, True, False, 0)), "groups of up to 128 inputs .* found 192"),
+        # One group of any size, and groups of a multiple of 128, come as far as their panels.
+        ((long, panels, None, (5, 400, 1, 416, 0, False, False, 0)), "panels: expected shape"),
+        ((long, panels, None, (5, 400, 1, 256, 0, False, False, 0)), "panels: expected shape"),
     ):
         with pytest.raises(RuntimeError, match=words):
             packed_linear(*arguments)

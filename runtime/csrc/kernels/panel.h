@@ -62,7 +62,7 @@ struct PanelInput {
   const uint16_t *x;
   const uint16_t *tiles;
   // For quantised weights without `tiles`: the rows in whole numbers (panel_codes.h), by round_rows.
-  const int8_t *high, *low;  // [rows, padded_inputs]
+  const int8_t *high, *low;  // [rounded_rows(rows), padded_inputs]; what is behind the last row does not matter
   const float *block_scales; // [rows, num_blocks]
   const float *block_sums;   // [rows, num_blocks]: sums of 128 * high + low
   int64_t rows, stride;
@@ -97,9 +97,10 @@ struct PanelOutput {
   Best *best = nullptr; // [rows], brought up to date with the panel's logits; or null
 };
 
-// From this many rows on, a variant with AMX reads `tiles`; of codes it takes the whole numbers in tiles of 16 rows,
-// which must have memory behind the last row, up to so many rows.
-inline constexpr int64_t min_tile_rows = 5, min_code_tile_rows = 3, max_code_rows = 32;
+// What a variant with AMX does. Tiles of bytes are of 16 rows, so that there must be memory behind the last row.
+inline constexpr int64_t min_tile_rows = 5;      // rows from which on it reads `tiles` for bf16 weights
+inline constexpr int64_t min_code_tile_rows = 3; // rows from which on it multiplies codes by tiles of bytes
+inline constexpr int64_t max_code_rows = 32;     // rows up to which codes stay bytes; for more it reads `tiles`
 inline bool reads_tiles(const PanelMatrix &matrix, int64_t rows) {
   return rows >= min_tile_rows && (matrix.kind == WeightKind::bfloat16 || rows > max_code_rows);
 }

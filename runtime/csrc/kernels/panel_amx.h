@@ -37,9 +37,14 @@ constexpr int64_t sum_row_bytes = panel_outputs * 4, pair_row_bytes = 256, tile_
 // Inputs that all rows pass before the next ones. A half of the piece (16 KiB), two tiles of rows (16 KiB) and their
 // sums (8 KiB) then stay in the first-level cache; with twice as many, every tile would come from the second.
 constexpr int64_t tile_piece_inputs = 256, half_piece_bytes = tile_piece_inputs * 64;
+static_assert(2 * half_piece_bytes == piece_floats * 4, "a piece fills the scratch that there is for it");
 
 // Up to so many rows, copying a piece into tile order costs more than it saves.
 constexpr int64_t max_direct_rows = 64, touch_ahead_bytes = 1024;
+
+// Comes between what ordinary stores wrote and the tiles that are loaded from it: g++ 12 does not know that _tile_loadd
+// reads memory, and might move the stores behind it.
+inline void written_for_tiles() { asm volatile("" ::: "memory"); }
 
 // What is read next, brought into the second-level cache a few lines at a time: all at once, it would hold up the
 // loads.
@@ -250,6 +255,7 @@ inline void sum_pieces(const PanelMatrix &matrix, const char *panels, int64_t co
       } else {
         widen_piece(matrix, panel, at, inputs, piece);
       }
+      written_for_tiles();
       // Behind the last piece of the last panel lies the next panel, which is most often the next to be computed.
       const char *fetch = i + 1 < count  ? panel + panel_bytes + at * panel_bytes / padded
                           : end < padded ? panels + end * panel_bytes / padded
@@ -266,6 +272,7 @@ inline void sum_by_tiles(const PanelMatrix &matrix, const char *panel, const Pan
   if (matrix.kind == WeightKind::bfloat16 && in.rows <= max_direct_rows) { // bound by memory: straight from the panel
     const int64_t padded = (in.rows + 31) / 32 * 32;
     std::memset(scratch.sums, 0, static_cast<size_t>(padded * panel_outputs) * sizeof(float));
+    written_for_tiles();
     return in.paced ? add_direct<true>(matrix, panel, in, scratch.sums)
                     : add_direct<false>(matrix, panel, in, scratch.sums);
   }

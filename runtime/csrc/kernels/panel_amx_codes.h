@@ -1,5 +1,5 @@
 // Sums of a quantised panel by AMX tiles of bytes: the whole numbers of panel_codes.h, 16 rows at a time, so that
-// results are those of fewer rows bit for bit.
+// results are those of two rows bit for bit. A single row is summed in another order.
 #pragma once
 
 #include "kernels/panel_amx.h"
@@ -9,6 +9,8 @@ COREBOUND_BEGIN_VARIANT
 // Codes are fetched so far ahead of what is multiplied.
 constexpr int64_t codes_ahead_bytes = 8192;
 constexpr int64_t counts_of_unit = 4 * 256; // [high, low][2][16 rows][16 outputs]
+static_assert(max_block_inputs * panel_outputs + 2 * counts_of_unit * 4 <= piece_floats * 4,
+              "a block and the counts of two units fit the scratch of a piece");
 
 // The whole numbers of 16 rows and 32 outputs of a block, and where they belong.
 struct CountedUnit {
@@ -93,6 +95,7 @@ inline void sum_codes_by_tiles(const PanelMatrix &matrix, const char *panel, con
     Fetch fetching(codes + codes_ahead_bytes, inputs * matrix.input_bytes() + 192, units);
     if (matrix.kind == WeightKind::int4) {
       unpack_block(codes, inputs, unpacked);
+      written_for_tiles();
       codes = unpacked;
     }
     for (int64_t unit = 0; unit < units; ++unit, ++turn) {

@@ -43,6 +43,12 @@ PanelMatrix matrix_of(const Tensor &panels, int64_t outputs, int64_t inputs, int
     fail("panel_linear: no such matrix: ", outputs, " outputs, ", inputs, " inputs, kind ", kind, ", groups of ",
          group_inputs, ", scale kind ", scale_kind);
   }
+  // Blocks of inputs that are rounded together must not reach from a group into the next.
+  if (kind > 0 && group_inputs < inputs && group_inputs > kernels::max_block_inputs &&
+      group_inputs % kernels::max_block_inputs) {
+    fail("panel_linear: no such matrix: expected groups of up to ", kernels::max_block_inputs,
+         " inputs or a multiple of that, found ", group_inputs);
+  }
   PanelMatrix matrix{};
   matrix.outputs = outputs;
   matrix.inputs = inputs;
@@ -88,8 +94,9 @@ void multiply(const PanelMatrix &matrix, const uint16_t *x, int64_t rows, const 
   }
   parallel(matrix.num_panels(), 1, [&](int64_t b, int64_t e) {
     const auto scratch = allocate<float>(kernels::panel_scratch_floats(rows));
-    for (int64_t panel = b; panel < e; ++panel) {
-      kernels.panel_product(matrix, panel, in, out, scratch.get());
+    constexpr int64_t most = kernels::max_panels_together;
+    for (int64_t panel = b; panel < e; panel += most) {
+      kernels.panel_products(matrix, panel, std::min(most, e - panel), in, out, scratch.get());
     }
   });
 }

@@ -102,8 +102,8 @@ inline kernels::DType kernel_dtype(const char *where, const Tensor &t) {
   }
 }
 
-// Checks that each block of two caches [blocks, kv heads, block size, head size] is contiguous; returns by how many
-// elements the blocks of both are apart.
+// Checks that each block of two caches [blocks, kv heads, block size, head size] is contiguous and overlaps no other;
+// returns by how many elements the blocks of both are apart.
 inline int64_t block_stride(const char *where, const Tensor &keys, const Tensor &values) {
   for (const Tensor *cache : {&keys, &values}) {
     int64_t expected = 1;
@@ -113,8 +113,12 @@ inline int64_t block_stride(const char *where, const Tensor &keys, const Tensor 
       }
       expected *= cache->size(i);
     }
+    if (cache->size(0) > 1 && cache->stride(0) < expected) {
+      fail(where, ": expected caches whose blocks do not overlap, found blocks of ", expected, " elements that are ",
+           cache->stride(0), " apart");
+    }
   }
-  if (keys.stride(0) != values.stride(0)) {
+  if (keys.size(0) > 1 && keys.stride(0) != values.stride(0)) {
     fail(where, ": blocks of keys are ", keys.stride(0), " elements apart, those of values ", values.stride(0),
          ", expected the same");
   }
