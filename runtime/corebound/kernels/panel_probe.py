@@ -138,7 +138,12 @@ class AlignedMemory:
 
 
 def random_panel(form: PanelFormat, inputs: int) -> bytes:
-    """Return a panel of random weights of about 0.01, the same ones at every call."""
+    """Return a panel of random weights of about 0.01, the same ones at every call.
+
+    Raises: KernelError where codes have scales that are no bfloat16.
+    """
+    if form.kind != "bfloat16" and form.scale_kind != "bfloat16":
+        raise KernelError(f"product probe: expected scales in bfloat16, found {form.scale_kind}")
     random = Random(0)  # noqa: S311
     padded = form.padded_inputs(inputs)
     if form.kind == "bfloat16":

@@ -68,7 +68,7 @@ class ProbeShape:
 
 
 class DecoderProbe:
-    """A decoder of up to `tokens` positions; each layer has a cache of its own.
+    """A decoder of up to `tokens` positions; the cache of its layers is one memory, block by block.
 
     Its layers have weights of their own in `memory`, as `PanelProbe` fills it, so that a step reads them from where
     memory of that size is; without it they share one set of random ones, as what products by tiles take depends on
@@ -91,8 +91,8 @@ class DecoderProbe:
         self._library.corebound_decoder_error.restype = ctypes.c_char_p
         self._tokens, self._shape = tokens, shape
         self._layer_positions = -(-tokens // _BLOCK_SIZE) * _BLOCK_SIZE
-        half = self._layer_positions * shape.cached_bytes // 2
-        self._caches = [_filled(shape.num_layers * half) for _ in range(2)]
+        # As the engine lays it out: [blocks, layers, 2, kv heads, block size, head size].
+        self._cache = _filled(shape.num_layers * self._layer_positions * shape.cached_bytes)
         self._memory = memory
         self._shared = [] if memory else [_random(size, shape.form) for size in shape.matrices]
         self._norm = _filled(_ELEMENT_BYTES * shape.hidden)
@@ -198,10 +198,12 @@ class DecoderProbe:
             (ctypes.c_int32 * len(row))(*row) for row in (list(range(num_blocks)), [0, len(positions)], [context])
         ]
         layers = range(self._shape.num_layers)
-        half = self._layer_positions * self._shape.cached_bytes // 2
+        block = _BLOCK_SIZE * self._shape.num_kv_heads * HEAD_DIM
         caches = [
-            (ctypes.c_void_p * len(layers))(*(cache.address + layer * half for layer in layers))
-            for cache in self._caches
+            (ctypes.c_void_p * len(layers))(
+                *(self._cache.address + (2 * layer + which) * block * _ELEMENT_BYTES for layer in layers)
+            )
+            for which in range(2)
         ]
         logits = (ctypes.c_float * 1)()
         token_ids, where, slots, rows = (ctypes.addressof(array) for array in of_int64)
@@ -217,7 +219,7 @@ class DecoderProbe:
             rows,
             *(ctypes.addressof(array) for array in caches),
             _BLOCK_SIZE,
-            _BLOCK_SIZE * self._shape.num_kv_heads * HEAD_DIM,
+            2 * len(layers) * block,
             None,
             None,
             ctypes.addressof(logits),

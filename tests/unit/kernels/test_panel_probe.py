@@ -4,7 +4,8 @@ import struct
 
 import pytest
 
-from corebound.kernels.panel_format import PANEL_OUTPUTS, Kind
+from corebound.errors import KernelError
+from corebound.kernels.panel_format import PANEL_OUTPUTS, Kind, PanelFormat
 from corebound.kernels.panel_probe import FILL, FORMATS, random_panel
 
 
@@ -39,6 +40,11 @@ def test_rounded_random_weights_are_about_a_hundredth_around_zero(kind: Kind, mi
     mean = sum(abs(code - middle) * scale for code in spread) / len(spread)
     assert 0.004 < mean < 0.016
     assert abs(sum(spread) / len(spread) - middle) < 0.05 * middle + 0.5
+
+
+def test_random_codes_with_scales_that_are_no_bfloat16_are_refused() -> None:
+    with pytest.raises(KernelError, match="expected scales in bfloat16, found float16"):
+        random_panel(PanelFormat(kind="int8", scale_kind="float16"), 64)
 
 
 def test_a_filled_region_is_of_small_weights_in_every_format() -> None:
