@@ -166,19 +166,12 @@ class NativeDecoder:
             pointers_of_layers = ctypes.c_void_p * len(kv_cache)
             for cache in itertools.chain.from_iterable(kv_cache):
                 assert cache.dtype == self.dtype and cache[0].is_contiguous()
-<<<<<<< HEAD
-                assert cache.stride(0) == kv_cache[0][0].stride(0)
+                assert len(cache) == 1 or cache.stride(0) == kv_cache[0][0].stride(0) >= cache[0].numel()
             pointers = [pointers_of_layers(*(pair[which].data_ptr() for pair in kv_cache)) for which in range(2)]
             first = kv_cache[0][0]
             where = (*map(ctypes.addressof, pointers), first.shape[2], first.stride(0))
             self._caches = (kv_cache, pointers, where)
         return self._caches[2]
-=======
-                assert len(cache) == 1 or cache.stride(0) == kv_cache[0][0].stride(0) >= cache[0].numel()
-            pointers = [array(*(pair[which].data_ptr() for pair in kv_cache)) for which in range(2)]
-            self._caches = (kv_cache, pointers[0], pointers[1])
-        return self._caches[1], self._caches[2]
->>>>>>> mendc
 
     def _model(self, kv_head_map: Sequence[int]) -> ModelStruct:
         description, weights = self.description, self.weights
