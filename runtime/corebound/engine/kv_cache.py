@@ -144,6 +144,7 @@ def copy_blocks(cache: KVCache, copies: list[BlockCopy]) -> None:
         return
     sources = torch.tensor([copy.source for copy in copies])
     targets = torch.tensor([copy.target for copy in copies])
-    for keys, values in cache:
-        keys[targets] = keys[sources]
-        values[targets] = values[sources]
+    with torch.inference_mode():  # a cache that was made in that mode can be changed in no other
+        for keys, values in cache:
+            keys[targets] = keys[sources]
+            values[targets] = values[sources]

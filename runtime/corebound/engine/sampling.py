@@ -162,6 +162,7 @@ def merge(gathered: torch.Tensor, rows: Sequence[SamplingRow], shard_widths: Seq
 
 def _merge_greedy(gathered: torch.Tensor) -> list[Answer]:
     words = gathered.numpy()
+    assert words.shape[2] == 3, "such rows are offered one word by each rank"
     values, ids = words[:, :, 1].view(np.float32), words[:, :, 2]
     rank, row = values.argmax(axis=0), np.arange(words.shape[1])  # NaN before all, then the lowest id of equal ones
     found = zip(values[rank, row].tolist(), ids[rank, row].tolist(), strict=True)

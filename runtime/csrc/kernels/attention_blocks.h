@@ -92,6 +92,7 @@ inline void multiply_square(const char *rows, int64_t row_stride, const char *co
 
 // Scores of the block of rows from `row` on with keys [begin, end), multiples of 32.
 inline void multiply_keys(const Bf16Work &work, int64_t row, int64_t num_rows, int64_t begin, int64_t end) {
+  written_for_tiles();
   const int64_t steps = work.dim / 32;
   const auto multiply = num_rows > 16 ? multiply_square<false, false> : multiply_square<false, true>;
   const char *rows = reinterpret_cast<const char *>(work.queries + row * work.dim);
@@ -103,6 +104,7 @@ inline void multiply_keys(const Bf16Work &work, int64_t row, int64_t num_rows, i
 
 // Adds the weights of keys [begin, end) times their values to the results of the block of rows from `row` on.
 inline void multiply_values(const Bf16Work &work, int64_t row, int64_t rows, int64_t begin, int64_t end) {
+  written_for_tiles();
   constexpr int64_t stride = block_keys / 32 * 1024;
   const auto multiply = rows > 16 ? multiply_square<true, false> : multiply_square<true, true>;
   const char *weights = reinterpret_cast<const char *>(work.weights) + begin / 32 * 1024;

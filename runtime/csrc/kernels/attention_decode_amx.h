@@ -211,6 +211,7 @@ private:
       places_.fetch();
       weigh_group<H>(work_.scores[(first + g) * group_keys], scales, shifts, work_.weights[g][0], sum_);
     }
+    written_for_tiles();
     return count;
   }
 

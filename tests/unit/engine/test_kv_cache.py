@@ -143,6 +143,16 @@ def test_a_cache_that_no_machine_has_is_an_error_with_its_size_and_the_flag(num_
     assert "--kv-cache-gib" in caught.value.render()
 
 
+def test_blocks_of_a_cache_made_in_inference_mode_can_be_copied_outside_it():
+    with torch.inference_mode():
+        cache = allocate_kv_cache(
+            num_blocks=2, num_layers=1, num_kv_heads=1, head_dim=2, block_size=2, dtype=torch.float32
+        )
+        cache[0][0][0] = 7.0
+    copy_blocks(cache, [BlockCopy(0, 1)])
+    assert torch.equal(cache[0][0][1], torch.full((1, 2, 2), 7.0))
+
+
 def test_copied_blocks_hold_the_source_in_every_layer():
     cache = allocate_kv_cache(num_blocks=4, num_layers=2, num_kv_heads=1, head_dim=2, block_size=2, dtype=torch.float32)
     for keys, values in cache:
