@@ -224,3 +224,35 @@ def test_filling_stops_before_a_piece_with_a_value_that_no_model_has(
         with path.open("rb") as file:
             cut = replace(source, descriptor=file.fileno())
             assert fill_rows(matrix, 0, cut, 2.0**40, scratch) < 100
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "int8", "int4:g64:sym"])
+@pytest.mark.parametrize("wrong", [math.nan, -math.nan, math.inf, 2.0**41, -(2.0**41)])
+def test_filling_leaves_the_piece_of_a_wrong_value_wherever_it_is(
+    variant: str, tmp_path: Path, name: str, wrong: float
+) -> None:
+    """In the first or last input of a row, in whole halves of panels and in rows left over, from two source types."""
+    form = panel_format(None if name == "bfloat16" else parse_scheme(name))
+    path = tmp_path / "file"
+    for dtype in (torch.bfloat16, torch.float32):
+        for row, column in ((0, 0), (37, 99), (64, 50), (95, 99)):
+            values = torch.full((96 + 7, 100), 2.0**40, dtype=dtype)
+            matrix = empty(*values.shape, form)
+            source = FileRows(
+                descriptor=-1,
+                dtype=dtype,
+                offset=0,
+                num_rows=103,
+                row_bytes=100 * dtype.itemsize,
+                num_read=100,
+                num_skipped=0,
+            )
+            scratch = torch.empty(source.scratch_bytes, dtype=torch.uint8)
+            for place, expected in (((row, column), 0), ((102, column), 0), (None, 103)):
+                stored = values.clone()
+                if place is not None:
+                    stored[place] = wrong
+                path.write_bytes(stored.view(torch.uint8).numpy().tobytes())
+                with path.open("rb") as file:
+                    found = fill_rows(matrix, 0, replace(source, descriptor=file.fileno()), 2.0**40, scratch)
+                assert found == expected, (dtype, place)

@@ -160,10 +160,10 @@ struct KernelSet {
   void (*round_rows)(const PanelMatrix &, const PanelInput &, int8_t *high, int8_t *low, float *scales, float *sums);
   void (*split_rotate_store)(const QkvArgs &, int64_t begin, int64_t end);
   bool (*takes_tiles)(); // whether panel_product wants `tiles` from min_tile_rows on
-  // Rows of a checkpoint, see panel_fill.h: whether all magnitudes are up to `largest`, and finite ones into panels,
-  // with room for fill_rows_unit rows in `rounded`, which bf16 values do without.
-  bool (*values_within)(const ValueArgs &, float largest);
-  void (*fill_panel_rows)(const PanelMatrix &, const ValueArgs &, int64_t first_row, uint16_t *rounded);
+  // Rows of a checkpoint into panels, see panel_fill.h, with room for fill_rows_unit rows in `rounded`, which bf16
+  // values do without. Returns whether all magnitudes are up to `largest`; where one is not, what is stored means
+  // nothing.
+  bool (*fill_panel_rows)(const PanelMatrix &, const ValueArgs &, int64_t first_row, float largest, uint16_t *rounded);
 };
 
 // The functions of the active variant: the best compiled one that isa::active() allows.

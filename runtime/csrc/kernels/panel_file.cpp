@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <limits>
 #include <vector>
 
 #include <fcntl.h>
@@ -98,10 +99,9 @@ int64_t fill_from_file(const FillArgs &args) {
       return done;
     }
     const ValueArgs values{buffer + args.skipped * element, args.kind, count, inputs, args.read_bytes / element};
-    if (!kernels.values_within(values, args.largest)) {
+    if (!kernels.fill_panel_rows(args.matrix, values, row, args.largest, rounded)) {
       return done;
     }
-    kernels.fill_panel_rows(args.matrix, values, row, rounded);
     done += count;
   }
   return args.rows;
@@ -110,7 +110,7 @@ int64_t fill_from_file(const FillArgs &args) {
 void fill_rows(const PanelMatrix &matrix, const ValueArgs &args, int64_t first_row) {
   const int64_t rounded = args.kind == ValueKind::bfloat16 ? 0 : std::min(args.rows, fill_rows_unit) * args.columns;
   std::vector<uint16_t> room(static_cast<size_t>(rounded));
-  active_kernels().fill_panel_rows(matrix, args, first_row, room.data());
+  active_kernels().fill_panel_rows(matrix, args, first_row, std::numeric_limits<float>::max(), room.data());
 }
 
 } // namespace corebound::kernels

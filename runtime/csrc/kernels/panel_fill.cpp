@@ -15,6 +15,7 @@
 COREBOUND_BEGIN_VARIANT
 
 constexpr int64_t unit = fill_rows_unit, half_unit = unit / 2, line = 64;
+constexpr float max_float = 0x1.fffffep127F;
 
 // Not that of the library: the linker may keep one variant's copy of a template for all of them.
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -31,6 +32,41 @@ template <typename Bits, typename Signed> bool within(const ValueArgs &args, Bit
   }
   return static_cast<Bits>(largest) <= limit;
 }
+
+// Whether no value is NaN or has a magnitude beyond `largest`.
+bool values_within(const ValueArgs &args, float largest) {
+  const uint32_t bits = bits_of(largest);
+  switch (args.kind) {
+  case ValueKind::float32:
+    return within<uint32_t, int32_t>(args, 0x7fffffffU, bits);
+  case ValueKind::bfloat16:
+    return within<uint16_t, int16_t>(args, 0x7fffU, static_cast<uint16_t>(bits >> 16));
+  case ValueKind::float16: // all that are finite are smaller than any limit
+    break;
+  }
+  return within<uint16_t, int16_t>(args, 0x7fffU, 0x7bffU);
+}
+
+// The largest magnitude of bf16 values, as bits, found on the way of lines through registers.
+struct Magnitude {
+  typedef int16_t Words __attribute__((vector_size(line)));
+  Words largest{};
+
+  void add(const char *words) {
+    Words values;
+    std::memcpy(&values, words, sizeof(values));
+    values &= 0x7fff;
+    largest = values > largest ? values : largest;
+  }
+
+  bool within(float limit) const {
+    int16_t found = 0;
+    for (int64_t i = 0; i < line / 2; ++i) {
+      found = largest[i] > found ? largest[i] : found;
+    }
+    return found <= static_cast<int16_t>(bits_of(limit) >> 16);
+  }
+};
 
 // The 64 bytes from `from` on of 16 rows `stride` bytes apart, of which `count` exist, the others zero.
 struct Lines {
@@ -50,14 +86,27 @@ struct Lines {
   }
 };
 
-void fill_pairs(const PanelMatrix &matrix, const uint16_t *rows, int64_t stride, char *to) {
+// Rows that fill half a panel, and the largest magnitude that a value of them may have.
+struct UnitRows {
+  const uint16_t *values;
+  int64_t stride;
+  float largest;
+};
+
+bool fill_pairs(const PanelMatrix &matrix, const UnitRows &rows, char *to) {
+  Magnitude found;
   for (int64_t at = 0; at < matrix.inputs; at += line / 2) {
     for (int64_t half = 0; half < 2; ++half) {
-      const auto *from = reinterpret_cast<const char *>(rows + half * half_unit * stride + at);
-      const Lines lines(from, 2 * stride, 2 * smaller(line / 2, matrix.inputs - at));
+      const uint16_t *from = rows.values + half * half_unit * rows.stride + at;
+      const Lines lines(reinterpret_cast<const char *>(from), 2 * rows.stride,
+                        2 * smaller(line / 2, matrix.inputs - at));
+      for (int64_t row = 0; row < half_unit; ++row) {
+        found.add(lines.from + row * lines.stride);
+      }
       transpose_words(lines.from, lines.stride, to + at * 128 + half * line, 256, line / 4);
     }
   }
+  return found.within(rows.largest);
 }
 
 // The smallest and the largest of a group and of 0: as whole numbers, the bits of positive values order as they do, and
@@ -75,6 +124,8 @@ struct Ends {
     low = float_of(static_cast<uint32_t>(lowest) << 16);
     high = float_of(static_cast<uint32_t>(highest) << 16);
   }
+
+  bool within(float limit) const { return high <= limit && -low <= limit; } // false for NaN
 };
 
 // How a group of a row becomes codes; the same sums as in panel_load.cpp.
@@ -105,9 +156,9 @@ Coding coding_of(const PanelMatrix &matrix, float largest, const Ends &ends) {
 
 // 64 inputs as codes. With x and scale of 8 bits each, the quotient is half way between whole numbers or clearly not:
 // a product with the inverse, corrected by its remainder, is then rounded to the same one as the quotient.
-template <bool divided> void code_line(const uint16_t *values, const Coding &coding, float largest, uint8_t *codes) {
-  const Vec scale = Vec::set(coding.scale), inverse = Vec::set(coding.inverse), zero = Vec::set(coding.zero);
-  const Vec nothing = Vec::zero(), top = Vec::set(largest);
+template <bool divided> void code_line(const uint16_t *values, const Coding &coding, int32_t largest, uint8_t *codes) {
+  const Vec scale = Vec::set(coding.scale), inverse = Vec::set(coding.inverse), nothing = Vec::zero();
+  const auto zero = static_cast<int32_t>(coding.zero);
   for (int64_t i = 0; i < line; i += Vec::width) {
     const Vec x = Vec::load(reinterpret_cast<const bf16 *>(values) + i);
     Vec quotient = nothing;
@@ -117,13 +168,13 @@ template <bool divided> void code_line(const uint16_t *values, const Coding &cod
       const Vec near = x * inverse;
       quotient = fma(fma(nothing - near, scale, x), inverse, near);
     }
-    store_bytes(min(max(round(quotient) + zero, nothing), top), codes + i);
+    store_rounded(quotient, zero, largest, codes + i);
   }
 }
 
 // `count` inputs of a row as codes, `beyond` in place of those that do not exist.
 void code_row(const uint16_t *values, int64_t count, const Coding &coding, const PanelMatrix &matrix, uint8_t *codes) {
-  const float largest = matrix.kind == WeightKind::int8 ? 255.0F : 15.0F;
+  const int32_t largest = matrix.kind == WeightKind::int8 ? 255 : 15;
   uint16_t padded[line];
   if (count < line) {
     std::memset(padded, 0, sizeof(padded));
@@ -169,7 +220,7 @@ void store_scales(const PanelMatrix &matrix, const Coding *codings, char *scales
   }
 }
 
-void fill_codes(const PanelMatrix &matrix, const uint16_t *rows, int64_t stride, char *panel, int64_t output) {
+bool fill_codes(const PanelMatrix &matrix, const UnitRows &rows, char *panel, int64_t output) {
   const float largest = matrix.kind == WeightKind::int8 ? 255.0F : 15.0F;
   const int64_t size = matrix.group_inputs, of_output = matrix.kind == WeightKind::int8 ? output * 4 : output * 2;
   for (int64_t group = 0; group < matrix.num_groups(); ++group) {
@@ -177,28 +228,33 @@ void fill_codes(const PanelMatrix &matrix, const uint16_t *rows, int64_t stride,
     const int64_t start = group * size, exist = smaller(size, matrix.inputs - start);
     Coding codings[unit];
     for (int64_t row = 0; row < unit; ++row) {
-      codings[row] = coding_of(matrix, largest, Ends(rows + row * stride + start, exist));
+      const uint16_t *values = rows.values + row * rows.stride + start;
+      const Ends ends(values, exist);
+      if (!ends.within(rows.largest)) { // NaN has no code
+        return false;
+      }
+      codings[row] = coding_of(matrix, largest, ends);
     }
     for (int64_t at = 0; at < size; at += line) {
       alignas(64) uint8_t codes[unit * line];
       const int64_t count = exist > at ? smaller(exist - at, line) : 0;
       for (int64_t row = 0; row < unit; ++row) {
-        code_row(rows + row * stride + start + at, count, codings[row], matrix, codes + row * line);
+        code_row(rows.values + row * rows.stride + start + at, count, codings[row], matrix, codes + row * line);
       }
       store_codes(matrix, codes, to + at * matrix.input_bytes() + of_output, smaller(line, size - at) / 4);
     }
     store_scales(matrix, codings, to + size * matrix.input_bytes(), output);
   }
+  return true;
 }
 
-void fill_unit(const PanelMatrix &matrix, const uint16_t *rows, int64_t stride, int64_t first_row) {
+bool fill_unit(const PanelMatrix &matrix, const UnitRows &rows, int64_t first_row) {
   const Place place = place_of(matrix, first_row);
   char *panel = const_cast<char *>(matrix.panel(place.panel));
   if (matrix.kind == WeightKind::bfloat16) {
-    fill_pairs(matrix, rows, stride, panel + place.output * 4);
-  } else {
-    fill_codes(matrix, rows, stride, panel, place.output);
+    return fill_pairs(matrix, rows, panel + place.output * 4);
   }
+  return fill_codes(matrix, rows, panel, place.output);
 }
 
 // Whether the rows from `row` on, `rows` of them, begin with half a panel.
@@ -238,39 +294,31 @@ COREBOUND_END_VARIANT
 
 namespace corebound::kernels::COREBOUND_VARIANT {
 
-bool values_within(const ValueArgs &args, float largest) {
-  const uint32_t bits = bits_of(largest);
-  switch (args.kind) {
-  case ValueKind::float32:
-    return within<uint32_t, int32_t>(args, 0x7fffffffU, bits);
-  case ValueKind::bfloat16:
-    return within<uint16_t, int16_t>(args, 0x7fffU, static_cast<uint16_t>(bits >> 16));
-  case ValueKind::float16: // all that are finite are smaller than any limit
-    break;
-  }
-  return within<uint16_t, int16_t>(args, 0x7fffU, 0x7bffU);
-}
-
-void fill_panel_rows(const PanelMatrix &matrix, const ValueArgs &args, int64_t first_row, uint16_t *rounded) {
+bool fill_panel_rows(const PanelMatrix &matrix, const ValueArgs &args, int64_t first_row, float largest,
+                     uint16_t *rounded) {
   const int64_t element = args.kind == ValueKind::float32 ? 4 : 2;
+  bool within = true;
   for (int64_t done = 0; done < args.rows;) {
     const int64_t row = first_row + done, left = args.rows - done;
-    const bool whole = fills_unit(matrix, row, left);
+    const bool whole = fills_unit(matrix, row, left), straight = whole && args.kind == ValueKind::bfloat16;
     const int64_t count = whole ? unit : rows_before_unit(matrix, row, left);
     const char *values = static_cast<const char *>(args.values) + done * args.stride * element;
     ValueArgs rows{values, args.kind, count, args.columns, args.stride};
+    within = (straight || values_within(rows, largest)) && within;
     if (args.kind != ValueKind::bfloat16) {
       round_rows_to(rows, rounded);
       rows = {rounded, ValueKind::bfloat16, count, args.columns, args.columns};
     }
     if (whole) {
-      fill_unit(matrix, static_cast<const uint16_t *>(rows.values), rows.stride, row);
+      const float limit = straight ? largest : max_float;
+      within = fill_unit(matrix, {static_cast<const uint16_t *>(rows.values), rows.stride, limit}, row) && within;
     } else {
       load_rows(matrix, rows, row);
     }
     done += count;
   }
   finish_stores();
+  return within;
 }
 
 } // namespace corebound::kernels::COREBOUND_VARIANT

@@ -9,9 +9,10 @@ inline constexpr bool fused_quotient = true;
 
 inline void finish_stores() {}
 
-// The lowest byte of each whole number.
-inline void store_bytes(Vec whole, uint8_t *to) {
-  const __m256i words = _mm256_cvtps_epi32(whole.v);
+// Each quotient as a whole number, to nearest even, plus `zero`, from 0 to `top`, as a byte.
+inline void store_rounded(Vec quotient, int32_t zero, int32_t top, uint8_t *to) {
+  const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(quotient.v), _mm256_set1_epi32(zero));
+  const __m256i words = _mm256_min_epi32(_mm256_max_epi32(whole, _mm256_setzero_si256()), _mm256_set1_epi32(top));
   const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm_packus_epi16(halves, halves));
 }

@@ -7,10 +7,11 @@ COREBOUND_BEGIN_VARIANT
 
 inline constexpr bool fused_quotient = true;
 
-// The lowest byte of each whole number.
-inline void store_bytes(Vec whole, uint8_t *to) {
-  const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole.v));
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(to), bytes);
+// Each quotient as a whole number, to nearest even, plus `zero`, from 0 to `top`, as a byte.
+inline void store_rounded(Vec quotient, int32_t zero, int32_t top, uint8_t *to) {
+  const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(quotient.v), _mm512_set1_epi32(zero));
+  const __m512i code = _mm512_min_epi32(_mm512_max_epi32(whole, _mm512_setzero_si512()), _mm512_set1_epi32(top));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtepi32_epi8(code));
 }
 
 // Past the caches: nothing reads a panel before all of them are filled, and a line that is written whole needs no read.

@@ -9,10 +9,12 @@ inline constexpr bool fused_quotient = false;
 
 inline void finish_stores() {}
 
-// The lowest byte of each whole number.
-inline void store_bytes(Vec whole, uint8_t *to) {
+// Each quotient as a whole number, to nearest even, plus `zero`, from 0 to `top`, as a byte.
+inline void store_rounded(Vec quotient, int32_t zero, int32_t top, uint8_t *to) {
+  const Vec whole = round(quotient);
   for (int i = 0; i < Vec::width; ++i) {
-    to[i] = static_cast<uint8_t>(static_cast<int32_t>(whole.v[i]));
+    const int32_t code = static_cast<int32_t>(whole.v[i]) + zero;
+    to[i] = static_cast<uint8_t>(code < 0 ? 0 : code > top ? top : code);
   }
 }
 

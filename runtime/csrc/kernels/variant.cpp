@@ -24,7 +24,6 @@ constinit const KernelSet kernel_set = {COREBOUND_TEXT(COREBOUND_VARIANT),
                                         round_rows,
                                         split_rotate_store,
                                         takes_tiles,
-                                        values_within,
                                         fill_panel_rows};
 
 } // namespace corebound::kernels::COREBOUND_VARIANT
