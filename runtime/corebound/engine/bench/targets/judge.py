@@ -90,7 +90,7 @@ def two_ranks(samples: Samples, shape: str, settings: Settings) -> list[Finding 
     """Return how long two ranks of a share of the cores take against one rank of all of them."""
     wanted = (
         ("decode", f"next token after {settings.short_prompt_tokens}", "step_ms"),
-        ("decode", f"first token of {settings.short_prompt_tokens}", "first_ms"),
+        ("short", f"first token of {settings.short_prompt_tokens}", "first_ms"),
         ("prompt", f"first token of {settings.prompt_tokens}", "first_ms"),
     )
     findings: list[Finding | NotMeasured] = []

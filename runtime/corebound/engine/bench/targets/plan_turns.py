@@ -24,6 +24,8 @@ def main_turns(
             cases = []
             if _wants_decode(asked, dtype, num_ranks, is_first=is_first):
                 cases.append(settings.decode(vocab_size))
+            if "ranks" in asked and dtype == "bfloat16":
+                cases.append(settings.short_prompt(vocab_size))
             if _wants_prompt(asked, dtype, num_ranks):
                 cases.append(settings.prompt(vocab_size))
             if cases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from corebound.engine.bench.cases import make_cases
@@ -49,8 +50,14 @@ class Settings:
         return self.one("decode", self.short_prompt_tokens, self.new_tokens, vocab_size)
 
     def prompt(self, vocab_size: int) -> TurnCase:
-        """Return a long prompt that is continued a little."""
-        return self.one("prompt", self.prompt_tokens, self.few_tokens, vocab_size)
+        """Return a long prompt that is continued a little, thrice."""
+        case = self.one("prompt", self.prompt_tokens, self.few_tokens, vocab_size)
+        return dataclasses.replace(case, num_times=3)
+
+    def short_prompt(self, vocab_size: int) -> TurnCase:
+        """Return a short prompt, so many times that one that is disturbed does not count."""
+        case = self.one("short", self.short_prompt_tokens, 2, vocab_size)
+        return dataclasses.replace(case, num_times=9)
 
     def long_context(self, vocab_size: int) -> TurnCase:
         """Return a very long prompt, which every round computes anew."""

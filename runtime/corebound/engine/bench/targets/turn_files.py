@@ -40,11 +40,12 @@ class ResidentJob:
 
 @dataclass(frozen=True, kw_only=True)
 class TurnCase:
-    """Prompts to continue together, or one prompt by a beam search."""
+    """Prompts to continue together, or one prompt by a beam search, `num_times` times one after the other."""
 
     name: str
     case: BenchCase
     num_beams: int = 1
+    num_times: int = 1
 
     def for_warm_up(self) -> TurnCase:
         """Return a case like this one of other prompts, shorter where they are very long, and with few tokens."""

@@ -68,8 +68,10 @@ def test_prefill_is_held_against_the_products_around_it() -> None:
 def test_two_ranks_are_held_against_one_in_every_figure() -> None:
     found = Samples(
         of_case={
-            (ONE, "decode"): [sample(100, 200), sample(50, 100)],
-            (TWO, "decode"): [sample(104, 220), sample(52, 110)],
+            (ONE, "decode"): [sample(100, 1), sample(50, 1)],
+            (TWO, "decode"): [sample(104, 1), sample(52, 1)],
+            (ONE, "short"): [sample(1, 200), sample(1, 100)],
+            (TWO, "short"): [sample(1, 220), sample(1, 110)],
             (ONE, "prompt"): [sample(1, 500)],
             (TWO, "prompt"): [sample(1, 500)],
         }
@@ -107,7 +109,7 @@ def test_memory_is_promised_less_what_python_and_torch_held_and_the_whole_proces
 
 
 def test_two_ranks_of_one_core_are_rows_with_the_reason() -> None:
-    found = Samples(of_case={(ONE, "decode"): [sample(100, 200)], (ONE, "prompt"): [sample(1, 500)]})
+    found = Samples(of_case={(ONE, name): [sample(100, 200)] for name in ("decode", "short", "prompt")})
     rows = [one.row() for one in judge.two_ranks(found, "x", SETTINGS)]
     assert len(rows) == 3
     assert {(row["found"], row["promised"], row["note"]) for row in rows} == {

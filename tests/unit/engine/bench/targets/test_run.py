@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from corebound.engine.bench import shapes
+from corebound.engine.bench.peers.adapters.protocol import CaseReport
 from corebound.engine.bench.targets import run as module
 from corebound.engine.bench.targets.finding import NotMeasured
 from corebound.engine.bench.targets.plan_turns import main_turns
+from corebound.engine.bench.targets.resident_rank import together
 from corebound.engine.bench.targets.run import Run, longer_model
 from corebound.engine.bench.targets.samples import PlannedTurn, Samples, Who
 from corebound.engine.bench.targets.settings import LINES, Settings
@@ -38,7 +40,7 @@ def test_a_longer_context_shares_the_weights(tmp_path: Path) -> None:
 def test_two_ranks_follow_one_and_one_core_has_no_two_ranks() -> None:
     turns = main_turns({"ranks"}, SETTINGS, 1000, 2, is_first=True)
     assert [turn.who for turn in turns] == [Who(dtype="bfloat16", num_ranks=count) for count in (1, 2)]
-    assert [[case.name for case in turn.cases] for turn in turns] == [["decode", "prompt"]] * 2
+    assert [[case.name for case in turn.cases] for turn in turns] == [["decode", "short", "prompt"]] * 2
     assert {turn.who.num_ranks for turn in main_turns(set(LINES), SETTINGS, 1000, 1, is_first=True)} == {1}
 
 
@@ -93,3 +95,9 @@ def test_a_cached_model_fits_the_cache_of_the_one_core_that_reads_all_of_it(
         (missing,) = found
         assert isinstance(missing, NotMeasured) and missing.promised == "at least 1.7"
         assert ("one core" in missing.reason) and (len(allowed) == 1 or "40 MiB" in missing.reason)
+
+
+def test_a_case_done_several_times_counts_its_median_first_token_and_all_its_steps() -> None:
+    times = [CaseReport(first_token_ms=first, step_ms=[first, 1], elapsed_s=0.5, token_ids=[7]) for first in (9, 90, 8)]
+    expected = CaseReport(first_token_ms=9, step_ms=[9, 1, 90, 1, 8, 1], elapsed_s=1.5, token_ids=[7])
+    assert together(times) == expected
