@@ -6,15 +6,13 @@
 #include "kernels/panel_sums.h"
 #ifdef __AMX_BF16__
 #include "kernels/panel_amx_codes.h"
+#include "kernels/panel_amx_widen.h"
 #endif
 
 COREBOUND_BEGIN_VARIANT
 
 void compute_sums(const PanelMatrix &matrix, const char *panel, const PanelInput &in, const PanelScratch &scratch) {
 #ifdef __AMX_BF16__
-  if (in.tiles && in.rows >= min_tile_rows) {
-    return sum_by_tiles(matrix, panel, in, scratch);
-  }
   if (matrix.kind != WeightKind::bfloat16 && in.rows >= min_code_tile_rows) {
     return sum_codes_by_tiles(matrix, panel, in, scratch);
   }
@@ -71,6 +69,11 @@ namespace corebound::kernels::COREBOUND_VARIANT {
 void panel_product(const PanelMatrix &matrix, int64_t panel, const PanelInput &in, const PanelOutput &out,
                    float *memory) {
   const PanelScratch scratch(memory);
+#ifdef __AMX_BF16__
+  if (in.tiles && in.rows >= min_tile_rows) {
+    return multiply_by_tiles(matrix, panel, 1, in, out, scratch);
+  }
+#endif
   compute_sums(matrix, matrix.panel(panel), in, scratch);
   finish_panel(matrix, panel, 0, in.rows, scratch.sums, out);
 }
@@ -78,8 +81,8 @@ void panel_product(const PanelMatrix &matrix, int64_t panel, const PanelInput &i
 void panel_products(const PanelMatrix &matrix, int64_t panel, int64_t count, const PanelInput &in,
                     const PanelOutput &out, float *memory) {
 #ifdef __AMX_BF16__
-  if (in.tiles && in.rows > max_direct_rows) {
-    return multiply_many(matrix, panel, count, in, out, PanelScratch(memory));
+  if (in.tiles && (in.rows > max_paced_rows || matrix.kind != WeightKind::bfloat16)) {
+    return multiply_by_tiles(matrix, panel, count, in, out, PanelScratch(memory));
   }
 #endif
   for (int64_t i = 0; i < count; ++i) {

@@ -83,6 +83,7 @@ inline void sum_codes_by_tiles(const PanelMatrix &matrix, const char *panel, con
   const int64_t units = (in.rows + 15) / 16 * 2;
   GroupScales of[2] = {GroupScales(matrix, panel + matrix.group_inputs * matrix.input_bytes()), of[0]};
   CountedUnit before{};
+  Fetch<false> fetching;
   int64_t turn = 0;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t at = block * size, inputs = smaller(size, padded - at), group = at / matrix.group_inputs;
@@ -92,7 +93,8 @@ inline void sum_codes_by_tiles(const PanelMatrix &matrix, const char *panel, con
       here = GroupScales(matrix, codes + matrix.group_inputs * matrix.input_bytes());
     }
     codes += at % matrix.group_inputs * matrix.input_bytes();
-    Fetch fetching(codes + codes_ahead_bytes, inputs * matrix.input_bytes() + 192, units);
+    const char *ahead = codes + codes_ahead_bytes;
+    fetching.aim(ahead, ahead + inputs * matrix.input_bytes() + 192, units);
     if (matrix.kind == WeightKind::int4) {
       unpack_block(codes, inputs, unpacked);
       written_for_tiles();
