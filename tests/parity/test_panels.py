@@ -108,12 +108,13 @@ def test_bf16_products_are_those_of_the_matrix(variant: str, shape: tuple[int, i
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.kind)
 def test_rows_beyond_those_of_one_pass_are_as_if_alone(variant: str, form: PanelFormat) -> None:
     generator = torch.Generator().manual_seed(9)
-    weights = random_weights(330, 544, form, generator)  # six panels: four together, then two; three pieces of inputs
+    weights = random_weights(330, 544, form, generator)  # six panels: four together, then two; several pieces of inputs
     multiply = weights.matrix.multiply
     # 65 at once; 256 rows of weights together, then one; 512 of codes, then 18.
     for rows, alone in ((65, 30), (257, 200), (530, 440)):
         x = torch.randn((rows, 544), generator=generator).bfloat16()
         weights.assert_product(variant, x)
+        assert torch.equal(multiply(x, paced=True), multiply(x))
         if variant == "amx":  # elsewhere rows go by sixes, and a last few by themselves in another order
             assert torch.equal(multiply(x)[alone:], multiply(x[alone:]))
 

@@ -112,7 +112,7 @@ constexpr int64_t rounded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
 constexpr int64_t tile_elements(int64_t rows, int64_t padded_inputs) { return (rows + 31) / 32 * 32 * padded_inputs; }
 
 // How much is computed at a time where there are many rows: their inputs come from a farther cache once for all of
-// these panels, whose sums (512 KiB) stay in the second level.
+// these panels, whose sums (512 KiB) stay in the second level. Of bf16 weights fewer rows are, see panel_amx.h.
 inline constexpr int64_t max_panels_together = 4, max_rows_together = 512;
 inline constexpr int64_t piece_floats = 256 / 2 * 256 / 4; // 256 inputs of a panel
 

@@ -34,11 +34,11 @@ public:
 
 constexpr int64_t sum_row_bytes = panel_outputs * 4, pair_row_bytes = 256, tile_size = 16 * 32, step_bytes = 16 * 256;
 
-// bf16 weights need no other order. Both halves of a piece of so many steps, its tiles of rows and the piece after it,
-// which is read meanwhile, stay in the first-level cache; up to 32 rows, what is read counts more than loads of sums.
+// bf16 weights need no other order. Both halves of a piece of so many steps, a pair of its row tiles and, at a pace,
+// the piece after it stay in the first-level cache; up to 32 rows, what is read counts more than loads of sums.
 constexpr int64_t few_steps = 2, many_steps = 4, few_rows = 32;
 // Tiles of many rows lie so that more than these would take each other's place in the second-level cache.
-constexpr int64_t max_rows_of_weights = 256;
+constexpr int64_t max_weight_rows = 256;
 // Up to so many rows are bound by memory, so that one panel at a time is read, at its pace.
 constexpr int64_t max_paced_rows = 64, touch_ahead_bytes = 1024, next_ahead_bytes = 6144;
 

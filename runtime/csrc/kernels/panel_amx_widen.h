@@ -91,7 +91,7 @@ inline void sum_by_tiles(const PanelMatrix &matrix, const char *panels, int64_t 
                          const PanelScratch &scratch) {
   if (matrix.kind != WeightKind::bfloat16) {
     sum_widened(matrix, panels, count, in, scratch);
-  } else if (in.paced && in.rows <= max_paced_rows) {
+  } else if (in.paced) {
     sum_weights<true>(matrix, panels, count, in, scratch.sums);
   } else {
     sum_weights<false>(matrix, panels, count, in, scratch.sums);
@@ -102,11 +102,12 @@ inline void sum_by_tiles(const PanelMatrix &matrix, const char *panels, int64_t 
 inline void multiply_by_tiles(const PanelMatrix &matrix, int64_t panel, int64_t count, const PanelInput &in,
                               const PanelOutput &out, const PanelScratch &scratch) {
   const Tiles tiles;
-  const int64_t most = matrix.kind == WeightKind::bfloat16 ? max_rows_of_weights : max_rows_together;
+  const int64_t most = matrix.kind == WeightKind::bfloat16 ? max_weight_rows : max_rows_together;
   for (int64_t row = 0; row < in.rows; row += most) {
     PanelInput part = in;
     part.tiles += row * matrix.padded_inputs;
     part.rows = smaller(most, in.rows - row);
+    part.paced = in.paced && in.rows <= max_paced_rows;
     sum_by_tiles(matrix, matrix.panel(panel), count, part, scratch);
     const int64_t of_panel = (part.rows + 31) / 32 * 32 * panel_outputs;
     for (int64_t i = 0; i < count; ++i) {

@@ -3,6 +3,7 @@
 #include "kernels/panel_fill.h"
 
 #include "kernels/ops_internal.h"
+#include "kernels/panel_fill_values.h"
 #include "kernels/panel_place.h"
 #if defined(__AVX512F__)
 #include "kernels/panel_fill_avx512.h"
@@ -14,59 +15,11 @@
 
 COREBOUND_BEGIN_VARIANT
 
-constexpr int64_t unit = fill_rows_unit, half_unit = unit / 2, line = 64;
+constexpr int64_t unit = fill_rows_unit, half_unit = unit / 2;
 constexpr float max_float = 0x1.fffffep127F;
 
 // Not that of the library: the linker may keep one variant's copy of a template for all of them.
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Magnitudes order as their bits do, with infinity and NaN above all others.
-template <typename Bits, typename Signed> bool within(const ValueArgs &args, Bits magnitude, Bits limit) {
-  Signed largest = 0;
-  for (int64_t row = 0; row < args.rows; ++row) {
-    const Bits *values = static_cast<const Bits *>(args.values) + row * args.stride;
-    for (int64_t i = 0; i < args.columns; ++i) {
-      const auto found = static_cast<Signed>(values[i] & magnitude);
-      largest = found > largest ? found : largest;
-    }
-  }
-  return static_cast<Bits>(largest) <= limit;
-}
-
-// Whether no value is NaN or has a magnitude beyond `largest`.
-bool values_within(const ValueArgs &args, float largest) {
-  const uint32_t bits = bits_of(largest);
-  switch (args.kind) {
-  case ValueKind::float32:
-    return within<uint32_t, int32_t>(args, 0x7fffffffU, bits);
-  case ValueKind::bfloat16:
-    return within<uint16_t, int16_t>(args, 0x7fffU, static_cast<uint16_t>(bits >> 16));
-  case ValueKind::float16: // all that are finite are smaller than any limit
-    break;
-  }
-  return within<uint16_t, int16_t>(args, 0x7fffU, 0x7bffU);
-}
-
-// The largest magnitude of bf16 values, as bits, found on the way of lines through registers.
-struct Magnitude {
-  typedef int16_t Words __attribute__((vector_size(line)));
-  Words largest{};
-
-  void add(const char *words) {
-    Words values;
-    std::memcpy(&values, words, sizeof(values));
-    values &= 0x7fff;
-    largest = values > largest ? values : largest;
-  }
-
-  bool within(float limit) const {
-    int16_t found = 0;
-    for (int64_t i = 0; i < line / 2; ++i) {
-      found = largest[i] > found ? largest[i] : found;
-    }
-    return found <= static_cast<int16_t>(bits_of(limit) >> 16);
-  }
-};
 
 // The 64 bytes from `from` on of 16 rows `stride` bytes apart, of which `count` exist, the others zero.
 struct Lines {
@@ -108,25 +61,6 @@ bool fill_pairs(const PanelMatrix &matrix, const UnitRows &rows, char *to) {
   }
   return found.within(rows.largest);
 }
-
-// The smallest and the largest of a group and of 0: as whole numbers, the bits of positive values order as they do, and
-// those of negative ones, read without sign, come after all of them in the order of magnitudes.
-struct Ends {
-  float low, high;
-  Ends(const uint16_t *values, int64_t count) {
-    int16_t highest = 0;
-    uint16_t lowest = 0x8000U;
-    for (int64_t i = 0; i < count; ++i) {
-      const auto with_sign = static_cast<int16_t>(values[i]);
-      highest = with_sign > highest ? with_sign : highest;
-      lowest = values[i] > lowest ? values[i] : lowest;
-    }
-    low = float_of(static_cast<uint32_t>(lowest) << 16);
-    high = float_of(static_cast<uint32_t>(highest) << 16);
-  }
-
-  bool within(float limit) const { return high <= limit && -low <= limit; } // false for NaN
-};
 
 // How a group of a row becomes codes; the same sums as in panel_load.cpp.
 struct Coding {
@@ -298,20 +232,23 @@ bool fill_panel_rows(const PanelMatrix &matrix, const ValueArgs &args, int64_t f
                      uint16_t *rounded) {
   const int64_t element = args.kind == ValueKind::float32 ? 4 : 2;
   bool within = true;
-  for (int64_t done = 0; done < args.rows;) {
+  for (int64_t done = 0; done < args.rows && within;) {
     const int64_t row = first_row + done, left = args.rows - done;
     const bool whole = fills_unit(matrix, row, left), straight = whole && args.kind == ValueKind::bfloat16;
     const int64_t count = whole ? unit : rows_before_unit(matrix, row, left);
     const char *values = static_cast<const char *>(args.values) + done * args.stride * element;
     ValueArgs rows{values, args.kind, count, args.columns, args.stride};
-    within = (straight || values_within(rows, largest)) && within;
+    within = straight || values_within(rows, largest);
+    if (!within) {
+      break;
+    }
     if (args.kind != ValueKind::bfloat16) {
       round_rows_to(rows, rounded);
       rows = {rounded, ValueKind::bfloat16, count, args.columns, args.columns};
     }
     if (whole) {
       const float limit = straight ? largest : max_float;
-      within = fill_unit(matrix, {static_cast<const uint16_t *>(rows.values), rows.stride, limit}, row) && within;
+      within = fill_unit(matrix, {static_cast<const uint16_t *>(rows.values), rows.stride, limit}, row);
     } else {
       load_rows(matrix, rows, row);
     }

@@ -27,7 +27,7 @@ struct FillArgs {
 // filled.
 COREBOUND_EXPORT int64_t fill_from_file(const FillArgs &args);
 
-// The same as load_rows by the active variant.
+// The same as load_rows by the active variant, of values that are finite as bf16 too.
 COREBOUND_EXPORT void fill_rows(const PanelMatrix &matrix, const ValueArgs &args, int64_t first_row);
 
 } // namespace corebound::kernels

@@ -14,8 +14,8 @@ METHOD = """\
 
 Our ranks load each model once and then take turns; between turns the same cores read memory that no cache holds and
 multiply bfloat16 matrices. *Found* is the median over the rounds of the ratio of *measured* and *limit*, each of the
-same round, beside its p10 and p90; what is timed against something of ours is timed right after it. First tokens of two
-ranks and one are the medians of nine short prompts and three long ones in a round. A round of the long
+same round, beside its p10 and p90; what is timed against something of ours is timed right after it. The first
+token of a round is the median of nine short prompts, or of three long ones. A round of the long
 context computes its prompt anew and is judged by the steps after it. Predictions are made from ceilings that every
 round measures again. Memory is that of the process after its first prompt. What is promised is the part that came with
 the model, less what Python and torch held before any model was there, since the promise is that weights are in memory

@@ -111,7 +111,7 @@ class Run:
         samples = self._rounds(
             directory,
             turns,
-            self.settings.prompt(description.vocab_size),
+            self.settings.prompt(description.vocab_size, num_times=1),
             predictions.predict if "plan" in self.lines else lambda: None,
         )
         cache = prompt_cache_bytes(description, length + self.settings.few_tokens)
@@ -148,7 +148,7 @@ class Run:
                 return [NotMeasured(line="context", what=shape, promised=promised, reason=reason)]
             description = describe(directory, tokenizer=False)
             turns = main_turns({"context"}, self.settings, description.vocab_size, self._num_cores, is_first=True)
-            samples = self._rounds(directory, turns, self.settings.prompt(description.vocab_size))
+            samples = self._rounds(directory, turns, self.settings.prompt(description.vocab_size, num_times=1))
             return list(judge.long_context(samples, shape, work_of(description), self.settings))
 
     def _cached(self) -> list[Finding | NotMeasured]:

@@ -49,10 +49,10 @@ class Settings:
         """Return a short prompt that is continued for long."""
         return self.one("decode", self.short_prompt_tokens, self.new_tokens, vocab_size)
 
-    def prompt(self, vocab_size: int) -> TurnCase:
-        """Return a long prompt that is continued a little, thrice."""
+    def prompt(self, vocab_size: int, num_times: int = 3) -> TurnCase:
+        """Return a long prompt that is continued a little, `num_times` times."""
         case = self.one("prompt", self.prompt_tokens, self.few_tokens, vocab_size)
-        return dataclasses.replace(case, num_times=3)
+        return dataclasses.replace(case, num_times=num_times)
 
     def short_prompt(self, vocab_size: int) -> TurnCase:
         """Return a short prompt, so many times that one that is disturbed does not count."""
