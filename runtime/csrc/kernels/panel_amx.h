@@ -72,6 +72,9 @@ private:
   Pace<paced> pace_;
 };
 
+// Floats of the sums of a panel: whole pairs of row tiles.
+constexpr int64_t panel_sums(int64_t rows) { return (rows + 31) / 32 * 32 * panel_outputs; }
+
 // How weights lie: rows of a tile `row_bytes` apart, the tile of 16 more outputs `second` bytes behind, the other 32
 // outputs `half` bytes, and the next step `step` bytes.
 struct InPanel {
@@ -168,7 +171,7 @@ inline void add_tile_rows(const uint16_t *tiles, int64_t tile_stride, int64_t nu
 template <bool paced, class F>
 inline void sum_pieces(const PanelMatrix &matrix, const char *panels, int64_t count, const PanelInput &in,
                        int64_t piece_inputs, float *sums, F &&add) {
-  const int64_t num_tiles = (in.rows + 15) / 16, of_panel = (in.rows + 31) / 32 * 32 * panel_outputs;
+  const int64_t num_tiles = (in.rows + 15) / 16;
   const int64_t padded = matrix.padded_inputs, panel_bytes = matrix.panel_bytes();
   const char *end = matrix.panel(matrix.num_panels());
   Fetch<paced> fetching;
@@ -182,7 +185,7 @@ inline void sum_pieces(const PanelMatrix &matrix, const char *panels, int64_t co
                                           : panel + panel_bytes;
       const int64_t left = end - next, bytes = piece_inputs * matrix.input_bytes();
       fetching.aim(next, next + smaller(bytes, left), (num_tiles + 1) / 2 * 2 * (inputs / 32));
-      add(panel, at, inputs, sums + i * of_panel, fetching);
+      add(panel, at, inputs, sums + i * panel_sums(in.rows), fetching);
     }
   }
 }
@@ -193,7 +196,7 @@ inline void sum_weights(const PanelMatrix &matrix, const char *panels, int64_t c
   const int64_t num_tiles = (in.rows + 15) / 16, padded = matrix.padded_inputs;
   if (num_tiles == 1) {
     for (int64_t i = 0; i < count; ++i) {
-      add_line<paced>(in.tiles, panels + i * matrix.panel_bytes(), padded / 32, sums + i * 32 * panel_outputs);
+      add_line<paced>(in.tiles, panels + i * matrix.panel_bytes(), padded / 32, sums + i * panel_sums(in.rows));
     }
     return;
   }

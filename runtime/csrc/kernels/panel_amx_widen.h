@@ -76,8 +76,7 @@ inline void sum_widened(const PanelMatrix &matrix, const char *panels, int64_t c
                         const PanelScratch &scratch) {
   char *piece = reinterpret_cast<char *>(scratch.piece);
   // By stores, which bring the sums into the cache, well before they are loaded.
-  const int64_t of_panel = (in.rows + 31) / 32 * 32 * panel_outputs;
-  std::memset(scratch.sums, 0, static_cast<size_t>(count * of_panel) * sizeof(float));
+  std::memset(scratch.sums, 0, static_cast<size_t>(count * panel_sums(in.rows)) * sizeof(float));
   sum_pieces<false>(matrix, panels, count, in, tile_piece_inputs, scratch.sums,
                     [&](const char *panel, int64_t at, int64_t inputs, float *sums, auto &fetching) {
                       widen_piece(matrix, panel, at, inputs, piece);
@@ -109,9 +108,8 @@ inline void multiply_by_tiles(const PanelMatrix &matrix, int64_t panel, int64_t 
     part.rows = smaller(most, in.rows - row);
     part.paced = in.paced && in.rows <= max_paced_rows;
     sum_by_tiles(matrix, matrix.panel(panel), count, part, scratch);
-    const int64_t of_panel = (part.rows + 31) / 32 * 32 * panel_outputs;
     for (int64_t i = 0; i < count; ++i) {
-      finish_panel(matrix, panel + i, row, part.rows, scratch.sums + i * of_panel, out);
+      finish_panel(matrix, panel + i, row, part.rows, scratch.sums + i * panel_sums(part.rows), out);
     }
   }
 }

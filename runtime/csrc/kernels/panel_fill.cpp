@@ -238,8 +238,8 @@ bool fill_panel_rows(const PanelMatrix &matrix, const ValueArgs &args, int64_t f
     const int64_t count = whole ? unit : rows_before_unit(matrix, row, left);
     const char *values = static_cast<const char *>(args.values) + done * args.stride * element;
     ValueArgs rows{values, args.kind, count, args.columns, args.stride};
-    within = straight || values_within(rows, largest);
-    if (!within) {
+    if (!straight && !values_within(rows, largest)) {
+      within = false;
       break;
     }
     if (args.kind != ValueKind::bfloat16) {

@@ -24,7 +24,7 @@ def main_turns(
             cases = []
             if _wants_decode(asked, dtype, num_ranks, is_first=is_first):
                 cases.append(settings.decode(vocab_size))
-            if "ranks" in asked and dtype == "bfloat16":
+            if _compares_ranks(asked, dtype):
                 cases.append(settings.short_prompt(vocab_size))
             if _wants_prompt(asked, dtype, num_ranks):
                 cases.append(settings.prompt(vocab_size))
@@ -43,11 +43,15 @@ def main_turns(
     return turns
 
 
+def _compares_ranks(asked: Collection[str], dtype: str) -> bool:
+    return "ranks" in asked and dtype == "bfloat16"
+
+
 def _wants_decode(asked: Collection[str], dtype: str, num_ranks: int, *, is_first: bool) -> bool:
     if num_ranks == 1 and "decode" in asked:
         # Of the larger vocabulary only bfloat16 is promised.
         return is_first or dtype == "bfloat16"
-    return "ranks" in asked and dtype == "bfloat16"
+    return _compares_ranks(asked, dtype)
 
 
 def _wants_prompt(asked: Collection[str], dtype: str, num_ranks: int) -> bool:
@@ -55,7 +59,7 @@ def _wants_prompt(asked: Collection[str], dtype: str, num_ranks: int) -> bool:
         return True
     if num_ranks == 1 and ("prefill" in asked or "memory" in asked):
         return True
-    return "ranks" in asked and dtype == "bfloat16"
+    return _compares_ranks(asked, dtype)
 
 
 def two_cpus(topology: Topology) -> tuple[int, int]:
