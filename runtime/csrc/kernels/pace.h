@@ -16,20 +16,35 @@ COREBOUND_BEGIN_VARIANT
 // As far as the hardware reaches within a page, but over its end, where the hardware begins anew.
 inline constexpr int64_t ahead_bytes = 3072;
 
-template <bool paced> class Pace {
+template <bool is_paced> class Pace {
 public:
-  // Behind the line at `line`, which the caller has loaded too, with the line `ahead` bytes further on.
-  void follow(const char *line, int64_t ahead) {
+  static constexpr bool paced = is_paced;
+  static constexpr int cycles = 6; // and one for the word itself; with 4 or 8 all kinds of weights come more slowly
+
+  // Begins to fetch a line.
+  void fetch(const char *line) {
     if constexpr (paced) {
-      __builtin_prefetch(line + ahead, 0, 2);
-      uint64_t word;
-      std::memcpy(&word, line, sizeof word);
+      __builtin_prefetch(line, 0, 2);
+    }
+  }
+  // Behind a line, of which `word` is a part.
+  void follow(uint64_t word) {
+    if constexpr (paced) {
       const uint64_t one = 1; // in a register: processors add constants without taking a cycle
       chain_ ^= word;
 #pragma GCC unroll 8
-      for (int i = 0; i < 5; ++i) {
+      for (int i = 0; i < cycles; ++i) {
         asm volatile("add %1, %0" : "+r"(chain_) : "r"(one));
       }
+    }
+  }
+  // Both, for a line that the caller loads too.
+  void follow(const char *line, const char *further) {
+    if constexpr (paced) {
+      fetch(further);
+      uint64_t word;
+      std::memcpy(&word, line, sizeof word);
+      follow(word);
     }
   }
   // Behind some lines of one stream: lines of two streams must not interleave, which costs bandwidth.

@@ -4,12 +4,40 @@
 #include "kernels/panel_codes.h"
 #include "kernels/panel_finish.h"
 #include "kernels/panel_sums.h"
+#ifdef __AVX512F__
+#include "kernels/panel_row.h"
+#endif
 #ifdef __AMX_BF16__
 #include "kernels/panel_amx_codes.h"
 #include "kernels/panel_amx_widen.h"
 #endif
 
 COREBOUND_BEGIN_VARIANT
+
+template <bool nibbles>
+void sum_any_codes(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
+  int64_t done = 0;
+#ifdef __AVX512F__
+  if (in.rows == 1) {
+    done = in.paced ? sum_codes_of_row<nibbles, Pace<true>>(matrix, panel, in, sums)
+                    : sum_codes_of_row<nibbles, Pace<false>>(matrix, panel, in, sums);
+  }
+#endif
+  sum_codes<nibbles>(matrix, panel, in, done, sums);
+}
+
+void sum_any_weights(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
+#ifdef __AVX512F__
+  if (in.rows == 1) {
+    return in.paced ? sum_weights_of_row<Pace<true>>(panel, matrix.padded_inputs / 2, in.x, sums)
+                    : sum_weights_of_row<Pace<false>>(panel, matrix.padded_inputs / 2, in.x, sums);
+  }
+#endif
+  sum_pairs(matrix, panel, in, sums);
+}
+
+// Rows whose results go past the caches where weights come from memory.
+constexpr int64_t max_streamed_rows = 4;
 
 void compute_sums(const PanelMatrix &matrix, const char *panel, const PanelInput &in, const PanelScratch &scratch) {
 #ifdef __AMX_BF16__
@@ -20,11 +48,11 @@ void compute_sums(const PanelMatrix &matrix, const char *panel, const PanelInput
   std::memset(scratch.sums, 0, static_cast<size_t>(in.rows * panel_outputs) * sizeof(float));
   switch (matrix.kind) {
   case WeightKind::bfloat16:
-    return sum_pairs(matrix, panel, in, scratch.sums);
+    return sum_any_weights(matrix, panel, in, scratch.sums);
   case WeightKind::int8:
-    return sum_codes<false>(matrix, panel, in, scratch.sums);
+    return sum_any_codes<false>(matrix, panel, in, scratch.sums);
   case WeightKind::int4:
-    return sum_codes<true>(matrix, panel, in, scratch.sums);
+    return sum_any_codes<true>(matrix, panel, in, scratch.sums);
   }
 }
 
@@ -46,19 +74,13 @@ float round_block(const bf16 *x, int64_t count, int8_t *high, int8_t *low, float
     return check; // so that what is not finite makes the product NaN
   }
   const float scale = top / range, inverse = range / top;
-  int32_t total = 0;
+  Vec total = Vec::zero();                          // exact: at most 128 numbers below 2^14
   for (int64_t i = 0; i < count; i += Vec::width) { // blocks are whole vectors
-    float whole[Vec::width];
-    round(Vec::load(x + i) * Vec::set(inverse)).store(whole);
-    for (int64_t k = 0; k < Vec::width; ++k) {
-      const auto value = static_cast<int32_t>(whole[k]);
-      const int32_t upper = (value + 64) >> 7;
-      high[i + k] = static_cast<int8_t>(upper);
-      low[i + k] = static_cast<int8_t>(value - 128 * upper);
-      total += value;
-    }
+    const Vec whole = round(Vec::load(x + i) * Vec::set(inverse));
+    store_halves(whole, high + i, low + i);
+    total = total + whole;
   }
-  sum = static_cast<float>(total);
+  sum = total.sum();
   return scale;
 }
 
@@ -75,7 +97,11 @@ void panel_product(const PanelMatrix &matrix, int64_t panel, const PanelInput &i
   }
 #endif
   compute_sums(matrix, matrix.panel(panel), in, scratch);
-  finish_panel(matrix, panel, 0, in.rows, scratch.sums, out);
+  if (in.paced && in.rows <= max_streamed_rows) {
+    finish_panel<true>(matrix, panel, 0, in.rows, scratch.sums, out);
+  } else {
+    finish_panel<false>(matrix, panel, 0, in.rows, scratch.sums, out);
+  }
 }
 
 void panel_products(const PanelMatrix &matrix, int64_t panel, int64_t count, const PanelInput &in,

@@ -59,7 +59,7 @@ public:
   void some() {
     for (int64_t line = 0; line < lines_ && at_ < end_; ++line, at_ += 64) {
       if constexpr (paced) {
-        pace_.follow(at_, next_ahead_bytes);
+        pace_.follow(at_, at_ + next_ahead_bytes);
       } else {
         _mm_prefetch(at_, _MM_HINT_T1);
       }
@@ -121,7 +121,7 @@ template <bool paced> inline void touch_step(Pace<paced> &pace, const char *pair
     const int64_t bytes = smaller(step_bytes, end - at);
 #pragma GCC unroll 8
     for (int64_t line = 0; line < bytes; line += 64) {
-      pace.follow(at + line, ahead_bytes);
+      pace.follow(at + line, at + line + ahead_bytes);
     }
   }
 }

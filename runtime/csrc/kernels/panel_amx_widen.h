@@ -109,7 +109,7 @@ inline void multiply_by_tiles(const PanelMatrix &matrix, int64_t panel, int64_t 
     part.paced = in.paced && in.rows <= max_paced_rows;
     sum_by_tiles(matrix, matrix.panel(panel), count, part, scratch);
     for (int64_t i = 0; i < count; ++i) {
-      finish_panel(matrix, panel + i, row, part.rows, scratch.sums + i * panel_sums(part.rows), out);
+      finish_panel<false>(matrix, panel + i, row, part.rows, scratch.sums + i * panel_sums(part.rows), out);
     }
   }
 }

@@ -29,9 +29,12 @@ struct GroupScales {
       scale.store(scales + i);
     }
     const auto *points = reinterpret_cast<const uint8_t *>(after_codes + matrix.scale_bytes());
-    const float middle = matrix.kind == WeightKind::int8 ? 128.0F : 8.0F;
-    for (int64_t i = 0; i < panel_outputs; ++i) {
-      zeros[i] = matrix.asymmetric ? static_cast<float>(points[i]) : middle;
+    const Vec middle = Vec::set(matrix.kind == WeightKind::int8 ? 128.0F : 8.0F);
+    for (int64_t i = 0; !matrix.asymmetric && i < panel_outputs; i += Vec::width) {
+      middle.store(zeros + i);
+    }
+    for (int64_t i = 0; matrix.asymmetric && i < panel_outputs; ++i) {
+      zeros[i] = static_cast<float>(points[i]);
     }
   }
 };
@@ -39,16 +42,17 @@ struct GroupScales {
 // sums += (128 * high + low - zeros * sum of inputs) * scale of inputs * scales, for one row.
 inline void add_block(const Counts16 *high, const Counts16 *low, const GroupScales &of, float input_scale,
                       float input_sum, float *sums) {
-  float upper[panel_outputs], lower[panel_outputs];
-  for (int j = 0; j < 4; ++j) {
-    high[j].store(upper + 16 * j);
-    low[j].store(lower + 16 * j);
-  }
+  constexpr int64_t parts = 16 / Vec::width;
   const Vec base = Vec::set(128.0F), scale = Vec::set(input_scale), sum = Vec::set(-input_sum);
-  for (int64_t i = 0; i < panel_outputs; i += Vec::width) {
-    const Vec product = fma(Vec::load(upper + i), base, Vec::load(lower + i));
-    const Vec centred = fma(Vec::load(of.zeros + i), sum, product);
-    fma(centred, scale * Vec::load(of.scales + i), Vec::load(sums + i)).store(sums + i);
+#pragma GCC unroll 4
+  for (int64_t j = 0; j < 4; ++j) {
+#pragma GCC unroll 4
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t i = 16 * j + part * Vec::width;
+      const Vec product = fma(high[j].part(part), base, low[j].part(part));
+      const Vec centred = fma(Vec::load(of.zeros + i), sum, product);
+      fma(centred, scale * Vec::load(of.scales + i), Vec::load(sums + i)).store(sums + i);
+    }
   }
 }
 
@@ -99,82 +103,12 @@ inline void sum_block(const PanelMatrix &matrix, const char *codes, const GroupS
   }
 }
 
-// One block of a row, on its way.
-struct RowBlock {
-  const char *codes;
-  int64_t at;
-  Counts16 high[4], low[4];
-
-  RowBlock(const PanelMatrix &matrix, const char *panel, int64_t index) : at(index * matrix.block_inputs()) {
-    codes = panel + at / matrix.group_inputs * matrix.group_bytes() + at % matrix.group_inputs * matrix.input_bytes();
-    for (int j = 0; j < 4; ++j) {
-      high[j] = low[j] = Counts16::zero();
-    }
-  }
-  template <bool nibbles> void add_quad(const PanelInput &in, int64_t i) {
-    Quads16 quads[4];
-    load_quads<nibbles>(codes + i * (nibbles ? 32 : 64), quads);
-    const InputQuad h = InputQuad::load(in.high + at + i), l = InputQuad::load(in.low + at + i);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      high[j] = add_products(high[j], quads[j], h);
-      low[j] = add_products(low[j], quads[j], l);
-    }
-  }
-  void finish(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) const {
-    const char *group = panel + at / matrix.group_inputs * matrix.group_bytes();
-    const GroupScales of(matrix, group + matrix.group_inputs * matrix.input_bytes());
-    const int64_t block = at / matrix.block_inputs();
-    add_block(high, low, of, in.block_scales[block], in.block_sums[block], sums);
-  }
-};
-
-// One row: the panel is read as two streams, its first and its second half, eight lines of one and eight of the other.
-// Returns how many blocks are done.
-template <bool nibbles, bool paced>
-inline int64_t sum_two_streams(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
-  constexpr int64_t turn_inputs = nibbles ? 16 : 8;
-  const int64_t size = matrix.block_inputs(), half = matrix.padded_inputs / size / 2;
-  Pace<paced> pace;
-  // Behind the first half lies what the second stream has read, so its end fetches where the next panel's second
-  // begins.
-  const char *middle = RowBlock(matrix, panel, half).codes;
-  const int64_t over_middle = ahead_bytes + matrix.panel_bytes();
-  for (int64_t block = 0; block < half; ++block) {
-    RowBlock streams[2] = {RowBlock(matrix, panel, block), RowBlock(matrix, panel, half + block)};
-    for (int64_t i = 0; i < size; i += turn_inputs) {
-#pragma GCC unroll 2
-      for (int s = 0; s < 2; ++s) {
-        const char *first = streams[s].codes + i * (nibbles ? 32 : 64);
-        const int64_t ahead = s == 0 && first + ahead_bytes >= middle ? over_middle : ahead_bytes;
-#pragma GCC unroll 4
-        for (int64_t k = 0; k < turn_inputs; k += 4) {
-          streams[s].template add_quad<nibbles>(in, i + k);
-          const char *lines = streams[s].codes + (i + k) * (nibbles ? 32 : 64);
-#pragma GCC unroll 4
-          for (int line = 0; line < (nibbles ? 2 : 4); ++line) {
-            pace.follow(lines + 64 * line, ahead);
-          }
-        }
-        pace.turn();
-      }
-    }
-    streams[0].finish(matrix, panel, in, sums);
-    streams[1].finish(matrix, panel, in, sums);
-  }
-  return 2 * half;
-}
-
 template <bool nibbles>
-inline void sum_codes(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
+inline void sum_codes(const PanelMatrix &matrix, const char *panel, const PanelInput &in, int64_t first_block,
+                      float *sums) {
   constexpr int together = Vec::width == 16 ? 3 : 1; // rows whose sums fit the registers
   const int64_t size = matrix.block_inputs();
-  int64_t done = 0;
-  if (Vec::width == 16 && in.rows == 1) {
-    done = in.paced ? sum_two_streams<nibbles, true>(matrix, panel, in, sums)
-                    : sum_two_streams<nibbles, false>(matrix, panel, in, sums);
-  }
-  for (int64_t at = done * size; at < matrix.padded_inputs; at += size) {
+  for (int64_t at = first_block * size; at < matrix.padded_inputs; at += size) {
     const int64_t group = at / matrix.group_inputs;
     const char *codes = panel + group * matrix.group_bytes();
     const GroupScales of(matrix, codes + matrix.group_inputs * matrix.input_bytes());

@@ -30,7 +30,44 @@ inline void keep_best(const float *logits, int64_t count, int64_t first, Best &b
   }
 }
 
-// For `rows` rows from row `begin` on, whose sums are at `sums`.
+// Stores past the caches where `to` lies as they want it.
+inline void stream(Vec v, float *to) {
+#if defined(__AVX512F__)
+  if (reinterpret_cast<uintptr_t>(to) % 64 == 0) {
+    return _mm512_stream_ps(to, v.v);
+  }
+#elif defined(__AVX2__)
+  if (reinterpret_cast<uintptr_t>(to) % 32 == 0) {
+    return _mm256_stream_ps(to, v.v);
+  }
+#endif
+  v.store(to);
+}
+
+inline void stream(Vec v, bf16 *to) {
+#if defined(__AVX2__)
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(bf16[Vec::width]) == 0) {
+    alignas(64) bf16 values[Vec::width];
+    v.store(values);
+#if defined(__AVX512F__)
+    return _mm256_stream_si256(reinterpret_cast<__m256i *>(to), *reinterpret_cast<const __m256i *>(values));
+#else
+    return _mm_stream_si128(reinterpret_cast<__m128i *>(to), *reinterpret_cast<const __m128i *>(values));
+#endif
+  }
+#endif
+  v.store(to);
+}
+
+inline void finish_streams() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+// For `rows` rows from row `begin` on, whose sums are at `sums`. Where memory is what they wait for, `streamed` results
+// go past the caches: a store that has to read its line first, once in a panel, costs a core 7 % of what it reads.
+template <bool streamed>
 inline void finish_panel(const PanelMatrix &matrix, int64_t panel, int64_t begin, int64_t rows, const float *sums,
                          const PanelOutput &out) {
   const bf16 *bias = out.bias ? reinterpret_cast<const bf16 *>(out.bias) + panel * panel_outputs : nullptr;
@@ -38,12 +75,18 @@ inline void finish_panel(const PanelMatrix &matrix, int64_t panel, int64_t begin
   for (int64_t row = begin; row < begin + rows; ++row, sums += panel_outputs) {
     if (!out.y) {
       const int64_t count = matrix.outputs - first < width ? matrix.outputs - first : width;
-      float *logits = out.logits + row * out.stride + first;
+      float *logits = out.logits + row * out.stride + first, values[panel_outputs];
       for (int64_t i = 0; i < count; i += Vec::width) {
-        store_upto(biased(sums, bias, i), logits + i, count - i);
+        const Vec value = biased(sums, bias, i);
+        value.store(values + i);
+        if (streamed && count - i >= Vec::width) {
+          stream(value, logits + i);
+        } else {
+          store_upto(value, logits + i, count - i);
+        }
       }
       if (out.best) {
-        keep_best(logits, count, first, out.best[row]);
+        keep_best(values, count, first, out.best[row]);
       }
       continue;
     }
@@ -69,8 +112,15 @@ inline void finish_panel(const PanelMatrix &matrix, int64_t panel, int64_t begin
         value = gelu_tanh(value) * biased(sums, bias, panel_outputs / 2 + i);
         break;
       }
-      value.store(y + i);
+      if constexpr (streamed) {
+        stream(value, y + i);
+      } else {
+        value.store(y + i);
+      }
     }
+  }
+  if constexpr (streamed) {
+    finish_streams();
   }
 }
 

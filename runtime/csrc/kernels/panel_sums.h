@@ -40,9 +40,12 @@ inline void add_pairs(const char *weights, int64_t pairs, const uint16_t *x, int
   constexpr int U = chains<M>;
   Pace<paced> pace;
   RowSums<M> acc[U];
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       acc[0][m][j] = Sums16::load(sums + m * panel_outputs + 16 * j);
+#pragma GCC unroll 4
       for (int u = 1; u < U; ++u) {
         acc[u][m][j] = Sums16::zero();
       }
@@ -56,52 +59,21 @@ inline void add_pairs(const char *weights, int64_t pairs, const uint16_t *x, int
       add_pair<M>(acc[u], from, x + 2 * (i + u), stride);
 #pragma GCC unroll 4
       for (int line = 0; line < 4; ++line) {
-        pace.follow(from + 64 * line, ahead_bytes);
+        pace.follow(from + 64 * line, from + 64 * line + ahead_bytes);
       }
     }
     pace.turn();
   }
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
+#pragma GCC unroll 4
       for (int u = 1; u < U; ++u) {
         acc[0][m][j] = acc[0][m][j] + acc[u][m][j];
       }
       acc[0][m][j].store(sums + m * panel_outputs + 16 * j);
     }
-  }
-}
-
-// One row: the panel is read as two streams, its first and its second half, eight lines of one and eight of the other.
-// Behind the first half lies what the second stream has read, so its end fetches where the next panel's second begins.
-template <bool paced> inline void add_two_streams(const char *weights, int64_t pairs, const uint16_t *x, float *sums) {
-  RowSums<1> acc[4];
-  for (int j = 0; j < 4; ++j) {
-    for (auto &sum : acc) {
-      sum[0][j] = Sums16::zero();
-    }
-  }
-  const int64_t half = pairs / 2; // inputs are padded to 32, so it is even
-  Pace<paced> pace;
-  for (int64_t i = 0; i < half; i += 2) {
-#pragma GCC unroll 2
-    for (int stream = 0; stream < 2; ++stream) {
-      const int64_t ahead = stream == 0 && (half - i) * 256 <= ahead_bytes ? ahead_bytes + pairs * 256 : ahead_bytes;
-#pragma GCC unroll 2
-      for (int u = 0; u < 2; ++u) {
-        const int64_t pair = stream * half + i + u;
-        const char *from = weights + pair * 256;
-        add_pair<1>(acc[2 * stream + u], from, x + 2 * pair, 0);
-#pragma GCC unroll 4
-        for (int line = 0; line < 4; ++line) {
-          pace.follow(from + 64 * line, ahead);
-        }
-      }
-      pace.turn();
-    }
-  }
-  for (int j = 0; j < 4; ++j) {
-    const Sums16 sum = (acc[0][0][j] + acc[1][0][j]) + (acc[2][0][j] + acc[3][0][j]);
-    (Sums16::load(sums + 16 * j) + sum).store(sums + 16 * j);
   }
 }
 
@@ -142,10 +114,6 @@ inline void add_rows(const char *weights, int64_t pairs, const uint16_t *x, int6
 
 // Rows that share a piece of the panel read it from the cache after the first few; a piece is 16 KiB.
 inline void sum_pairs(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
-  if (Vec::width == 16 && in.rows == 1) {
-    return in.paced ? add_two_streams<true>(panel, matrix.padded_inputs / 2, in.x, sums)
-                    : add_two_streams<false>(panel, matrix.padded_inputs / 2, in.x, sums);
-  }
   const int64_t piece = in.rows > rows_at_once ? 128 : matrix.padded_inputs;
   for (int64_t at = 0; at < matrix.padded_inputs; at += piece) {
     const int64_t left = matrix.padded_inputs - at, count = left < piece ? left : piece;

@@ -7,11 +7,20 @@ COREBOUND_BEGIN_VARIANT
 struct Counts16 {
   __m256i low, high;
   static Counts16 zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-  void store(float *p) const {
-    _mm256_storeu_ps(p, _mm256_cvtepi32_ps(low));
-    _mm256_storeu_ps(p + 8, _mm256_cvtepi32_ps(high));
-  }
+  Vec part(int64_t index) const { return {_mm256_cvtepi32_ps(index == 0 ? low : high)}; }
 };
+
+// Splits whole numbers into 128 * high + low.
+inline void store_halves(Vec whole, int8_t *high, int8_t *low) {
+  const __m256i value = _mm256_cvttps_epi32(whole.v);
+  const __m256i upper = _mm256_srai_epi32(_mm256_add_epi32(value, _mm256_set1_epi32(64)), 7);
+  const __m256i lower = _mm256_sub_epi32(value, _mm256_slli_epi32(upper, 7));
+  const __m256i halves = _mm256_packs_epi32(upper, lower); // in each 128-bit lane four of one, four of the other
+  const __m256i bytes =
+      _mm256_permutevar8x32_epi32(_mm256_packs_epi16(halves, halves), _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
+  _mm_storel_epi64(reinterpret_cast<__m128i *>(high), _mm256_castsi256_si128(bytes));
+  _mm_storeh_pd(reinterpret_cast<double *>(low), _mm_castsi128_pd(_mm256_castsi256_si128(bytes)));
+}
 
 // Codes of sixteen outputs for four inputs each.
 struct Quads16 {

@@ -7,8 +7,17 @@ COREBOUND_BEGIN_VARIANT
 struct Counts16 {
   __m512i v;
   static Counts16 zero() { return {_mm512_setzero_si512()}; }
-  void store(float *p) const { _mm512_storeu_ps(p, _mm512_cvtepi32_ps(v)); }
+  Vec part(int64_t) const { return {_mm512_cvtepi32_ps(v)}; } // all of them
 };
+
+// Splits whole numbers into 128 * high + low.
+inline void store_halves(Vec whole, int8_t *high, int8_t *low) {
+  const __m512i value = _mm512_cvttps_epi32(whole.v);
+  const __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(value, _mm512_set1_epi32(64)), 7);
+  const __m512i lower = _mm512_sub_epi32(value, _mm512_slli_epi32(upper, 7));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(high), _mm512_cvtepi32_epi8(upper));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(low), _mm512_cvtepi32_epi8(lower));
+}
 
 // Codes of sixteen outputs for four inputs each.
 struct Quads16 {

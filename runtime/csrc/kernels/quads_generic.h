@@ -7,12 +7,22 @@ COREBOUND_BEGIN_VARIANT
 struct Counts16 {
   int32_t v[16];
   static Counts16 zero() { return {}; }
-  void store(float *p) const {
-    for (int i = 0; i < 16; ++i) {
-      p[i] = static_cast<float>(v[i]);
-    }
+  Vec part(int64_t index) const {
+    Vec::Ints four;
+    std::memcpy(&four, v + Vec::width * index, sizeof four);
+    return {__builtin_convertvector(four, Vec::Floats)};
   }
 };
+
+// Splits whole numbers into 128 * high + low.
+inline void store_halves(Vec whole, int8_t *high, int8_t *low) {
+  for (int i = 0; i < Vec::width; ++i) {
+    const auto value = static_cast<int32_t>(whole.v[i]);
+    const int32_t upper = (value + 64) >> 7;
+    high[i] = static_cast<int8_t>(upper);
+    low[i] = static_cast<int8_t>(value - 128 * upper);
+  }
+}
 
 // Codes of sixteen outputs for four inputs each.
 struct Quads16 {

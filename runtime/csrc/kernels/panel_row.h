@@ -1,0 +1,268 @@
+// Sums of a panel for one row, which is what decode waits for, with AVX-512.
+//
+// The panel is read as two streams, its first and its second half, sixteen lines of one and sixteen of the other. What
+// keeps the bandwidth, each worth 5 to 10 % on the one processor with AMX where it was tried:
+// - line by line: not several loads and then the chain of pace.h for each;
+// - one load for a line, and few load instructions in a loop: with 64 of them it was 15 % slower or not by where the
+//   linker had put it (the prefetcher tells streams apart by the addresses of their loads, perhaps that is why);
+// - nothing else is read from memory meanwhile, not even one line in a panel: see finish_panel and the scales below.
+#pragma once
+
+#include "kernels/pace.h"
+#include "kernels/panel_codes.h"
+
+COREBOUND_BEGIN_VARIANT
+
+// The first word of a line that has just been loaded, and which the compiler is to keep: it would load it again.
+template <class P> inline uint64_t word_of(__m512i &line) {
+  uint64_t word = 0;
+  if constexpr (P::paced) {
+    asm volatile("vmovq %x1, %0" : "=r"(word), "+v"(line));
+  }
+  return word;
+}
+
+// Where a turn of a stream fetches, in a register of its own.
+inline const char *fetched(const char *from, int64_t ahead) {
+  const char *further = from + ahead;
+  asm volatile("" : "+r"(further));
+  return further;
+}
+
+// Behind the first half of a panel lies what the second stream has read already, so the end of the first one fetches
+// where the next panel's second half begins.
+struct FirstHalf {
+  const char *near_end;
+  int64_t over_middle;
+  FirstHalf(const char *middle, int64_t panel_bytes)
+      : near_end(middle - ahead_bytes), over_middle(ahead_bytes + panel_bytes) {}
+  int64_t ahead(const char *at) const { return at >= near_end ? over_middle : ahead_bytes; }
+};
+
+// A stream of bf16 weights.
+class WeightStream {
+public:
+  static constexpr int64_t turn_pairs = 4;
+
+  WeightStream(const char *weights, const uint16_t *x) : weights_(weights), x_(x) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      sums_[j] = Sums16::zero();
+    }
+  }
+  const char *at() const { return weights_; }
+  Sums16 sum(int j) const { return sums_[j]; }
+
+  // The next sixteen lines, with those `ahead` bytes further on.
+  template <class P> void add_turn(P &pace, int64_t ahead) {
+    const char *further = fetched(weights_, ahead);
+#pragma GCC unroll 1
+    for (int64_t pair = 0; pair < turn_pairs; ++pair) {
+      const InputPair input = InputPair::load(x_);
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < 4; ++j) {
+        pace.fetch(further + 64 * j);
+        Pairs16 line = Pairs16::load(weights_ + 64 * j);
+        const uint64_t word = word_of<P>(line.v);
+        sums_[j] = add_products(sums_[j], line, input);
+        pace.follow(word);
+      }
+      weights_ += 256;
+      further += 256;
+      x_ += 2;
+    }
+    pace.turn();
+  }
+
+private:
+  const char *weights_;
+  const uint16_t *x_;
+  Sums16 sums_[4];
+};
+
+template <class P> inline void sum_weights_of_row(const char *weights, int64_t pairs, const uint16_t *x, float *sums) {
+  const int64_t half = pairs / 2; // inputs are padded to 32, so it is a multiple of eight
+  WeightStream first(weights, x), second(weights + half * 256, x + 2 * half);
+  const FirstHalf reach(second.at(), pairs * 256);
+  P pace;
+  for (int64_t pair = 0; pair < half; pair += WeightStream::turn_pairs) {
+    first.add_turn(pace, reach.ahead(first.at()));
+    second.add_turn(pace, ahead_bytes);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    (Sums16::load(sums + 16 * j) + (first.sum(j) + second.sum(j))).store(sums + 16 * j);
+  }
+}
+
+// A stream of codes, block by block.
+template <bool nibbles> class CodeStream {
+public:
+  static constexpr int64_t quad_bytes = nibbles ? 128 : 256; // four inputs
+
+  // From block `index` on.
+  CodeStream(const PanelMatrix &matrix, const char *panel, const PanelInput &in, int64_t index)
+      : matrix_(matrix), group_bytes_(matrix.group_inputs * matrix.input_bytes()), index_(index) {
+    const int64_t at = index * matrix.block_inputs();
+    group_ = panel + at / matrix.group_inputs * matrix.group_bytes();
+    codes_ = group_ + at % matrix.group_inputs * matrix.input_bytes();
+    high_ = in.high + at;
+    low_ = in.low + at;
+  }
+  const char *at() const { return codes_; }
+
+  // Begins a block. Its sums begin at the zero point times the inputs' sum, where that is the same for all outputs, so
+  // that they end centred. Upper nibbles are not shifted down: a whole byte is 16 times the upper one and the lower
+  // one, whose sum is there too.
+  void begin(const PanelInput &in) {
+    sum_ = in.block_sums[index_];
+    scale_ = in.block_scales[index_];
+    const int32_t sum = matrix_.asymmetric ? 0 : static_cast<int32_t>(sum_);
+    const __m512i even = _mm512_set1_epi32(nibbles ? -8 * sum : -128 * sum);
+    const __m512i odd = nibbles ? _mm512_set1_epi32(-(16 * 8 + 8) * sum) : even;
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      highs_[j] = Counts16::zero();
+      lows_[j] = {j % 2 == 0 ? even : odd};
+    }
+  }
+
+  // The next `inputs` inputs, a turn or less, with the lines `ahead` bytes further on.
+  template <class P> void add_turn(P &pace, int64_t inputs, int64_t ahead) {
+    const char *further = fetched(codes_, ahead);
+#pragma GCC unroll 1
+    for (int64_t i = 0; i < inputs; i += 4) {
+      const InputQuad high = InputQuad::load(high_), low = InputQuad::load(low_);
+      Quads16 line{};
+      uint64_t word = 0;
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < 4; ++j) {
+        if (!nibbles || j % 2 == 0) {
+          const int64_t at = nibbles ? 32 * j : 64 * j;
+          pace.fetch(further + at);
+          line = Quads16::load(codes_ + at);
+          word = word_of<P>(line.v);
+        }
+        const Quads16 codes = nibbles && j % 2 == 0 ? low_nibbles(line) : line;
+        highs_[j] = add_products(highs_[j], codes, high);
+        lows_[j] = add_products(lows_[j], codes, low);
+        if (!nibbles || j % 2 == 1) {
+          pace.follow(word);
+        }
+      }
+      codes_ += quad_bytes;
+      further += quad_bytes;
+      high_ += 4;
+      low_ += 4;
+    }
+    pace.turn();
+  }
+
+  // Ends a block of a panel that is one group, whose scales come when all of it has been read: adds what is to be
+  // multiplied by them, and for an asymmetric scheme, what is to be multiplied by the zero points too.
+  void finish(float *unscaled, float &offset) {
+    const Vec scale = Vec::set(scale_);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      fma(count(j), scale, Vec::load(unscaled + 16 * j)).store(unscaled + 16 * j);
+    }
+    offset += scale_ * sum_;
+    ++index_;
+  }
+
+  // Ends a block. Behind the last of a group lie its scales, which have been fetched, so that as much of what comes
+  // `ahead` has not.
+  template <class P> void finish(P &pace, int64_t ahead, float *sums) {
+    const char *scales = group_ + group_bytes_;
+    switch (matrix_.scale_kind) {
+    case ScaleKind::float32:
+      add_block(reinterpret_cast<const float *>(scales), sums);
+      break;
+    case ScaleKind::bfloat16:
+      add_block(reinterpret_cast<const bf16 *>(scales), sums);
+      break;
+    case ScaleKind::float16:
+      add_block(reinterpret_cast<const f16 *>(scales), sums);
+      break;
+    }
+    ++index_;
+    if (codes_ == scales) {
+      for (int64_t at = 0; at < matrix_.group_bytes() - group_bytes_; at += 64) {
+        pace.fetch(codes_ + ahead + at);
+      }
+      codes_ = group_ = group_ + matrix_.group_bytes();
+    }
+  }
+
+private:
+  static __m512i joined(Counts16 high, Counts16 low) { return _mm512_add_epi32(_mm512_slli_epi32(high.v, 7), low.v); }
+  Vec count(int j) const {
+    __m512i count = joined(highs_[j], lows_[j]);
+    if (nibbles && j % 2 == 1) {
+      count = _mm512_srai_epi32(_mm512_sub_epi32(count, joined(highs_[j - 1], lows_[j - 1])), 4);
+    }
+    return {_mm512_cvtepi32_ps(count)};
+  }
+
+  template <class T> void add_block(const T *scales, float *sums) const {
+    const auto *zeros = reinterpret_cast<const uint8_t *>(scales + panel_outputs);
+    const Vec scale = Vec::set(scale_), minus_sum = Vec::set(-sum_);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      Vec value = count(j);
+      if (matrix_.asymmetric) {
+        const __m128i points = _mm_loadu_si128(reinterpret_cast<const __m128i *>(zeros + 16 * j));
+        value = fma({_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(points))}, minus_sum, value);
+      }
+      fma(value, scale * Vec::load(scales + 16 * j), Vec::load(sums + 16 * j)).store(sums + 16 * j);
+    }
+  }
+
+  const PanelMatrix matrix_;
+  const int64_t group_bytes_;
+  int64_t index_;
+  const char *group_, *codes_;
+  const int8_t *high_, *low_;
+  float sum_ = 0, scale_ = 0;
+  Counts16 highs_[4], lows_[4];
+};
+
+// Two blocks at a time, one of each half. Returns how many are done: a last odd one is not, nor one of fewer inputs.
+template <bool nibbles, class P>
+inline int64_t sum_codes_of_row(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
+  const int64_t half = matrix.padded_inputs / matrix.block_inputs() / 2;
+  constexpr int64_t turn_inputs = 1024 / CodeStream<nibbles>::quad_bytes * 4;
+  const int64_t size = matrix.block_inputs();
+  CodeStream<nibbles> first(matrix, panel, in, 0), second(matrix, panel, in, half);
+  const FirstHalf reach(second.at(), matrix.panel_bytes());
+  P pace;
+  const bool one_group = matrix.num_groups() == 1;
+  alignas(64) float unscaled[panel_outputs] = {};
+  float offset = 0;
+  for (int64_t block = 0; block < half; ++block) {
+    first.begin(in);
+    second.begin(in);
+    for (int64_t at = 0; at < size; at += turn_inputs) { // blocks are 32 inputs or more: whole turns
+      first.add_turn(pace, turn_inputs, reach.ahead(first.at()));
+      second.add_turn(pace, turn_inputs, ahead_bytes);
+    }
+    if (one_group) {
+      first.finish(unscaled, offset);
+      second.finish(unscaled, offset);
+    } else {
+      first.finish(pace, reach.ahead(first.at()), sums);
+      second.finish(pace, ahead_bytes, sums);
+    }
+  }
+  if (one_group && half > 0) {
+    const GroupScales of(matrix, panel + matrix.group_inputs * matrix.input_bytes());
+    const Vec minus_offset = Vec::set(matrix.asymmetric ? -offset : 0.0F);
+    for (int64_t i = 0; i < panel_outputs; i += Vec::width) {
+      const Vec centred = fma(Vec::load(of.zeros + i), minus_offset, Vec::load(unscaled + i));
+      fma(centred, Vec::load(of.scales + i), Vec::load(sums + i)).store(sums + i);
+    }
+  }
+  return 2 * half;
+}
+
+COREBOUND_END_VARIANT
