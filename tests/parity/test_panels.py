@@ -125,7 +125,9 @@ class BestStruct(ctypes.Structure):
     _fields_ = [("value", ctypes.c_float), ("word", ctypes.c_int32)]
 
 
-def logits_with_best(matrix: PanelMatrix, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def logits_with_best(
+    matrix: PanelMatrix, x: torch.Tensor, paced: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The logits of rows, and of each row the largest and its word as the kernel found them."""
     padded = torch.zeros((len(x), matrix.padded_inputs), dtype=torch.bfloat16)
     padded[:, : matrix.inputs] = x
@@ -133,7 +135,7 @@ def logits_with_best(matrix: PanelMatrix, x: torch.Tensor) -> tuple[torch.Tensor
     best = (BestStruct * len(x))(*[BestStruct(-torch.inf, 2**31 - 1)] * len(x))
     out = OutputStruct(logits=logits.data_ptr(), stride=matrix.outputs, best=ctypes.addressof(best))
     library().corebound_panel_multiply(
-        ctypes.byref(matrix.struct), padded.data_ptr(), len(x), matrix.padded_inputs, ctypes.byref(out), 0
+        ctypes.byref(matrix.struct), padded.data_ptr(), len(x), matrix.padded_inputs, ctypes.byref(out), paced
     )
     return logits, torch.tensor([one.value for one in best]), torch.tensor([one.word for one in best])
 
@@ -151,10 +153,11 @@ def test_the_best_words_are_those_of_torch(variant: str, special: list[float]) -
         for rows in range(1, 18):
             x = torch.randint(-1, 2, (rows, 4), generator=generator).bfloat16()
             x[:, 0] = 1
-            logits, values, words = logits_with_best(matrix, x)
-            expected = logits.max(dim=1)
-            assert torch.equal(values.nan_to_num(7e9), expected.values.nan_to_num(7e9))
-            assert torch.equal(words, expected.indices)
+            for paced in (False, True):
+                logits, values, words = logits_with_best(matrix, x, paced)
+                expected = logits.max(dim=1)
+                assert torch.equal(values.nan_to_num(7e9), expected.values.nan_to_num(7e9))
+                assert torch.equal(words, expected.indices)
 
 
 def test_rows_of_the_smallest_logits_alone_have_the_first_word(variant: str) -> None:
@@ -185,8 +188,11 @@ def test_nothing_behind_the_last_panel_is_read(variant: str, form: PanelFormat) 
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-@pytest.mark.parametrize("group", [None, 32, 128, 256])
-@pytest.mark.parametrize(("asymmetric", "scale_kind"), [(False, "bfloat16"), (True, "float16"), (True, "float32")])
+@pytest.mark.parametrize("group", [None, 32, 64, 96, 128, 256, 384])
+@pytest.mark.parametrize(
+    ("asymmetric", "scale_kind"),
+    [(False, "bfloat16"), (False, "float16"), (False, "float32"), (True, "float16"), (True, "float32")],
+)
 def test_quantised_products_are_those_of_the_dequantised_matrix(
     variant: str, kind: str, group: int | None, asymmetric: bool, scale_kind: str
 ) -> None:
@@ -194,8 +200,67 @@ def test_quantised_products_are_those_of_the_dequantised_matrix(
     form = PanelFormat(kind=kind, group_size=group, asymmetric=asymmetric, scale_kind=scale_kind)  # type: ignore[arg-type]  # parametrised strings
     for outputs, inputs in SHAPES:
         weights = random_weights(outputs, inputs, form, generator)
-        for rows, paced in ((1, False), (1, True), (4, False), (18, True), (33, False)):
+        for rows, paced in ((1, False), (1, True), (2, True), (4, False), (18, True), (33, False)):
             weights.assert_product(variant, torch.randn((rows, inputs), generator=generator).bfloat16(), paced)
+
+
+def of_codes(codes: torch.Tensor, form: PanelFormat, scale: float) -> PanelMatrix:
+    """A matrix of these codes with one scale."""
+    matrix = placed(PanelMatrix(*codes.shape, form))
+    matrix.put_codes(0, codes, torch.full((codes.shape[0], matrix.num_groups), scale), None)
+    return matrix
+
+
+@pytest.mark.parametrize(
+    "form", [PanelFormat(kind=kind, group_size=size) for kind in ("int8", "int4") for size in (None, 128)]
+)
+def test_sums_of_the_largest_codes_and_inputs_are_exact(variant: str, form: PanelFormat) -> None:
+    top = 255 if form.kind == "int8" else 15
+    inputs = 768
+    alternating = torch.arange(inputs) % 2
+    rows = torch.stack([torch.ones(inputs), -torch.ones(inputs), 1.0 - 2.0 * alternating]).bfloat16()
+    codes = torch.stack([torch.zeros(inputs), torch.full((inputs,), top), top * alternating, top * (1 - alternating)])
+    matrix = of_codes(codes.to(torch.uint8), form, 1.0)
+    expected = rows.double() @ (codes.double() - (top + 1) // 2).T
+    for row, values in zip(rows, expected, strict=True):
+        for paced in (False, True):
+            found = matrix.multiply(row[None], paced=paced)[0].double()
+            assert torch.allclose(found, values, rtol=1e-6, atol=1e-2)  # a block's scale is rounded
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("group", [None, 128])
+@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_in_one_input_shows(variant: str, kind: str, group: int | None, special: float) -> None:
+    form = PanelFormat(kind=kind, group_size=group)  # type: ignore[arg-type]  # parametrised strings
+    matrix = of_codes(torch.full((70, 672), 3, dtype=torch.uint8), form, 0.5)
+    for place in (0, 200, 300, 550, 671):  # five blocks of 128 and a short one: two halves, an odd one, the rest
+        x = torch.ones((2, 672), dtype=torch.bfloat16)
+        x[0, place] = special
+        for rows in (1, 2):
+            for paced in (False, True):
+                found = matrix.multiply(x[:rows], paced=paced)
+                assert not bool(found[0].isfinite().any())
+                assert rows == 1 or bool(found[1].isfinite().all())
+
+
+def test_large_inputs_do_not_overflow_before_they_are_scaled(variant: str) -> None:
+    matrix = of_codes(torch.full((64, 256), 255, dtype=torch.uint8), PanelFormat(kind="int8"), 2.0**-14)
+    for magnitude in (1.0, 1e20, 1e28, 1e35):
+        x = torch.full((1, 256), magnitude).bfloat16()
+        expected = 256 * 127 * 2.0**-14 * x[0, 0].double()
+        assert torch.allclose(matrix.multiply(x).double(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.kind)
+@pytest.mark.parametrize("activation", ["none", "gelu_tanh", "relu"])
+def test_results_that_go_past_the_caches_are_the_same(variant: str, form: PanelFormat, activation: Activation) -> None:
+    generator = torch.Generator().manual_seed(11)
+    multiply = random_weights(200, 544, form, generator).matrix.multiply
+    bias = torch.randn(200, generator=generator).bfloat16()
+    for rows in range(1, 7):
+        x = torch.randn((rows, 544), generator=generator).bfloat16() / 16
+        assert torch.equal(multiply(x, bias, activation, paced=True), multiply(x, bias, activation))
 
 
 @pytest.mark.parametrize("variant", ["amx"], indirect=True)  # elsewhere one order of sums is not promised

@@ -3,7 +3,7 @@
 // A core that issues loads as fast as it can takes the places of the hardware's own prefetches, which fetch more at a
 // time. Where that matters, a short chain of dependent cycles behind every cache line, and the line 3 KiB further on
 // fetched with it, are worth a third of the bandwidth and more; elsewhere they cost. So it is tried on the weights
-// themselves, see Walker::choose_pace.
+// themselves, see Walker::choose_pace. Where it is kept, results of a few rows go past the caches too (panel_finish.h).
 #pragma once
 
 #include <cstdint>
@@ -16,10 +16,10 @@ COREBOUND_BEGIN_VARIANT
 // As far as the hardware reaches within a page, but over its end, where the hardware begins anew.
 inline constexpr int64_t ahead_bytes = 3072;
 
-template <bool is_paced> class Pace {
+// `cycles` of a chain behind a line, and one for the word itself.
+template <bool is_paced, int cycles = 5> class Pace {
 public:
   static constexpr bool paced = is_paced;
-  static constexpr int cycles = 6; // and one for the word itself; with 4 or 8 all kinds of weights come more slowly
 
   // Begins to fetch a line.
   void fetch(const char *line) {

@@ -19,8 +19,8 @@ void sum_any_codes(const PanelMatrix &matrix, const char *panel, const PanelInpu
   int64_t done = 0;
 #ifdef __AVX512F__
   if (in.rows == 1) {
-    done = in.paced ? sum_codes_of_row<nibbles, Pace<true>>(matrix, panel, in, sums)
-                    : sum_codes_of_row<nibbles, Pace<false>>(matrix, panel, in, sums);
+    done = in.paced ? sum_codes_of_row<nibbles, RowPace<true>>(matrix, panel, in, sums)
+                    : sum_codes_of_row<nibbles, RowPace<false>>(matrix, panel, in, sums);
   }
 #endif
   sum_codes<nibbles>(matrix, panel, in, done, sums);
@@ -29,8 +29,8 @@ void sum_any_codes(const PanelMatrix &matrix, const char *panel, const PanelInpu
 void sum_any_weights(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
 #ifdef __AVX512F__
   if (in.rows == 1) {
-    return in.paced ? sum_weights_of_row<Pace<true>>(panel, matrix.padded_inputs / 2, in.x, sums)
-                    : sum_weights_of_row<Pace<false>>(panel, matrix.padded_inputs / 2, in.x, sums);
+    return in.paced ? sum_weights_of_row<RowPace<true>>(panel, matrix.padded_inputs / 2, in.x, sums)
+                    : sum_weights_of_row<RowPace<false>>(panel, matrix.padded_inputs / 2, in.x, sums);
   }
 #endif
   sum_pairs(matrix, panel, in, sums);
@@ -60,7 +60,7 @@ void compute_sums(const PanelMatrix &matrix, const char *panel, const PanelInput
 float round_block(const bf16 *x, int64_t count, int8_t *high, int8_t *low, float &sum) {
   Vec largest = Vec::zero(), nothing = Vec::zero();
   for (int64_t i = 0; i < count; i += Vec::width) {
-    const Vec values = load_upto(x + i, count - i);
+    const Vec values = Vec::load(x + i); // blocks are whole vectors
     largest = max(largest, abs(values));
     nothing = fma(values, Vec::zero(), nothing); // 0, or NaN where a value is not finite
   }
@@ -74,8 +74,8 @@ float round_block(const bf16 *x, int64_t count, int8_t *high, int8_t *low, float
     return check; // so that what is not finite makes the product NaN
   }
   const float scale = top / range, inverse = range / top;
-  Vec total = Vec::zero();                          // exact: at most 128 numbers below 2^14
-  for (int64_t i = 0; i < count; i += Vec::width) { // blocks are whole vectors
+  Vec total = Vec::zero(); // exact: at most 128 numbers below 2^14
+  for (int64_t i = 0; i < count; i += Vec::width) {
     const Vec whole = round(Vec::load(x + i) * Vec::set(inverse));
     store_halves(whole, high + i, low + i);
     total = total + whole;

@@ -66,7 +66,7 @@ struct PanelInput {
   const float *block_scales; // [rows, num_blocks]
   const float *block_sums;   // [rows, num_blocks]: sums of 128 * high + low
   int64_t rows, stride;
-  bool paced; // see pace.h
+  bool paced; // whether the weights come from memory at a pace, see pace.h
 };
 
 enum class Activation : int { none, gelu_tanh, silu_gated, gelu_erf, relu, gelu_tanh_gated };

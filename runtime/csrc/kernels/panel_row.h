@@ -5,13 +5,17 @@
 // - line by line: not several loads and then the chain of pace.h for each;
 // - one load for a line, and few load instructions in a loop: with 64 of them it was 15 % slower or not by where the
 //   linker had put it (the prefetcher tells streams apart by the addresses of their loads, perhaps that is why);
-// - nothing else is read from memory meanwhile, not even one line in a panel: see finish_panel and the scales below.
+// - as little else as possible is read from memory meanwhile, a line in a panel costs as much: see finish_panel and the
+//   scales below. Biases are read, and so are the scales of a last block of an odd number.
 #pragma once
 
 #include "kernels/pace.h"
 #include "kernels/panel_codes.h"
 
 COREBOUND_BEGIN_VARIANT
+
+// One cycle more than other rows: with four, five and eight, int8 and bf16 came more slowly.
+template <bool paced> using RowPace = Pace<paced, 6>;
 
 // The first word of a line that has just been loaded, and which the compiler is to keep: it would load it again.
 template <class P> inline uint64_t word_of(__m512i &line) {
@@ -99,10 +103,12 @@ template <class P> inline void sum_weights_of_row(const char *weights, int64_t p
 template <bool nibbles> class CodeStream {
 public:
   static constexpr int64_t quad_bytes = nibbles ? 128 : 256; // four inputs
+  static constexpr int64_t turn_inputs = 1024 / quad_bytes * 4;
+  static constexpr int32_t middle = nibbles ? 8 : 128;
 
   // From block `index` on.
   CodeStream(const PanelMatrix &matrix, const char *panel, const PanelInput &in, int64_t index)
-      : matrix_(matrix), group_bytes_(matrix.group_inputs * matrix.input_bytes()), index_(index) {
+      : matrix_(matrix), code_bytes_(matrix.group_inputs * matrix.input_bytes()), index_(index) {
     const int64_t at = index * matrix.block_inputs();
     group_ = panel + at / matrix.group_inputs * matrix.group_bytes();
     codes_ = group_ + at % matrix.group_inputs * matrix.input_bytes();
@@ -111,15 +117,14 @@ public:
   }
   const char *at() const { return codes_; }
 
-  // Begins a block. Its sums begin at the zero point times the inputs' sum, where that is the same for all outputs, so
-  // that they end centred. Upper nibbles are not shifted down: a whole byte is 16 times the upper one and the lower
-  // one, whose sum is there too.
+  // Begins a block. Its sums begin at the middle of the codes times the inputs' sum, so that they end centred. Upper
+  // nibbles are not shifted down: a whole byte is 16 times the upper one and the lower one, whose sum is there too.
   void begin(const PanelInput &in) {
     sum_ = in.block_sums[index_];
     scale_ = in.block_scales[index_];
-    const int32_t sum = matrix_.asymmetric ? 0 : static_cast<int32_t>(sum_);
-    const __m512i even = _mm512_set1_epi32(nibbles ? -8 * sum : -128 * sum);
-    const __m512i odd = nibbles ? _mm512_set1_epi32(-(16 * 8 + 8) * sum) : even;
+    const auto sum = static_cast<int32_t>(sum_);
+    const __m512i even = _mm512_set1_epi32(-middle * sum);
+    const __m512i odd = nibbles ? _mm512_set1_epi32(-(16 * middle + middle) * sum) : even;
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       highs_[j] = Counts16::zero();
@@ -127,11 +132,11 @@ public:
     }
   }
 
-  // The next `inputs` inputs, a turn or less, with the lines `ahead` bytes further on.
-  template <class P> void add_turn(P &pace, int64_t inputs, int64_t ahead) {
+  // The next sixteen lines, with those `ahead` bytes further on.
+  template <class P> void add_turn(P &pace, int64_t ahead) {
     const char *further = fetched(codes_, ahead);
 #pragma GCC unroll 1
-    for (int64_t i = 0; i < inputs; i += 4) {
+    for (int64_t i = 0; i < turn_inputs; i += 4) {
       const InputQuad high = InputQuad::load(high_), low = InputQuad::load(low_);
       Quads16 line{};
       uint64_t word = 0;
@@ -160,7 +165,7 @@ public:
 
   // Ends a block of a panel that is one group, whose scales come when all of it has been read: adds what is to be
   // multiplied by them, and for an asymmetric scheme, what is to be multiplied by the zero points too.
-  void finish(float *unscaled, float &offset) {
+  void finish_unscaled(float *unscaled, float &offset) {
     const Vec scale = Vec::set(scale_);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
@@ -173,7 +178,7 @@ public:
   // Ends a block. Behind the last of a group lie its scales, which have been fetched, so that as much of what comes
   // `ahead` has not.
   template <class P> void finish(P &pace, int64_t ahead, float *sums) {
-    const char *scales = group_ + group_bytes_;
+    const char *scales = group_ + code_bytes_;
     switch (matrix_.scale_kind) {
     case ScaleKind::float32:
       add_block(reinterpret_cast<const float *>(scales), sums);
@@ -187,7 +192,7 @@ public:
     }
     ++index_;
     if (codes_ == scales) {
-      for (int64_t at = 0; at < matrix_.group_bytes() - group_bytes_; at += 64) {
+      for (int64_t at = 0; at < matrix_.group_bytes() - code_bytes_; at += 64) {
         pace.fetch(codes_ + ahead + at);
       }
       codes_ = group_ = group_ + matrix_.group_bytes();
@@ -212,14 +217,15 @@ private:
       Vec value = count(j);
       if (matrix_.asymmetric) {
         const __m128i points = _mm_loadu_si128(reinterpret_cast<const __m128i *>(zeros + 16 * j));
-        value = fma({_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(points))}, minus_sum, value);
+        const __m512i shift = _mm512_sub_epi32(_mm512_cvtepu8_epi32(points), _mm512_set1_epi32(middle));
+        value = fma({_mm512_cvtepi32_ps(shift)}, minus_sum, value);
       }
       fma(value, scale * Vec::load(scales + 16 * j), Vec::load(sums + 16 * j)).store(sums + 16 * j);
     }
   }
 
   const PanelMatrix matrix_;
-  const int64_t group_bytes_;
+  const int64_t code_bytes_;
   int64_t index_;
   const char *group_, *codes_;
   const int8_t *high_, *low_;
@@ -227,39 +233,50 @@ private:
   Counts16 highs_[4], lows_[4];
 };
 
+// What a panel of one group adds up before it is scaled stays finite below that scale of its inputs.
+inline bool fits_unscaled(const PanelMatrix &matrix, const PanelInput &in) {
+  Vec largest = Vec::zero();
+  for (int64_t block = 0; block < matrix.num_blocks(); block += Vec::width) {
+    largest = max(load_upto(in.block_scales + block, matrix.num_blocks() - block), largest);
+  }
+  return largest.largest() < 1e24F;
+}
+
 // Two blocks at a time, one of each half. Returns how many are done: a last odd one is not, nor one of fewer inputs.
 template <bool nibbles, class P>
 inline int64_t sum_codes_of_row(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
-  const int64_t half = matrix.padded_inputs / matrix.block_inputs() / 2;
-  constexpr int64_t turn_inputs = 1024 / CodeStream<nibbles>::quad_bytes * 4;
-  const int64_t size = matrix.block_inputs();
-  CodeStream<nibbles> first(matrix, panel, in, 0), second(matrix, panel, in, half);
+  using Stream = CodeStream<nibbles>;
+  const int64_t size = matrix.block_inputs(), half = matrix.padded_inputs / size / 2;
+  const bool one_group = matrix.num_groups() == 1;
+  if (half == 0 || (one_group && !fits_unscaled(matrix, in))) {
+    return 0;
+  }
+  Stream first(matrix, panel, in, 0), second(matrix, panel, in, half);
   const FirstHalf reach(second.at(), matrix.panel_bytes());
   P pace;
-  const bool one_group = matrix.num_groups() == 1;
   alignas(64) float unscaled[panel_outputs] = {};
   float offset = 0;
   for (int64_t block = 0; block < half; ++block) {
     first.begin(in);
     second.begin(in);
-    for (int64_t at = 0; at < size; at += turn_inputs) { // blocks are 32 inputs or more: whole turns
-      first.add_turn(pace, turn_inputs, reach.ahead(first.at()));
-      second.add_turn(pace, turn_inputs, ahead_bytes);
+    for (int64_t at = 0; at < size; at += Stream::turn_inputs) { // blocks are 32 inputs or more: whole turns
+      first.add_turn(pace, reach.ahead(first.at()));
+      second.add_turn(pace, ahead_bytes);
     }
     if (one_group) {
-      first.finish(unscaled, offset);
-      second.finish(unscaled, offset);
+      first.finish_unscaled(unscaled, offset);
+      second.finish_unscaled(unscaled, offset);
     } else {
       first.finish(pace, reach.ahead(first.at()), sums);
       second.finish(pace, ahead_bytes, sums);
     }
   }
-  if (one_group && half > 0) {
+  if (one_group) {
     const GroupScales of(matrix, panel + matrix.group_inputs * matrix.input_bytes());
-    const Vec minus_offset = Vec::set(matrix.asymmetric ? -offset : 0.0F);
+    const Vec minus_offset = Vec::set(-offset), middle = Vec::set(Stream::middle);
     for (int64_t i = 0; i < panel_outputs; i += Vec::width) {
-      const Vec centred = fma(Vec::load(of.zeros + i), minus_offset, Vec::load(unscaled + i));
-      fma(centred, Vec::load(of.scales + i), Vec::load(sums + i)).store(sums + i);
+      const Vec value = fma(Vec::load(of.zeros + i) - middle, minus_offset, Vec::load(unscaled + i));
+      fma(value, Vec::load(of.scales + i), Vec::load(sums + i)).store(sums + i);
     }
   }
   return 2 * half;
