@@ -235,7 +235,10 @@ class NativeDecoder:
             if matrix is None:
                 continue
             setattr(struct, name, matrix.struct)
-            setattr(struct, f"{name}_bias", self._in_panels(matrix, getattr(layer, f"{name}_bias")))
+            bias: Tensor | None = getattr(layer, f"{name}_bias")
+            if name.endswith("_out") and self._collectives.rank > 0:
+                bias = None  # a sum over the ranks follows, in which it counts once
+            setattr(struct, f"{name}_bias", self._in_panels(matrix, bias))
         if layer.experts is not None:
             struct.router = layer.experts.router.struct
             pairs = (*layer.experts.experts, *layer.experts.shared)

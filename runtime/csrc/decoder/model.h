@@ -21,7 +21,8 @@ struct Expert {
 struct Layer {
   Norm attention_norm, mlp_norm;
   kernels::PanelMatrix qkv, attention_out, mlp_in, mlp_out;
-  const uint16_t *qkv_bias, *attention_out_bias, *mlp_in_bias, *mlp_out_bias; // in panel order, whole panels, or null
+  // In panel order, whole panels, or null; what a sum over the ranks follows has them on one rank only.
+  const uint16_t *qkv_bias, *attention_out_bias, *mlp_in_bias, *mlp_out_bias;
   const uint16_t *q_norm, *k_norm; // bf16 [head_dim] of an RMS norm of each head, or null
   int64_t window;                  // keys that a query sees; 0 for all
   const Expert *experts;           // in place of mlp_in and mlp_out, the shared one last; or null

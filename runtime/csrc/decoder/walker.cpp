@@ -52,10 +52,9 @@ void Walker::walk(Member &member) {
     const Rows &attended = parallel ? branch_ : x_;
     const Matrix &mlp = layer.experts ? layer.router : layer.mlp_in;
     multiply(member, layer.attention_out, attended_, rows,
-             {attended.data, nullptr, alone() ? layer.attention_out_bias : nullptr, attended.stride, Activation::none},
-             &mlp, false);
+             {attended.data, nullptr, layer.attention_out_bias, attended.stride, Activation::none}, &mlp, false);
     wait(&mlp, member);
-    if (!parallel && !alone() && !sum_over_ranks(member, rows, layer.attention_out_bias)) {
+    if (!parallel && !alone() && !sum_over_ranks(member, rows)) {
       return;
     }
     normalise(member, layer.mlp_norm, !parallel, rows, &mlp);
@@ -67,14 +66,14 @@ void Walker::walk(Member &member) {
                {inner_.data, nullptr, layer.mlp_in_bias, inner_.stride, static_cast<Activation>(model_.activation)},
                &layer.mlp_out, true);
       wait(&layer.mlp_out, member);
-      multiply(member, layer.mlp_out, inner_, rows,
-               {x_.data, nullptr, alone() ? layer.mlp_out_bias : nullptr, x_.stride, Activation::none}, &next, false);
+      multiply(member, layer.mlp_out, inner_, rows, {x_.data, nullptr, layer.mlp_out_bias, x_.stride, Activation::none},
+               &next, false);
       wait(&next, member);
     }
     if (parallel) {
       add_branch(member, rows);
     }
-    if (!alone() && !sum_over_ranks(member, rows, layer.mlp_out_bias, parallel ? layer.attention_out_bias : nullptr)) {
+    if (!alone() && !sum_over_ranks(member, rows)) {
       return;
     }
   }
@@ -122,7 +121,7 @@ bool Walker::embed(Member &member) {
   }
   const Matrix *next = &model_.layers[0].qkv;
   wait(next, member);
-  if (!alone() && !sum_over_ranks(member, step_->tokens, nullptr)) {
+  if (!alone() && !sum_over_ranks(member, step_->tokens)) {
     return false;
   }
   if (normed) {
@@ -208,24 +207,12 @@ void Walker::add_branch(Member &member, int64_t rows) {
   }
 }
 
-bool Walker::sum_over_ranks(Member &member, int64_t rows, const uint16_t *bias, const uint16_t *other_bias) {
+bool Walker::sum_over_ranks(Member &member, int64_t rows) {
   if (member.index == 0) {
     const int64_t count = rows * x_.stride;
     code_ = model_.comm_group ? corebound_comm_all_reduce(model_.comm_group, x_.data, count,
                                                           static_cast<int>(comm::DType::bfloat16), -1.0)
                               : model_.all_reduce(x_.data, count);
-    for (int64_t row = 0; bias && row < rows; ++row) { // here, so that it counts once
-      uint16_t *values = x_.row(row);
-      for (int64_t i = 0; i < model_.hidden; ++i) {
-        values[i] = to_bf16(from_bf16(values[i]) + from_bf16(bias[i]));
-      }
-    }
-    for (int64_t row = 0; other_bias && row < rows; ++row) {
-      uint16_t *values = x_.row(row);
-      for (int64_t i = 0; i < model_.hidden; ++i) {
-        values[i] = to_bf16(from_bf16(values[i]) + from_bf16(other_bias[i]));
-      }
-    }
   }
   team_.barrier();
   return code_ == 0;

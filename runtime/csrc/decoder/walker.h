@@ -86,8 +86,7 @@ private:
   void make_room_for_experts(int64_t tokens);
   int64_t choices_of_row() const { return model_.num_chosen + (model_.shared_expert ? 1 : 0); }
   int64_t mixed_rows(int64_t rows) const;
-  // The biases, where there are any, are those of the parallel branches.
-  bool sum_over_ranks(Member &member, int64_t rows, const uint16_t *bias, const uint16_t *other_bias = nullptr);
+  bool sum_over_ranks(Member &member, int64_t rows);
   void add_branch(Member &member, int64_t rows); // x_ += branch_
   void round_alone(Member &member, const Matrix &matrix, kernels::PanelInput &input) const;
   void read_alone(Member &member, const Matrix &matrix);
