@@ -28,7 +28,7 @@ template <int cycles> inline void follow(uint64_t &count, uint64_t word) {
 // it to the hardware. With a `pace`, a chain of so many dependent cycles a line follows the loads. It keeps a core from
 // issuing loads so far ahead that they take the places of the hardware's own prefetches, which fetch more: on the
 // one processor with AMX where this was tried it was worth 1.4 to 1.5 times the bandwidth. `by_line` prefetches each
-// line right before its load, instead of those of a turn together.
+// line right before its load, into the second-level cache, instead of those of a turn together into the first.
 template <int streams, size_t ahead, int pace, bool by_line = false> uint64_t read(const char *data, size_t num_bytes) {
   constexpr size_t turn_bytes = lines_per_turn * line_bytes;
   const size_t part = num_bytes / streams;

@@ -30,39 +30,25 @@ inline void keep_best(const float *logits, int64_t count, int64_t first, Best &b
   }
 }
 
-// Stores past the caches where `to` lies as they want it.
+// Stores past the caches, with AVX-512 and where `to` lies as that wants it.
 inline void stream(Vec v, float *to) {
-#if defined(__AVX512F__)
+#ifdef __AVX512F__
   if (reinterpret_cast<uintptr_t>(to) % 64 == 0) {
     return _mm512_stream_ps(to, v.v);
-  }
-#elif defined(__AVX2__)
-  if (reinterpret_cast<uintptr_t>(to) % 32 == 0) {
-    return _mm256_stream_ps(to, v.v);
   }
 #endif
   v.store(to);
 }
 
 inline void stream(Vec v, bf16 *to) {
-#if defined(__AVX2__)
-  if (reinterpret_cast<uintptr_t>(to) % sizeof(bf16[Vec::width]) == 0) {
-    alignas(64) bf16 values[Vec::width];
+#ifdef __AVX512F__
+  if (reinterpret_cast<uintptr_t>(to) % 32 == 0) {
+    alignas(32) bf16 values[Vec::width];
     v.store(values);
-#if defined(__AVX512F__)
     return _mm256_stream_si256(reinterpret_cast<__m256i *>(to), *reinterpret_cast<const __m256i *>(values));
-#else
-    return _mm_stream_si128(reinterpret_cast<__m128i *>(to), *reinterpret_cast<const __m128i *>(values));
-#endif
   }
 #endif
   v.store(to);
-}
-
-inline void finish_streams() {
-#if defined(__AVX2__)
-  _mm_sfence();
-#endif
 }
 
 // For `rows` rows from row `begin` on, whose sums are at `sums`. Where memory is what they wait for, `streamed` results
@@ -119,9 +105,11 @@ inline void finish_panel(const PanelMatrix &matrix, int64_t panel, int64_t begin
       }
     }
   }
+#ifdef __AVX512F__
   if constexpr (streamed) {
-    finish_streams();
+    _mm_sfence(); // no barrier of ordinary stores waits for these
   }
+#endif
 }
 
 COREBOUND_END_VARIANT
