@@ -22,7 +22,9 @@ FORMATS = (
 pytestmark = pytest.mark.native
 
 SHAPES = ((64, 32), (65, 33), (1, 2), (192, 640), (100, 517))
-ROWS = (1, 2, 3, 5, 6, 7, 13, 16, 17, 33, 40)
+ROWS = (1, 2, 3, 5, 6, 7, 13, 16, 17, 33, 40, 67)
+# Rows up to which codes are multiplied as bytes, where that has an end.
+MOST_CODE_ROWS = {"amx": 32, "avx512_bf16": 64}
 
 
 def placed(matrix: PanelMatrix) -> PanelMatrix:
@@ -54,8 +56,8 @@ class Weights:
         if self.matrix.form.kind == "bfloat16":
             assert_close(found, x, self.weight)
             return
-        if x.shape[0] > 32 and variant == "amx":
-            # AMX takes bf16 weights: each is rounded once.
+        if x.shape[0] > MOST_CODE_ROWS.get(variant, x.shape[0]):
+            # They are multiplied as bf16 weights: each is rounded once.
             bound = 2.0**-8 * (x.double().abs() @ self.weight.abs().T) + 1e-6
         else:
             # Inputs are rounded to 15 bits of the largest of their block, which is at most that of the row. The

@@ -48,12 +48,12 @@ COREBOUND_API void corebound_panel_multiply(const PanelMatrix *matrix, const uin
   in.rows = rows;
   in.stride = stride;
   in.paced = paced != 0;
-  if (kernels.takes_tiles() && corebound::kernels::reads_tiles(*matrix, rows)) {
+  if (corebound::kernels::reads_tiles(kernels, *matrix, rows)) {
     uint16_t *made = tiles.get(corebound::kernels::tile_elements(rows, matrix->padded_inputs));
     kernels.make_tiles(in, matrix->padded_inputs, made, 0, (rows + 15) / 16);
     in.tiles = made;
   }
-  if (!in.tiles && matrix->kind != corebound::kernels::WeightKind::bfloat16) {
+  if (corebound::kernels::reads_whole_numbers(kernels, *matrix, rows)) {
     const int64_t blocks = rows * matrix->num_blocks();
     const int64_t elements = corebound::kernels::rounded_rows(rows) * matrix->padded_inputs;
     int8_t *upper = high.get(elements), *lower = low.get(elements);

@@ -23,16 +23,15 @@ void Walker::prepare(const Matrix &matrix, Rows in, Range rows, int64_t all, int
   const int64_t block = place * max_blocks_ + rows.begin * matrix.num_blocks();
   if (wants_tiles(matrix, all)) {
     kernels_.make_tiles(part, matrix.padded_inputs, tiles_ + first, 0, (part.rows + 15) / 16);
-  } else if (matrix.kind != kernels::WeightKind::bfloat16 && !rounds_alone(matrix, all)) {
+  } else if (wants_rounding(matrix, all)) {
     kernels_.round_rows(matrix, part, high_ + first, low_ + first, block_scales_ + block, block_sums_ + block);
   }
 }
 
 void Walker::multiply(Member &member, const Matrix &matrix, Rows in, int64_t rows, const PanelOutput &out,
                       const Matrix *next, bool prepared) {
-  const bool tiled = wants_tiles(matrix, rows), quantised = matrix.kind != kernels::WeightKind::bfloat16;
   const bool alone = rounds_alone(matrix, rows);
-  if (!prepared && (tiled || (quantised && !alone))) {
+  if (!prepared && (wants_tiles(matrix, rows) || wants_rounding(matrix, rows))) {
     const Range tiles = tiles_of(member, rows);
     prepare(matrix, in, {tiles.begin * 16, std::min(tiles.end * 16, rows)}, rows);
     wait(&matrix, member);
@@ -104,9 +103,13 @@ Walker::Range Walker::tiles_of(const Member &member, int64_t rows) const {
 bool Walker::rounds_alone(const Matrix &matrix, int64_t rows) const {
   return matrix.kind != kernels::WeightKind::bfloat16 && rows <= 2;
 }
+bool Walker::wants_rounding(const Matrix &matrix, int64_t rows) const {
+  return kernels::reads_whole_numbers(kernels_, matrix, rows) && !rounds_alone(matrix, rows);
+}
+
 
 bool Walker::wants_tiles(const Matrix &matrix, int64_t rows) const {
-  return kernels_.takes_tiles() && kernels::reads_tiles(matrix, rows);
+  return kernels::reads_tiles(kernels_, matrix, rows);
 }
 
 } // namespace corebound::decoder

@@ -108,7 +108,7 @@ void Walker::make_room(const Step &step) {
     member.low.get(few * max_inputs_);
     member.scales.get(2 * few * max_blocks_);
   }
-  int64_t rounded = tiled ? std::min(rows, kernels::max_code_rows) : rows; // more of them go by tiles
+  int64_t rounded = quantised_ ? std::min(rows, kernels_.max_code_rows()) : 0;
   if (model_.num_experts > 0 && quantised_) {
     rounded = prepared; // few of each expert's, but at their places
   }

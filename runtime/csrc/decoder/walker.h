@@ -94,6 +94,7 @@ private:
   Range tiles_of(const Member &member, int64_t rows) const;
   bool alone() const { return model_.comm_group == 0 && !model_.all_reduce; } // no other rank to sum with
   bool wants_tiles(const Matrix &matrix, int64_t rows) const;
+  bool wants_rounding(const Matrix &matrix, int64_t rows) const;
   bool rounds_alone(const Matrix &matrix, int64_t rows) const;
 
   Model model_;

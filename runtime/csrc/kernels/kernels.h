@@ -159,12 +159,22 @@ struct KernelSet {
   void (*make_tiles)(const PanelInput &, int64_t padded_inputs, uint16_t *tiles, int64_t begin, int64_t end);
   void (*round_rows)(const PanelMatrix &, const PanelInput &, int8_t *high, int8_t *low, float *scales, float *sums);
   void (*split_rotate_store)(const QkvArgs &, int64_t begin, int64_t end);
-  bool (*takes_tiles)(); // whether panel_product wants `tiles` from min_tile_rows on
+  bool (*takes_tiles)();      // whether panel_product wants `tiles` from min_tile_rows on
+  int64_t (*max_code_rows)(); // rows up to which codes stay bytes; for more they are widened, and it reads bf16 rows
   // Rows of a checkpoint into panels, see panel_fill.h, with room for fill_rows_unit rows in `rounded`, which bf16
   // values do without. Returns whether all magnitudes are up to `largest`; where one is not, what is stored means
   // nothing.
   bool (*fill_panel_rows)(const PanelMatrix &, const ValueArgs &, int64_t first_row, float largest, uint16_t *rounded);
 };
+
+// Whether a product wants `tiles` of its rows, or its rows in whole numbers; else it reads them as they are.
+inline bool reads_tiles(const KernelSet &kernels, const PanelMatrix &matrix, int64_t rows) {
+  const bool values = matrix.kind == WeightKind::bfloat16 || rows > kernels.max_code_rows();
+  return kernels.takes_tiles() && rows >= min_tile_rows && values;
+}
+inline bool reads_whole_numbers(const KernelSet &kernels, const PanelMatrix &matrix, int64_t rows) {
+  return matrix.kind != WeightKind::bfloat16 && rows <= kernels.max_code_rows();
+}
 
 // The functions of the active variant: the best compiled one that isa::active() allows.
 COREBOUND_EXPORT const KernelSet &active_kernels();

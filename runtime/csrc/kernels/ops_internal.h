@@ -24,6 +24,7 @@ void make_tiles(const PanelInput &in, int64_t padded_inputs, uint16_t *tiles, in
 void round_rows(const PanelMatrix &matrix, const PanelInput &in, int8_t *high, int8_t *low, float *scales, float *sums);
 void split_rotate_store(const QkvArgs &args, int64_t begin, int64_t end);
 bool takes_tiles();
+int64_t max_code_rows();
 bool fill_panel_rows(const PanelMatrix &matrix, const ValueArgs &args, int64_t first_row, float largest,
                      uint16_t *rounded);
 

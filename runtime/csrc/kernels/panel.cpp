@@ -7,6 +7,9 @@
 #ifdef __AVX512F__
 #include "kernels/panel_row.h"
 #endif
+#ifdef __AVX512BF16__
+#include "kernels/panel_widen.h"
+#endif
 #ifdef __AMX_BF16__
 #include "kernels/panel_amx_codes.h"
 #include "kernels/panel_amx_widen.h"
@@ -39,6 +42,16 @@ void sum_any_weights(const PanelMatrix &matrix, const char *panel, const PanelIn
 // Rows whose results go past the caches where weights come from memory.
 constexpr int64_t max_streamed_rows = 4;
 
+// Rows up to which codes stay bytes. Widening a weight takes as long as ten products, so more rows must share it; with
+// AMX, products of bf16 take half as long. Where bf16 has no instruction of its own, bytes are faster for any number.
+#if defined(__AMX_BF16__)
+constexpr int64_t most_code_rows = 32;
+#elif defined(__AVX512BF16__)
+constexpr int64_t most_code_rows = 64;
+#else
+constexpr int64_t most_code_rows = INT64_MAX;
+#endif
+
 void compute_sums(const PanelMatrix &matrix, const char *panel, const PanelInput &in, const PanelScratch &scratch) {
 #ifdef __AMX_BF16__
   if (matrix.kind != WeightKind::bfloat16 && in.rows >= min_code_tile_rows) {
@@ -46,6 +59,11 @@ void compute_sums(const PanelMatrix &matrix, const char *panel, const PanelInput
   }
 #endif
   std::memset(scratch.sums, 0, static_cast<size_t>(in.rows * panel_outputs) * sizeof(float));
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+  if (matrix.kind != WeightKind::bfloat16 && in.rows > most_code_rows) {
+    return sum_widened_rows(matrix, panel, in, scratch);
+  }
+#endif
   switch (matrix.kind) {
   case WeightKind::bfloat16:
     return sum_any_weights(matrix, panel, in, scratch.sums);
@@ -152,5 +170,7 @@ bool takes_tiles() {
   return false;
 #endif
 }
+
+int64_t max_code_rows() { return most_code_rows; }
 
 } // namespace corebound::kernels::COREBOUND_VARIANT

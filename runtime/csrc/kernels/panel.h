@@ -61,7 +61,8 @@ struct PanelMatrix {
 struct PanelInput {
   const uint16_t *x;
   const uint16_t *tiles;
-  // For quantised weights without `tiles`: the rows in whole numbers (panel_codes.h), by round_rows.
+  // For codes that meet no more rows than KernelSet::max_code_rows: the rows in whole numbers (panel_codes.h), by
+  // round_rows.
   const int8_t *high, *low;  // [rounded_rows(rows), padded_inputs]; what is behind the last row does not matter
   const float *block_scales; // [rows, num_blocks]
   const float *block_sums;   // [rows, num_blocks]: sums of 128 * high + low
@@ -100,10 +101,6 @@ struct PanelOutput {
 // What a variant with AMX does. Tiles of bytes are of 16 rows, so that there must be memory behind the last row.
 inline constexpr int64_t min_tile_rows = 5;      // rows from which on it reads `tiles` for bf16 weights
 inline constexpr int64_t min_code_tile_rows = 3; // rows from which on it multiplies codes by tiles of bytes
-inline constexpr int64_t max_code_rows = 32;     // rows up to which codes stay bytes; for more it reads `tiles`
-inline bool reads_tiles(const PanelMatrix &matrix, int64_t rows) {
-  return rows >= min_tile_rows && (matrix.kind == WeightKind::bfloat16 || rows > max_code_rows);
-}
 // Rows that there must be memory for, in whole numbers.
 constexpr int64_t rounded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
 

@@ -65,8 +65,48 @@ template <bool nibbles> inline void load_quads(const char *codes, Quads16 (&quad
     quads[3] = high_nibbles(second);
   } else {
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
+    for (int64_t j = 0; j < 4; ++j) {
       quads[j] = Quads16::load(codes + 64 * j);
+    }
+  }
+}
+
+// What M rows come to with the codes of a block: for each, those of `upper` and then those of `lower`.
+template <int M> using RowCounts = Counts16[M][2][4];
+
+// A function of its own, with accumulators that are copied out at its end: where they are also used in what follows,
+// g++ 12 stores all of them in each turn, which takes twice as long.
+template <bool nibbles, int M>
+[[gnu::noinline]] void count_block(const char *codes, const int8_t *upper, const int8_t *lower, int64_t stride,
+                                   int64_t inputs, RowCounts<M> &counts) {
+  Counts16 high[M][4], low[M][4];
+#pragma GCC unroll 4
+  for (int64_t m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < 4; ++j) {
+      high[m][j] = Counts16::zero();
+      low[m][j] = Counts16::zero();
+    }
+  }
+  for (int64_t i = 0; i < inputs; i += 4, codes += nibbles ? 128 : 256) {
+    Quads16 quads[4];
+    load_quads<nibbles>(codes, quads);
+#pragma GCC unroll 4
+    for (int64_t m = 0; m < M; ++m) {
+      const InputQuad h = InputQuad::load(upper + m * stride + i), l = InputQuad::load(lower + m * stride + i);
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < 4; ++j) {
+        high[m][j] = add_products(high[m][j], quads[j], h);
+        low[m][j] = add_products(low[m][j], quads[j], l);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int64_t m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < 4; ++j) {
+      counts[m][0][j] = high[m][j];
+      counts[m][1][j] = low[m][j];
     }
   }
 }
@@ -75,31 +115,14 @@ template <bool nibbles> inline void load_quads(const char *codes, Quads16 (&quad
 template <bool nibbles, int M>
 inline void sum_block(const PanelMatrix &matrix, const char *codes, const GroupScales &of, const PanelInput &in,
                       int64_t row, int64_t at, int64_t inputs, float *sums) {
-  Counts16 high[M][4], low[M][4];
-  for (int m = 0; m < M; ++m) {
-    for (int j = 0; j < 4; ++j) {
-      high[m][j] = low[m][j] = Counts16::zero();
-    }
-  }
-  const int8_t *upper = in.high + row * matrix.padded_inputs + at, *lower = in.low + row * matrix.padded_inputs + at;
-  for (int64_t i = 0; i < inputs; i += 4, codes += nibbles ? 128 : 256) {
-    Quads16 quads[4];
-    load_quads<nibbles>(codes, quads);
-#pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) {
-      const InputQuad h = InputQuad::load(upper + m * matrix.padded_inputs + i);
-      const InputQuad l = InputQuad::load(lower + m * matrix.padded_inputs + i);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        high[m][j] = add_products(high[m][j], quads[j], h);
-        low[m][j] = add_products(low[m][j], quads[j], l);
-      }
-    }
-  }
+  RowCounts<M> counts;
+  const int64_t first = row * matrix.padded_inputs + at;
+  count_block<nibbles, M>(codes, in.high + first, in.low + first, matrix.padded_inputs, inputs, counts);
   const int64_t blocks = matrix.num_blocks(), block = at / matrix.block_inputs();
-  for (int m = 0; m < M; ++m) {
+  for (int64_t m = 0; m < M; ++m) {
     const int64_t of_row = (row + m) * blocks + block;
-    add_block(high[m], low[m], of, in.block_scales[of_row], in.block_sums[of_row], sums + (row + m) * panel_outputs);
+    add_block(counts[m][0], counts[m][1], of, in.block_scales[of_row], in.block_sums[of_row],
+              sums + (row + m) * panel_outputs);
   }
 }
 

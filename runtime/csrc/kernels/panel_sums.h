@@ -112,9 +112,11 @@ inline void add_rows(const char *weights, int64_t pairs, const uint16_t *x, int6
   }
 }
 
-// Rows that share a piece of the panel read it from the cache after the first few; a piece is 16 KiB.
+// Inputs of a piece of a panel, 16 KiB: rows that share it read it from the cache after the first few.
+constexpr int64_t shared_inputs = 128;
+
 inline void sum_pairs(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
-  const int64_t piece = in.rows > rows_at_once ? 128 : matrix.padded_inputs;
+  const int64_t piece = in.rows > rows_at_once ? shared_inputs : matrix.padded_inputs;
   for (int64_t at = 0; at < matrix.padded_inputs; at += piece) {
     const int64_t left = matrix.padded_inputs - at, count = left < piece ? left : piece;
     const char *from = panel + at * matrix.input_bytes();

@@ -24,6 +24,7 @@ constinit const KernelSet kernel_set = {COREBOUND_TEXT(COREBOUND_VARIANT),
                                         round_rows,
                                         split_rotate_store,
                                         takes_tiles,
+                                        max_code_rows,
                                         fill_panel_rows};
 
 } // namespace corebound::kernels::COREBOUND_VARIANT

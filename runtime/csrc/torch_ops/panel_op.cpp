@@ -76,12 +76,12 @@ void multiply(const PanelMatrix &matrix, const uint16_t *x, int64_t rows, const 
   Memory<uint16_t> tiles;
   Memory<int8_t> high, low;
   Memory<float> blocks;
-  if (kernels.takes_tiles() && kernels::reads_tiles(matrix, rows)) {
+  if (kernels::reads_tiles(kernels, matrix, rows)) {
     tiles = allocate<uint16_t>(kernels::tile_elements(rows, matrix.padded_inputs));
     parallel((rows + 15) / 16, 1,
              [&](int64_t b, int64_t e) { kernels.make_tiles(in, matrix.padded_inputs, tiles.get(), b, e); });
     in.tiles = tiles.get();
-  } else if (matrix.kind != kernels::WeightKind::bfloat16) {
+  } else if (kernels::reads_whole_numbers(kernels, matrix, rows)) {
     const int64_t num_blocks = rows * matrix.num_blocks();
     high = allocate<int8_t>(kernels::rounded_rows(rows) * matrix.padded_inputs);
     low = allocate<int8_t>(kernels::rounded_rows(rows) * matrix.padded_inputs);
