@@ -59,7 +59,7 @@ void Walker::attend(Member &member, int64_t layer) {
   const Range kv = split(model_.kv_heads);
   kernels_.split_rotate_store(qkv, kv.begin, kv.end);
   if (member.index == 0) {
-    items_.deal(kernels::attention_items(args));
+    items_.deal(kernels::attention_items(args), team_.size());
   }
   team_.barrier();
   char *scratch = member.attention.get(kernels::attention_scratch_bytes(args));

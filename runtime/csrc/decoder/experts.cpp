@@ -145,8 +145,8 @@ void Walker::mix(Member &member, const Layer &layer, int64_t rows, const Matrix 
   team_.barrier();
   if (member.index == 0) {
     group(layer, rows);
-    shares_[member.turn % 3].deal(mixture_.inner_panels);
-    shares_[(member.turn + 1) % 3].deal(mixture_.outer_panels);
+    shares_[member.turn % 3].deal(mixture_.inner_panels, team_.size());
+    shares_[(member.turn + 1) % 3].deal(mixture_.outer_panels, team_.size());
   }
   team_.barrier();
   const bool one = rows == 1; // which every expert reads where it is
@@ -161,7 +161,7 @@ void Walker::mix(Member &member, const Layer &layer, int64_t rows, const Matrix 
     team_.barrier();
   }
   if (member.index == 0) { // everyone has left the product of the router, whose shares these were
-    shares_[(member.turn + 1) % 3].deal(next.num_panels());
+    shares_[(member.turn + 1) % 3].deal(next.num_panels(), team_.size());
   }
   multiply_runs(member, &Expert::mlp_out, mixed_, routed_);
   wait(&next, member);

@@ -43,7 +43,7 @@ void Walker::multiply(Member &member, const Matrix &matrix, Rows in, int64_t row
   Shares &mine = shares_[member.turn % 3];
   // Everyone has left the product before the last one, so nobody takes from these shares now.
   if (member.index == 0 && next) {
-    shares_[(member.turn + 1) % 3].deal(next->num_panels());
+    shares_[(member.turn + 1) % 3].deal(next->num_panels(), team_.size());
   }
   ++member.turn;
   float *scratch = member.panel.get(kernels::panel_scratch_floats(rows));
@@ -103,10 +103,10 @@ Walker::Range Walker::tiles_of(const Member &member, int64_t rows) const {
 bool Walker::rounds_alone(const Matrix &matrix, int64_t rows) const {
   return matrix.kind != kernels::WeightKind::bfloat16 && rows <= 2;
 }
+
 bool Walker::wants_rounding(const Matrix &matrix, int64_t rows) const {
   return kernels::reads_whole_numbers(kernels_, matrix, rows) && !rounds_alone(matrix, rows);
 }
-
 
 bool Walker::wants_tiles(const Matrix &matrix, int64_t rows) const {
   return kernels::reads_tiles(kernels_, matrix, rows);

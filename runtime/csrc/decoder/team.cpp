@@ -1,12 +1,15 @@
 #include "decoder/team.h"
 
 #include <climits>
+#include <ctime>
 
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "comm/clock.h"
 
 namespace corebound::decoder {
 namespace {
@@ -55,15 +58,28 @@ private:
   bool changed_ = false;
 };
 
+double cpu_s() {
+  timespec now{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// Of the calling thread, in the job that it is at.
+thread_local double slept_s = 0;
+
 } // namespace
 
 Team::Team(const std::vector<int> &cpus)
-    : size_(static_cast<int>(cpus.size())), first_cpu_(cpus.empty() ? 0 : cpus[0]) {
+    : first_cpu_(cpus.empty() ? 0 : cpus[0]), roster_(static_cast<int>(cpus.size())), desks_(cpus.size()),
+      hours_(cpus.size()) {
+  for (size_t member = 0; member < desks_.size(); ++member) {
+    desks_[member].index = static_cast<int>(member);
+  }
   try {
-    for (int member = 1; member < size_; ++member) {
-      threads_.emplace_back([this, member, cpu = cpus[static_cast<size_t>(member)]] {
+    for (size_t member = 1; member < desks_.size(); ++member) {
+      threads_.emplace_back([this, member, cpu = cpus[member]] {
         Narrowed::pin(cpu);
-        serve(member);
+        serve(static_cast<int>(member));
       });
     }
   } catch (...) { // those that run would wait for ever, and their end is waited for
@@ -81,61 +97,102 @@ void Team::end() {
 }
 
 void Team::run(const std::function<void(int)> &job) {
-  if (size_ == 1) {
+  if (desks_.size() == 1) {
     return job(0);
   }
   const Narrowed narrowed(first_cpu_);
+  const double began_s = comm::clock_s();
   work_ = &job;
   job_.value.fetch_add(1); // ordered before the look at the sleepers, so that none is missed
-  if (sleepers_.load() != 0) {
+  if (waiting_for_jobs_.load() != 0) {
     wake_all(job_.value);
   }
-  job(0);
+  work(desks_[0]);
+  review(began_s);
+}
+
+void Team::work(Desk &desk) {
+  const double began_s = comm::clock_s(), began_cpu_s = cpu_s();
+  slept_s = 0;
+  (*work_)(desk.index);
+  desk.hours = {comm::clock_s() - began_s - (cpu_s() - began_cpu_s) - slept_s, slept_s};
   barrier();
 }
 
+// Decides who takes part in the next job.
+void Team::review(double began_s) {
+  for (size_t member = 0; member < desks_.size(); ++member) {
+    hours_[member] = desks_[member].hours;
+  }
+  const double now_s = comm::clock_s();
+  roster_.review(now_s, now_s - began_s, hours_);
+  const uint32_t job = job_.value.load(std::memory_order_relaxed);
+  int index = 0;
+  for (size_t member = 0; member < desks_.size(); ++member) {
+    const bool present = static_cast<size_t>(index) < roster_.present().size() &&
+                         roster_.present()[static_cast<size_t>(index)] == static_cast<int>(member);
+    if (present) {
+      desks_[member].index = index++;
+    } else { // of the next job, at least
+      desks_[member].last_missed.store(job + 1, std::memory_order_relaxed);
+    }
+  }
+}
+
+// Numbers of jobs may begin anew at zero.
+bool Team::takes_part(const Desk &desk, uint32_t job) {
+  return static_cast<int32_t>(job - desk.last_missed.load(std::memory_order_relaxed)) > 0;
+}
+
 void Team::serve(int member) {
+  Desk &desk = desks_[static_cast<size_t>(member)];
   uint32_t seen = 0;
   while (true) {
-    for (int spin = 0; spin < spins_between_jobs && job_.value.load(std::memory_order_acquire) == seen; ++spin) {
+    // Who is left out has a core that something else needs.
+    const int spins = takes_part(desk, seen + 1) ? spins_between_jobs : 0;
+    for (int spin = 0; spin < spins && job_.value.load(std::memory_order_acquire) == seen; ++spin) {
       __builtin_ia32_pause();
     }
     while (job_.value.load(std::memory_order_acquire) == seen) {
-      sleepers_.fetch_add(1);
+      waiting_for_jobs_.fetch_add(1);
       sleep_while(job_.value, seen);
-      sleepers_.fetch_sub(1);
+      waiting_for_jobs_.fetch_sub(1);
     }
-    ++seen;
+    seen = job_.value.load(std::memory_order_acquire);
     if (ending_.load()) {
       return;
     }
-    (*work_)(member);
-    barrier();
+    if (takes_part(desk, seen)) {
+      work(desk);
+    }
   }
 }
 
 bool Team::arrive(uint32_t &round) {
-  if (size_ == 1) {
+  const auto size = static_cast<uint32_t>(this->size());
+  if (size == 1) {
     return true;
   }
   round = round_.value.load(std::memory_order_relaxed);
-  if (arrived_.value.fetch_add(1, std::memory_order_acq_rel) + 1 < static_cast<uint32_t>(size_)) {
+  if (arrived_.value.fetch_add(1, std::memory_order_acq_rel) + 1 < size) {
     return false;
   }
   arrived_.value.store(0, std::memory_order_relaxed);
   round_.value.store(round + 1); // ordered before the look at the sleepers
-  if (sleepers_.load() != 0) {
+  if (waiting_for_rounds_.load() != 0) {
     wake_all(round_.value);
   }
   return true;
 }
 
 void Team::wait_slowly(uint32_t round) {
+  const double began_s = comm::clock_s();
   while (round_.value.load(std::memory_order_acquire) == round) {
-    sleepers_.fetch_add(1);
+    waiting_for_rounds_.fetch_add(1);
     sleep_while(round_.value, round);
-    sleepers_.fetch_sub(1);
+    waiting_for_rounds_.fetch_sub(1);
   }
+  slept_s += comm::clock_s() - began_s;
 }
 
 } // namespace corebound::decoder

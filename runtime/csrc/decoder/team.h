@@ -1,7 +1,8 @@
 // A team of threads that walks one job together: one wake-up for a whole step of the model, then barriers.
 //
 // The caller is member 0; the others are pinned to a CPU each and sleep between jobs. A barrier spins for as long as
-// members at work differ, then sleeps, so that a team whose cores others need too stays useful.
+// members at work differ, then sleeps, so that a team whose cores others need too stays useful; who holds up the others
+// because its core has other work is left out of some jobs, see roster.h.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +11,8 @@
 #include <functional>
 #include <thread>
 #include <vector>
+
+#include "decoder/roster.h"
 
 namespace corebound::decoder {
 
@@ -22,8 +25,10 @@ public:
   Team(const Team &) = delete;
   Team &operator=(const Team &) = delete;
 
-  int size() const { return size_; }
-  // Every member calls `job(member)`; returns when all have. Not to be called by two threads at once.
+  // Members that take part in the job that is going on, or else in the next one.
+  int size() const { return static_cast<int>(roster_.present().size()); }
+  // Every one of these calls `job(index)`, with indices from 0 to size() - 1; returns when all have. Not to be called
+  // by two threads at once.
   void run(const std::function<void(int)> &job);
   // Returns when every member has called it. `while_waiting` is called now and then until then.
   template <class F> void barrier(F &&while_waiting);
@@ -36,15 +41,28 @@ private:
     std::atomic<uint32_t> value{0};
   };
 
+  // What a job needs to know of a member. It takes part in those after the job `last_missed`: who wakes late may see
+  // numbers of jobs that are over, and is to find that it had no part in them.
+  struct alignas(128) Desk {
+    std::atomic<uint32_t> last_missed{0};
+    int index = 0;
+    Hours hours;
+  };
+
   void serve(int member);
+  void work(Desk &desk);
+  void review(double began_s);
+  static bool takes_part(const Desk &desk, uint32_t job);
   void end();
   bool arrive(uint32_t &round);
   void wait_slowly(uint32_t round);
 
-  const int size_;
   const int first_cpu_;
+  Roster roster_;
+  std::vector<Desk> desks_;
+  std::vector<Hours> hours_; // of all desks
   Line job_, arrived_, round_;
-  std::atomic<int> sleepers_{0};
+  std::atomic<int> waiting_for_jobs_{0}, waiting_for_rounds_{0};
   std::atomic<bool> ending_{false};
   const std::function<void(int)> *work_ = nullptr;
   std::vector<std::jthread> threads_;
@@ -74,12 +92,11 @@ class Shares {
 public:
   explicit Shares(int num_members) : lines_(static_cast<size_t>(num_members)) {}
 
-  // By one member, before a barrier that precedes take().
-  void deal(int64_t count) {
-    const auto members = static_cast<int64_t>(lines_.size());
-    for (int64_t m = 0; m < members; ++m) {
-      lines_[static_cast<size_t>(m)].end = count * (m + 1) / members;
-      lines_[static_cast<size_t>(m)].next.store(count * m / members, std::memory_order_relaxed);
+  // To so many members, by one of them, before a barrier that precedes take().
+  void deal(int64_t count, int members) {
+    for (int64_t m = 0; m < static_cast<int64_t>(lines_.size()); ++m) {
+      lines_[static_cast<size_t>(m)].end = m < members ? count * (m + 1) / members : 0;
+      lines_[static_cast<size_t>(m)].next.store(m < members ? count * m / members : 0, std::memory_order_relaxed);
     }
   }
 

@@ -14,14 +14,15 @@ int Walker::run(const Step &step) {
   step_ = &step;
   code_ = 0;
   make_room(step);
-  shares_[0].deal(model_.layers[0].qkv.num_panels());
+  const int present = team_.size();
+  shares_[0].deal(model_.layers[0].qkv.num_panels(), present);
   team_.run([this](int index) {
     Member &member = members_[static_cast<size_t>(index)];
     member.turn = 0;
     walk(member);
   });
   if (step.best_values && code_ == 0) {
-    choose_words();
+    choose_words(present);
   }
   return code_;
 }
@@ -86,11 +87,12 @@ void Walker::walk(Member &member) {
            {nullptr, step_->logits, model_.head_bias, model_.num_words, Activation::none, best}, nullptr, true);
 }
 
-void Walker::choose_words() const {
+// From what so many members have found.
+void Walker::choose_words(int present) const {
   for (int64_t row = 0; row < step_->rows; ++row) {
     kernels::Best best = kernels::no_word;
-    for (const Member &member : members_) {
-      const kernels::Best &its = member.best.data()[row];
+    for (size_t member = 0; member < static_cast<size_t>(present); ++member) {
+      const kernels::Best &its = members_[member].best.data()[row];
       if (best.yields_to(its.value, its.word)) {
         best = its;
       }

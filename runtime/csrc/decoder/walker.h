@@ -68,7 +68,7 @@ private:
   void attend(Member &member, int64_t layer);
   void finish_embedding(uint16_t *row, int64_t position) const; // multiplier and learned position
   void keep_wanted_rows(Member &member);
-  void choose_words() const; // of the members' best ones
+  void choose_words(int present) const; // of the members' best ones
   // One matrix for all rows of `in`; `next` is the matrix after it (of the next product), whose panels are dealt here.
   void multiply(Member &member, const Matrix &matrix, Rows in, int64_t rows, const kernels::PanelOutput &out,
                 const Matrix *next, bool prepared);
