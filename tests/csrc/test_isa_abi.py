@@ -16,7 +16,7 @@ from corebound import native
 
 pytestmark = pytest.mark.native
 
-VARIANTS = ["amx", "avx512_bf16", "avx512", "avx2", "generic"]
+VARIANTS = ["amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "generic"]
 
 
 @pytest.fixture(scope="module")

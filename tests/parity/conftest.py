@@ -10,7 +10,7 @@ import pytest
 from corebound import native as libraries
 from corebound.errors import KernelError
 
-VARIANTS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+VARIANTS = ("generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 
 
 def _runnable() -> dict[str, list[str]]:

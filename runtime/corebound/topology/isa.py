@@ -59,13 +59,15 @@ class IsaReport:
 
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
-_AVX512_BF16 = (*_AVX512, "avx512_bf16", "avx512_vnni")
+_AVX512_VNNI = (*_AVX512, "avx512_vnni")
+_AVX512_BF16 = (*_AVX512_VNNI, "avx512_bf16")
 _AMX = (*_AVX512_BF16, "amx_tile", "amx_bf16", "amx_int8")
 
 # What each variant needs, best first; csrc/isa decides at run time, this table serves where it cannot be asked.
 REQUIRED_FEATURES: dict[str, tuple[str, ...]] = {
     "amx": _AMX,
     "avx512_bf16": _AVX512_BF16,
+    "avx512_vnni": _AVX512_VNNI,
     "avx512": _AVX512,
     "avx2": _AVX2,
     "generic": (),

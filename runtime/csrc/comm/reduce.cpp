@@ -26,6 +26,7 @@ const Arithmetic &arithmetic(isa::Variant variant) {
   case isa::Variant::amx:
   case isa::Variant::avx512_bf16:
     return arithmetic_avx512_bf16;
+  case isa::Variant::avx512_vnni:
   case isa::Variant::avx512:
     return arithmetic_avx512;
   case isa::Variant::avx2:

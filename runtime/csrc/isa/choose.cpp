@@ -23,8 +23,8 @@ constexpr Requirement requirements[] = {
     {"avx512vl", Variant::avx512},
     {"avx512dq", Variant::avx512},
     {"os_avx512", Variant::avx512},
+    {"avx512_vnni", Variant::avx512_vnni},
     {"avx512_bf16", Variant::avx512_bf16},
-    {"avx512_vnni", Variant::avx512_bf16},
     {"amx_tile", Variant::amx},
     {"amx_bf16", Variant::amx},
     {"amx_int8", Variant::amx},
@@ -32,7 +32,7 @@ constexpr Requirement requirements[] = {
     {"amx_permission", Variant::amx},
 };
 
-constexpr const char *names[num_variants] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
+constexpr const char *names[num_variants] = {"generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"};
 
 bool has(const Machine &m, std::string_view what) {
   if (what == "os_avx") {
@@ -52,12 +52,11 @@ bool has(const Machine &m, std::string_view what) {
 }
 
 Variant best() {
-  for (Variant v : {Variant::amx, Variant::avx512_bf16, Variant::avx512, Variant::avx2}) {
-    if (missing(v, machine()).empty()) {
-      return v;
-    }
+  int index = num_variants - 1;
+  while (index > 0 && !missing(static_cast<Variant>(index), machine()).empty()) {
+    --index;
   }
-  return Variant::generic;
+  return static_cast<Variant>(index); // generic lacks nothing
 }
 
 std::atomic<int> forced{-1};

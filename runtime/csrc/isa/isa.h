@@ -13,8 +13,8 @@
 namespace corebound::isa {
 
 // In rising order: the requirements of each include those of the ones before it.
-enum class Variant : int { generic, avx2, avx512, avx512_bf16, amx };
-inline constexpr int num_variants = 5;
+enum class Variant : int { generic, avx2, avx512, avx512_vnni, avx512_bf16, amx };
+inline constexpr int num_variants = 6;
 
 // One capability as CPUID reports it.
 struct Feature {

@@ -16,6 +16,9 @@ extern const KernelSet kernel_set;
 namespace avx512 {
 extern const KernelSet kernel_set;
 }
+namespace avx512_vnni {
+extern const KernelSet kernel_set;
+}
 namespace avx512_bf16 {
 extern const KernelSet kernel_set;
 }
@@ -31,6 +34,8 @@ const KernelSet &kernels_of(isa::Variant variant) {
     return amx::kernel_set;
   case isa::Variant::avx512_bf16:
     return avx512_bf16::kernel_set;
+  case isa::Variant::avx512_vnni:
+    return avx512_vnni::kernel_set;
   case isa::Variant::avx512:
     return avx512::kernel_set;
   case isa::Variant::avx2:
@@ -47,8 +52,8 @@ constexpr const char *op_names[] = {"layer_norm", "add_layer_norm", "rms_norm", 
 std::string table_json() {
   const std::string dtypes = "[\"float32\", \"bfloat16\", \"float16\"]";
   std::string variants;
-  for (const KernelSet *set :
-       {&amx::kernel_set, &avx512_bf16::kernel_set, &avx512::kernel_set, &avx2::kernel_set, &generic::kernel_set}) {
+  for (const KernelSet *set : {&amx::kernel_set, &avx512_bf16::kernel_set, &avx512_vnni::kernel_set,
+                               &avx512::kernel_set, &avx2::kernel_set, &generic::kernel_set}) {
     variants += (variants.empty() ? "{\"name\": \"" : ", {\"name\": \"") + std::string(set->name) +
                 "\", \"dtypes\": " + dtypes + "}";
   }

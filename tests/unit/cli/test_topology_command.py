@@ -43,6 +43,7 @@ L3 unified      105 MiB         2         64
 instruction sets  runs  note
 amx               no    missing amx_permission
 avx512_bf16       yes   best (from cpuinfo)
+avx512_vnni       yes
 avx512            yes
 avx2              yes
 generic           yes

@@ -13,7 +13,7 @@ def test_the_place_of_this_process_is_the_kernels_view():
     assert place["memory_nodes"] and all(isinstance(node, int) for node in place["memory_nodes"])
     assert place["host"] == os.uname().nodename
     assert (place["rank"], place["local_rank"], place["comm"]) == (0, 0, "single")
-    assert place["isa"] in ("reference", "generic", "avx2", "avx512", "avx512_bf16", "amx")
+    assert place["isa"] in ("reference", "generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 
 
 def test_peak_memory_grows_with_what_was_used():

@@ -57,6 +57,12 @@ def test_a_small_shm_names_the_command_that_enlarges_it(tmp_path: Path) -> None:
     [
         ("fma avx2 f16c", "avx2", "pass", "instructions of avx2"),
         ("fma avx2 f16c avx512f avx512bw avx512dq avx512vl amx_tile", "avx512", "pass", "instructions of avx512"),
+        (
+            "fma avx2 f16c avx512f avx512bw avx512dq avx512vl avx512_bf16",
+            "avx512_bf16",
+            "fail",
+            "of avx512 and lacks avx512_vnni",
+        ),
         ("fma avx2 f16c", "avx512", "fail", "of avx2 and lacks avx512bw avx512dq avx512f avx512vl"),
         ("sse4_2", "generic", "pass", "instructions of generic"),
         ("sse4_2", "avx2", "fail", "lacks avx2 f16c fma"),

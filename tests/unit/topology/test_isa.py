@@ -23,6 +23,7 @@ def native_report(
         "generic": (),
         "avx2": ("os_avx",),
         "avx512": ("os_avx", "os_avx512"),
+        "avx512_vnni": ("os_avx", "os_avx512"),
         "avx512_bf16": ("os_avx", "os_avx512"),
         "amx": ("os_avx", "os_avx512", "os_amx", "amx_permission"),
     }
@@ -56,7 +57,7 @@ def missing(report: IsaReport, name: str) -> tuple[str, ...]:
 
 def test_everything_runs_where_both_sources_agree() -> None:
     report = assess_isa(native_report(), XEON)
-    assert supported(report) == ["amx", "avx512_bf16", "avx512", "avx2", "generic"]
+    assert supported(report) == ["amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "generic"]
     assert report.source == "native"
     assert report.brand == "Intel(R) Xeon(R)"
     assert report.warnings == ()
@@ -92,7 +93,7 @@ def test_a_hypervisor_that_hides_xcr0_is_named_and_not_trusted() -> None:
 
 def test_a_feature_that_the_kernel_switched_off_counts_as_missing() -> None:
     report = assess_isa(native_report(), XEON - {"avx512_bf16"})
-    assert supported(report) == ["avx512", "avx2", "generic"]
+    assert supported(report) == ["avx512_vnni", "avx512", "avx2", "generic"]
     assert missing(report, "avx512_bf16") == ("avx512_bf16",)
     assert report.features["avx512_bf16"] is False
     assert "COREBOUND_ISA" in report.warnings[0]
@@ -101,7 +102,7 @@ def test_a_feature_that_the_kernel_switched_off_counts_as_missing() -> None:
 def test_without_the_native_library_cpuinfo_decides_and_amx_stays_off() -> None:
     report = assess_isa(None, XEON, brand="Xeon", native_problem="it was not built")
     assert report.source == "cpuinfo"
-    assert supported(report) == ["avx512_bf16", "avx512", "avx2", "generic"]
+    assert supported(report) == ["avx512_bf16", "avx512_vnni", "avx512", "avx2", "generic"]
     assert missing(report, "amx") == ("amx_permission",)
     assert report.amx_permission is None
     assert report.xcr0 is None

@@ -21,6 +21,7 @@ ISA_FLAGS = {
     "generic": set[str](),
     "avx2": {"avx2", "fma", "f16c"},
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "avx512_vnni": {"avx512_vnni"},
     "avx512_bf16": {"avx512_bf16"},
     "amx": {"amx_tile", "amx_bf16"},
 }
