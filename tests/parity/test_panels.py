@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from corebound.kernels.panel_format import OutputStruct
+from corebound.kernels.panel_format import READINGS, OutputStruct, Reading
 from corebound.kernels.panels import Activation, PanelFormat, PanelMatrix, library, scale_kind_for
 
 FORMATS = (
@@ -51,8 +51,8 @@ class Weights:
     weight: torch.Tensor
     large: torch.Tensor
 
-    def assert_product(self, variant: str, x: torch.Tensor, paced: bool = False) -> None:
-        found = self.matrix.multiply(x, paced=paced)
+    def assert_product(self, variant: str, x: torch.Tensor, reading: Reading = "at_once") -> None:
+        found = self.matrix.multiply(x, reading=reading)
         if self.matrix.form.kind == "bfloat16":
             assert_close(found, x, self.weight)
             return
@@ -103,7 +103,8 @@ def test_bf16_products_are_those_of_the_matrix(variant: str, shape: tuple[int, i
     for rows in ROWS:
         x = torch.randn((rows, shape[1]), generator=generator).bfloat16()
         assert_close(matrix.multiply(x), x, weight)
-        assert_close(matrix.multiply(x, paced=True), x, weight)
+        for reading in READINGS[1:]:
+            assert_close(matrix.multiply(x, reading=reading), x, weight)
     assert torch.equal(matrix.row(shape[0] - 1), weight[-1])
 
 
@@ -116,7 +117,7 @@ def test_rows_beyond_those_of_one_pass_are_as_if_alone(variant: str, form: Panel
     for rows, alone in ((65, 30), (257, 200), (530, 440)):
         x = torch.randn((rows, 544), generator=generator).bfloat16()
         weights.assert_product(variant, x)
-        assert torch.equal(multiply(x, paced=True), multiply(x))
+        assert all(torch.equal(multiply(x, reading=reading), multiply(x)) for reading in READINGS)
         if variant == "amx":  # elsewhere rows go by sixes, and a last few by themselves in another order
             assert torch.equal(multiply(x)[alone:], multiply(x[alone:]))
 
@@ -128,7 +129,7 @@ class BestStruct(ctypes.Structure):
 
 
 def logits_with_best(
-    matrix: PanelMatrix, x: torch.Tensor, paced: bool = False
+    matrix: PanelMatrix, x: torch.Tensor, reading: Reading = "at_once"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The logits of rows, and of each row the largest and its word as the kernel found them."""
     padded = torch.zeros((len(x), matrix.padded_inputs), dtype=torch.bfloat16)
@@ -137,7 +138,12 @@ def logits_with_best(
     best = (BestStruct * len(x))(*[BestStruct(-torch.inf, 2**31 - 1)] * len(x))
     out = OutputStruct(logits=logits.data_ptr(), stride=matrix.outputs, best=ctypes.addressof(best))
     library().corebound_panel_multiply(
-        ctypes.byref(matrix.struct), padded.data_ptr(), len(x), matrix.padded_inputs, ctypes.byref(out), paced
+        ctypes.byref(matrix.struct),
+        padded.data_ptr(),
+        len(x),
+        matrix.padded_inputs,
+        ctypes.byref(out),
+        READINGS.index(reading),
     )
     return logits, torch.tensor([one.value for one in best]), torch.tensor([one.word for one in best])
 
@@ -155,8 +161,8 @@ def test_the_best_words_are_those_of_torch(variant: str, special: list[float]) -
         for rows in range(1, 18):
             x = torch.randint(-1, 2, (rows, 4), generator=generator).bfloat16()
             x[:, 0] = 1
-            for paced in (False, True):
-                logits, values, words = logits_with_best(matrix, x, paced)
+            for reading in READINGS:
+                logits, values, words = logits_with_best(matrix, x, reading)
                 expected = logits.max(dim=1)
                 assert torch.equal(values.nan_to_num(7e9), expected.values.nan_to_num(7e9))
                 assert torch.equal(words, expected.indices)
@@ -183,8 +189,8 @@ def test_nothing_behind_the_last_panel_is_read(variant: str, form: PanelFormat) 
     try:
         for rows in (1, 2, 3, 4, 5, 16, 17, 32, 33, 64, 65):
             x = torch.randn((rows, 320), generator=generator).bfloat16()
-            for paced in (False, True):
-                weights.assert_product(variant, x, paced)
+            for reading in READINGS:
+                weights.assert_product(variant, x, reading)
     finally:
         library.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), 3)
 
@@ -202,8 +208,9 @@ def test_quantised_products_are_those_of_the_dequantised_matrix(
     form = PanelFormat(kind=kind, group_size=group, asymmetric=asymmetric, scale_kind=scale_kind)  # type: ignore[arg-type]  # parametrised strings
     for outputs, inputs in SHAPES:
         weights = random_weights(outputs, inputs, form, generator)
-        for rows, paced in ((1, False), (1, True), (2, True), (4, False), (18, True), (33, False)):
-            weights.assert_product(variant, torch.randn((rows, inputs), generator=generator).bfloat16(), paced)
+        for rows, number in ((1, 0), (1, 1), (1, 2), (2, 1), (4, 0), (4, 2), (18, 1), (33, 0)):
+            x = torch.randn((rows, inputs), generator=generator).bfloat16()
+            weights.assert_product(variant, x, READINGS[number])
 
 
 def of_codes(codes: torch.Tensor, form: PanelFormat, scale: float) -> PanelMatrix:
@@ -225,8 +232,8 @@ def test_sums_of_the_largest_codes_and_inputs_are_exact(variant: str, form: Pane
     matrix = of_codes(codes.to(torch.uint8), form, 1.0)
     expected = rows.double() @ (codes.double() - (top + 1) // 2).T
     for row, values in zip(rows, expected, strict=True):
-        for paced in (False, True):
-            found = matrix.multiply(row[None], paced=paced)[0].double()
+        for reading in READINGS:
+            found = matrix.multiply(row[None], reading=reading)[0].double()
             assert torch.allclose(found, values, rtol=1e-6, atol=1e-2)  # a block's scale is rounded
 
 
@@ -240,8 +247,8 @@ def test_what_is_not_finite_in_one_input_shows(variant: str, kind: str, group: i
         x = torch.ones((2, 672), dtype=torch.bfloat16)
         x[0, place] = special
         for rows in (1, 2):
-            for paced in (False, True):
-                found = matrix.multiply(x[:rows], paced=paced)
+            for reading in READINGS:
+                found = matrix.multiply(x[:rows], reading=reading)
                 assert not bool(found[0].isfinite().any())
                 assert rows == 1 or bool(found[1].isfinite().all())
 
@@ -262,7 +269,8 @@ def test_results_that_go_past_the_caches_are_the_same(variant: str, form: PanelF
     bias = torch.randn(200, generator=generator).bfloat16()
     for rows in range(1, 7):
         x = torch.randn((rows, 544), generator=generator).bfloat16() / 16
-        assert torch.equal(multiply(x, bias, activation, paced=True), multiply(x, bias, activation))
+        plain = multiply(x, bias, activation)
+        assert all(torch.equal(multiply(x, bias, activation, reading=reading), plain) for reading in READINGS)
 
 
 @pytest.mark.parametrize("variant", ["amx"], indirect=True)  # elsewhere one order of sums is not promised

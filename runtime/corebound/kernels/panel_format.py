@@ -15,6 +15,9 @@ PANEL_OUTPUTS = 64
 INPUT_UNIT = 32
 MAX_BLOCK_INPUTS = 128  # kernels::max_block_inputs
 Kind = Literal["bfloat16", "int8", "int4"]
+Reading = Literal["at_once", "paced", "one_stream"]
+# As csrc/kernels/panel.h numbers them.
+READINGS: tuple[Reading, ...] = ("at_once", "paced", "one_stream")
 ScaleKind = Literal["float32", "bfloat16", "float16"]
 KINDS: tuple[Kind, ...] = ("bfloat16", "int8", "int4")
 SCALE_KINDS: tuple[ScaleKind, ...] = ("float32", "bfloat16", "float16")

@@ -18,7 +18,7 @@ from typing import TypeVar
 from corebound import native
 from corebound.config import env
 from corebound.errors import KernelError
-from corebound.kernels.panel_format import PANEL_OUTPUTS, Kind, OutputStruct, PanelFormat, matrix_struct
+from corebound.kernels.panel_format import PANEL_OUTPUTS, READINGS, Kind, OutputStruct, PanelFormat, matrix_struct
 from corebound.topology.native_report import native_active_isa
 
 _Result = TypeVar("_Result")
@@ -73,7 +73,7 @@ class PanelProbe:
     def measure(self, kind: Kind, num_rows: int, bytes_per_thread: int, num_repetitions: int) -> ProductRate:
         """Return the rate of products with weights of `kind` that take about `bytes_per_thread` on each thread.
 
-        It is the better one of reading at a pace and at once (csrc/kernels/pace.h), as the decoder chooses it.
+        It is that of the fastest way to read (csrc/kernels/pace.h), as the decoder chooses it.
 
         Raises: KernelError where not even one panel fits into `bytes_per_thread`.
         """
@@ -87,7 +87,7 @@ class PanelProbe:
         outputs = num_panels * PANEL_OUTPUTS
         barrier = threading.Barrier(len(self._cpus))
 
-        def run(thread: int, paced: bool) -> list[float]:
+        def run(thread: int, reading: int) -> list[float]:
             matrix = matrix_struct(outputs, _INPUTS, form)
             matrix.data = self._address(thread)
             x = AlignedMemory(num_rows * _INPUTS * 2)
@@ -104,7 +104,7 @@ class PanelProbe:
                     ctypes.c_int64(num_rows),
                     ctypes.c_int64(_INPUTS),
                     ctypes.byref(how),
-                    ctypes.c_int(paced),
+                    ctypes.c_int(reading),
                 )
                 times.append(time.perf_counter() - started_s)
             return times[1:]  # the first touches the result
@@ -112,8 +112,8 @@ class PanelProbe:
         # The team hands out panels as they are finished, so that what its members do in a second adds up.
         weights = outputs * _INPUTS
         best = 0.0
-        for paced in (False, True):
-            times = on_each(self._cpus, functools.partial(run, paced=paced))
+        for reading in range(len(READINGS)):
+            times = on_each(self._cpus, functools.partial(run, reading=reading))
             rates = [sum(weights / time_s for time_s in round_s) for round_s in zip(*times, strict=True)]
             best = max(best, statistics.median(rates))
         return ProductRate(

@@ -19,9 +19,11 @@ from corebound import native
 from corebound.errors import KernelError
 from corebound.kernels.panel_format import (
     PANEL_OUTPUTS,
+    READINGS,
     MatrixStruct,
     OutputStruct,
     PanelFormat,
+    Reading,
     ScaleKind,
     matrix_struct,
 )
@@ -197,9 +199,9 @@ class PanelMatrix:
         x: torch.Tensor,
         bias: torch.Tensor | None = None,
         activation: Activation = "none",
-        paced: bool = False,
+        reading: Reading = "at_once",
     ) -> torch.Tensor:
-        """Return activation(x W^T + bias) by the active variant, on this thread; `paced` as memory allows or at once.
+        """Return activation(x W^T + bias) by the active variant, on this thread, which reads weights that way.
 
         Shapes: x [n, inputs] bfloat16; result [n, product_columns], float32 where there is no activation.
         """
@@ -218,7 +220,12 @@ class PanelMatrix:
             activation=ACTIVATIONS.index(activation),
         )
         library().corebound_panel_multiply(
-            ctypes.byref(self.struct), padded.data_ptr(), rows, self.padded_inputs, ctypes.byref(how), paced
+            ctypes.byref(self.struct),
+            padded.data_ptr(),
+            rows,
+            self.padded_inputs,
+            ctypes.byref(how),
+            READINGS.index(reading),
         )
         return out[:, : self.product_columns]
 

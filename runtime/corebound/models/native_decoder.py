@@ -19,6 +19,7 @@ from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_ops import failure
 from corebound.errors import KernelError
 from corebound.kernels import active_isa
+from corebound.kernels.panel_format import READINGS
 from corebound.kernels.panels import ACTIVATIONS, PanelMatrix, library
 from corebound.logs import get_logger
 from corebound.models.batch import BestWords, LogitsRoom, StepBatch
@@ -94,10 +95,10 @@ class NativeDecoder:
             raise KernelError(f"native decoder: {library().corebound_decoder_error().decode()}")
         self._handle = handle
         weakref.finalize(self, library().corebound_decoder_destroy, handle)
-        paced = library().corebound_decoder_tune(handle)
-        if paced < 0:
+        reading = library().corebound_decoder_tune(handle)
+        if reading < 0:
             raise KernelError(f"native decoder: {library().corebound_decoder_error().decode()}")
-        _log.debug("weights are read %s", "paced" if paced else "without a pace")
+        _log.debug("a row of weights is read: %s", READINGS[reading].replace("_", " "))
 
     @property
     def weight_bytes_per_token(self) -> int:

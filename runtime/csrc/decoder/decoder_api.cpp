@@ -35,10 +35,10 @@ COREBOUND_API void corebound_panel_unpack_row(const PanelMatrix *matrix, int64_t
   corebound::kernels::unpack_row(*matrix, row, out);
 }
 
-// The whole product on the calling thread, by the active variant: for tests, and for layers outside a decoder. `paced`
-// is as in kernels/pace.h.
+// The whole product on the calling thread, by the active variant: for tests, and for layers outside a decoder.
+// `reading` is one of kernels::Reading.
 COREBOUND_API void corebound_panel_multiply(const PanelMatrix *matrix, const uint16_t *x, int64_t rows, int64_t stride,
-                                            const PanelOutput *out, int paced) {
+                                            const PanelOutput *out, int reading) {
   const auto &kernels = corebound::kernels::active_kernels();
   Buffer<uint16_t> tiles;
   Buffer<int8_t> high, low;
@@ -47,7 +47,7 @@ COREBOUND_API void corebound_panel_multiply(const PanelMatrix *matrix, const uin
   in.x = x;
   in.rows = rows;
   in.stride = stride;
-  in.paced = paced != 0;
+  in.reading = static_cast<corebound::kernels::Reading>(reading);
   if (corebound::kernels::reads_tiles(kernels, *matrix, rows)) {
     uint16_t *made = tiles.get(corebound::kernels::tile_elements(rows, matrix->padded_inputs));
     kernels.make_tiles(in, matrix->padded_inputs, made, 0, (rows + 15) / 16);
@@ -81,12 +81,12 @@ COREBOUND_API void *corebound_decoder_create(const Model *model, const int *cpus
   }
 }
 
-// Tries how to read the weights here; returns whether paced (kernels/pace.h), or -1 after an error.
+// Tries how to read the weights here; returns which of kernels::Reading is fastest, or -1 after an error.
 COREBOUND_API int corebound_decoder_tune(void *decoder) {
   try {
     auto *walker = static_cast<Walker *>(decoder);
-    walker->choose_pace();
-    return walker->paced() ? 1 : 0;
+    walker->choose_reading();
+    return static_cast<int>(walker->reading());
   } catch (const std::exception &error) {
     last_error = error.what();
     return -1;

@@ -54,7 +54,7 @@ void Walker::multiply(Member &member, const Matrix &matrix, Rows in, int64_t row
 }
 
 PanelInput Walker::input_of(const Matrix &matrix, Rows in, int64_t rows, int64_t place) const {
-  PanelInput input = {in.data, nullptr, high_, low_, block_scales_, block_sums_, rows, in.stride, paced_};
+  PanelInput input = {in.data, nullptr, high_, low_, block_scales_, block_sums_, rows, in.stride, reading_};
   if (wants_tiles(matrix, rows)) {
     input.tiles = tiles_ + place * max_inputs_;
   } else if (quantised_) {

@@ -17,8 +17,8 @@ public:
   int run(const Step &step);
   // Reads some of the weights with and without a pace (kernels/pace.h), and keeps what was faster. Results do not
   // depend on it.
-  void choose_pace();
-  bool paced() const { return paced_; }
+  void choose_reading();
+  kernels::Reading reading() const { return reading_; }
 
 private:
   using Matrix = kernels::PanelMatrix;
@@ -30,7 +30,7 @@ private:
     Buffer<char> attention;
     Buffer<int8_t> high, low; // its own copy of a few rows in whole numbers: cheaper than to wait for another's
     Buffer<float> scales;
-    Buffer<uint16_t> trial, nothing; // for choose_pace
+    Buffer<uint16_t> trial, nothing; // for choose_reading
     Buffer<float> sums;              // of the experts of a row
     Buffer<kernels::Best> best;      // of the member's panels of the head, by row
   };
@@ -117,7 +117,7 @@ private:
   int64_t attended_columns_, attended_inputs_, hidden_columns_, inner_columns_, max_inputs_, max_blocks_, max_outputs_;
   int64_t mixed_columns_ = 0;
   bool quantised_ = false; // some of the matrices
-  bool paced_ = false;
+  kernels::Reading reading_ = kernels::Reading::at_once;
   int code_ = 0; // of the all-reduce that failed; written before a barrier, read after it
 };
 

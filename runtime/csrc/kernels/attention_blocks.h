@@ -132,15 +132,15 @@ inline void multiply_keys(const Bf16Work &work, int64_t row, int64_t rows, int64
   for (int64_t panel = begin / 64; panel < (end + 63) / 64; ++panel) {
     float *scores = work.scores + panel * block_rows * key_tile;
     std::memset(scores, 0, static_cast<size_t>(rows * key_tile) * sizeof(float));
-    add_rows<false>(key_place(work, panel * 64, 0), work.dim / 2, work.queries + row * work.dim, work.dim, rows,
-                    scores);
+    add_rows<Pace<false>>(key_place(work, panel * 64, 0), work.dim / 2, work.queries + row * work.dim, work.dim, rows,
+                          scores);
   }
 }
 
 inline void multiply_values(const Bf16Work &work, int64_t row, int64_t rows, int64_t begin, int64_t end) {
   for (int64_t chunk = 0; chunk < work.chunks; ++chunk) {
-    add_rows<false>(value_place(work, begin, chunk * 64), (end - begin) / 2, work.weights + begin, block_keys, rows,
-                    work.result(chunk, row));
+    add_rows<Pace<false>>(value_place(work, begin, chunk * 64), (end - begin) / 2, work.weights + begin, block_keys,
+                          rows, work.result(chunk, row));
   }
 }
 

@@ -2,8 +2,9 @@
 //
 // A core that issues loads as fast as it can takes the places of the hardware's own prefetches, which fetch more at a
 // time. Where that matters, a short chain of dependent cycles behind every cache line, and the line 3 KiB further on
-// fetched with it, are worth a third of the bandwidth and more; elsewhere they cost. So it is tried on the weights
-// themselves, see Walker::choose_pace. Where it is kept, results of a few rows go past the caches too (panel_finish.h).
+// fetched with it, are worth a third of the bandwidth and more; elsewhere they cost. On Zen 4, one stream with a
+// shorter chain and nothing fetched ahead is fastest. So it is tried on the weights themselves, see
+// Walker::choose_reading. At a pace, results of a few rows go past the caches too (panel_finish.h).
 #pragma once
 
 #include <cstdint>
@@ -17,13 +18,13 @@ COREBOUND_BEGIN_VARIANT
 inline constexpr int64_t ahead_bytes = 3072;
 
 // `cycles` of a chain behind a line, and one for the word itself.
-template <bool is_paced, int cycles = 5> class Pace {
+template <bool is_paced, int cycles = 5, bool fetches = is_paced> class Pace {
 public:
   static constexpr bool paced = is_paced;
 
   // Begins to fetch a line.
   void fetch(const char *line) {
-    if constexpr (paced) {
+    if constexpr (fetches) {
       __builtin_prefetch(line, 0, 2);
     }
   }

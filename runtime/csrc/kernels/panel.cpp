@@ -5,7 +5,7 @@
 #include "kernels/panel_finish.h"
 #include "kernels/panel_sums.h"
 #ifdef __AVX512F__
-#include "kernels/panel_row.h"
+#include "kernels/panel_row_codes.h"
 #endif
 #ifdef __AVX512BF16__
 #include "kernels/panel_widen.h"
@@ -22,8 +22,17 @@ void sum_any_codes(const PanelMatrix &matrix, const char *panel, const PanelInpu
   int64_t done = 0;
 #ifdef __AVX512F__
   if (in.rows == 1) {
-    done = in.paced ? sum_codes_of_row<nibbles, RowPace<true>>(matrix, panel, in, sums)
-                    : sum_codes_of_row<nibbles, RowPace<false>>(matrix, panel, in, sums);
+    switch (in.reading) {
+    case Reading::at_once:
+      done = sum_codes_of_row<nibbles, AtOnce>(matrix, panel, in, sums);
+      break;
+    case Reading::paced:
+      done = sum_codes_of_row<nibbles, Paced>(matrix, panel, in, sums);
+      break;
+    case Reading::one_stream:
+      done = sum_codes_of_row<nibbles, OneStream>(matrix, panel, in, sums);
+      break;
+    }
   }
 #endif
   sum_codes<nibbles>(matrix, panel, in, done, sums);
@@ -32,8 +41,14 @@ void sum_any_codes(const PanelMatrix &matrix, const char *panel, const PanelInpu
 void sum_any_weights(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
 #ifdef __AVX512F__
   if (in.rows == 1) {
-    return in.paced ? sum_weights_of_row<RowPace<true>>(panel, matrix.padded_inputs / 2, in.x, sums)
-                    : sum_weights_of_row<RowPace<false>>(panel, matrix.padded_inputs / 2, in.x, sums);
+    switch (const int64_t pairs = matrix.padded_inputs / 2; in.reading) {
+    case Reading::at_once:
+      return sum_weights_of_row<AtOnce>(panel, pairs, in.x, sums);
+    case Reading::paced:
+      return sum_weights_of_row<Paced>(panel, pairs, in.x, sums);
+    case Reading::one_stream:
+      return sum_weights_of_row<OneStream>(panel, pairs, in.x, sums);
+    }
   }
 #endif
   sum_pairs(matrix, panel, in, sums);
@@ -115,7 +130,7 @@ void panel_product(const PanelMatrix &matrix, int64_t panel, const PanelInput &i
   }
 #endif
   compute_sums(matrix, matrix.panel(panel), in, scratch);
-  if (in.paced && in.rows <= max_streamed_rows) {
+  if (in.reading != Reading::at_once && in.rows <= max_streamed_rows) {
     finish_panel<true>(matrix, panel, 0, in.rows, scratch.sums, out);
   } else {
     finish_panel<false>(matrix, panel, 0, in.rows, scratch.sums, out);

@@ -56,6 +56,11 @@ struct PanelMatrix {
   const char *panel(int64_t index) const { return data + index * panel_bytes(); }
 };
 
+// How the weights of few rows are read, see pace.h: as two streams at once (a single row) or at a pace, or as one
+// stream at a pace. Results do not depend on it.
+enum class Reading : int { at_once, paced, one_stream };
+inline constexpr int num_readings = 3;
+
 // What a panel computes with: bf16 rows [rows, padded_inputs], zeros beyond `inputs`, `stride` elements apart.
 // `tiles` holds the same rows, padded with zero rows to whole tiles, as AMX wants them, or is null.
 struct PanelInput {
@@ -67,7 +72,7 @@ struct PanelInput {
   const float *block_scales; // [rows, num_blocks]
   const float *block_sums;   // [rows, num_blocks]: sums of 128 * high + low
   int64_t rows, stride;
-  bool paced; // whether the weights come from memory at a pace, see pace.h
+  Reading reading = Reading::at_once;
 };
 
 enum class Activation : int { none, gelu_tanh, silu_gated, gelu_erf, relu, gelu_tanh_gated };

@@ -38,7 +38,7 @@ inline void sum_by_tiles(const PanelMatrix &matrix, const char *panels, int64_t 
                          const PanelScratch &scratch) {
   if (matrix.kind != WeightKind::bfloat16) {
     sum_widened(matrix, panels, count, in, scratch);
-  } else if (in.paced) {
+  } else if (in.reading == Reading::paced) {
     sum_weights<true>(matrix, panels, count, in, scratch.sums);
   } else {
     sum_weights<false>(matrix, panels, count, in, scratch.sums);
@@ -54,7 +54,9 @@ inline void multiply_by_tiles(const PanelMatrix &matrix, int64_t panel, int64_t 
     PanelInput part = in;
     part.tiles += row * matrix.padded_inputs;
     part.rows = smaller(most, in.rows - row);
-    part.paced = in.paced && in.rows <= max_paced_rows;
+    if (in.rows > max_paced_rows) {
+      part.reading = Reading::at_once;
+    }
     sum_by_tiles(matrix, matrix.panel(panel), count, part, scratch);
     for (int64_t i = 0; i < count; ++i) {
       finish_panel<false>(matrix, panel + i, row, part.rows, scratch.sums + i * panel_sums(part.rows), out);

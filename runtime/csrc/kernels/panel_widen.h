@@ -70,7 +70,7 @@ inline void sum_widened_rows(const PanelMatrix &matrix, const char *panel, const
   for (int64_t at = 0; at < matrix.padded_inputs; at += shared_inputs) {
     const int64_t left = matrix.padded_inputs - at, count = left < shared_inputs ? left : shared_inputs;
     widen_piece<AsPanel>(matrix, panel, at, count, piece);
-    add_rows<false>(piece, count / 2, in.x + at, in.stride, in.rows, scratch.sums);
+    add_rows<Pace<false>>(piece, count / 2, in.x + at, in.stride, in.rows, scratch.sums);
   }
 }
 
