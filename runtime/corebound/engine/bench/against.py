@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from corebound.engine.bench.markdown import markdown_table, size_name
+from corebound.engine.bench.markdown import date_and_machine, markdown_table, size_name
 from corebound.engine.bench.peers.tables import format_of, title_of, title_of_run
 from corebound.engine.bench.placements import FAR, NEAR
 from corebound.engine.bench.session import OURS
@@ -58,7 +58,7 @@ def render_against(results: Sequence[dict[str, Any]]) -> list[str]:
         lines = [*_faster(rows, rounds), *_batch(rows, rounds)] if _has_others(rows) else []
         lines += _sums(sums) if _has_others(rows) or _summed_by_others(sums) else []
         if lines:
-            parts += [f"## Against other engines, {title_of_run(result)}, {result['date']}"]
+            parts += [f"## Against other engines, {title_of_run(result)}, {date_and_machine(result)}"]
             parts += [markdown_table(_HEADER, lines), _METHOD]
     return parts
 

@@ -19,6 +19,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def date_and_machine(result: dict[str, Any]) -> str:
+    """Return what tells the runs on a page apart: the day, and the processor with its best instruction set."""
+    machine = result["machine"]
+    return f"{result['date']}, {machine['processor']}, {machine['isa']}"
+
+
 def machine_table(machine: dict[str, Any]) -> str:
     """Return what decides speed on the machine that was measured."""
     rows = [

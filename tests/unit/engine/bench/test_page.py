@@ -96,7 +96,7 @@ def test_the_best_of_the_others_is_what_ours_are_held_against() -> None:
         comparison("vllm", ranks=2, decode_speed_ratio=2.0),
         comparison("vllm", batch=16, decode_speed_ratio=1.19),
     ]
-    run = {"shape": "s", "date": "d", "rows": rows, "all_reduce": timed, "comparisons": comparisons}
+    run = {"shape": "s", "date": "d", "machine": MACHINE, "rows": rows, "all_reduce": timed, "comparisons": comparisons}
     (_, table, method) = render_against([run])
     lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
     assert [(line[2], line[-1].strip(" |")) for line in lines] == [
@@ -123,7 +123,7 @@ def sums(*providers: tuple[str, float], sizes: tuple[int, ...] = (8 << 10,)) -> 
 
 
 def lines_of(run: dict[str, Any]) -> list[list[str]]:
-    (_, table, _) = render_against([{"shape": "s", "date": "d", "comparisons": [], **run}])
+    (_, table, _) = render_against([{"shape": "s", "date": "d", "machine": MACHINE, "comparisons": [], **run}])
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
@@ -176,8 +176,8 @@ def test_a_run_of_sums_alone_is_a_part_of_the_page() -> None:
         "all_reduce": sums(("shm", 2.0), ("vllm_tp", 3.0)),
     }
     text = render([run], {}, folder="x")
-    assert "## Against other engines, Sums of two ranks, 2026-01-01" in text
-    assert "## Sums of two ranks, 2026-01-01" in text
+    assert "## Against other engines, Sums of two ranks, 2026-01-01, x, avx2" in text
+    assert "## Sums of two ranks, 2026-01-01, x, avx2" in text
     assert "1 rounds. Other processes took 1% of" in text
     assert "| 8 KiB | near | vLLM-CPU, 2 ranks (python) | 3.00 |" in text
     assert "| DeepSpeed AutoTP, 2 ranks | all-reduce, bfloat16 | no g++ |" in text
@@ -194,7 +194,13 @@ def test_two_runs_of_one_shape_have_their_own_charts() -> None:
 
 
 def test_a_run_without_others_says_nothing_about_them() -> None:
-    alone = {"shape": "s", "date": "d", "rows": [row("corebound", 50)], "all_reduce": sums(("shm", 1.0), ("gloo", 9.0))}
+    alone = {
+        "shape": "s",
+        "date": "d",
+        "machine": MACHINE,
+        "rows": [row("corebound", 50)],
+        "all_reduce": sums(("shm", 1.0), ("gloo", 9.0)),
+    }
     assert render_against([alone]) == []
 
 

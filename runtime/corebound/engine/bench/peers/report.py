@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from corebound.engine.bench.markdown import machine_table, span
+from corebound.engine.bench.markdown import date_and_machine, machine_table, span
 from corebound.engine.bench.peers import tables
 from corebound.engine.bench.peers.plots import Bar, bar_chart
 from corebound.engine.bench.session import OURS
@@ -29,7 +29,7 @@ of the readings right before and after it; the tables hold medians over the roun
 
 def render_run(result: dict[str, Any], plots: dict[str, str], folder: str) -> list[str]:
     """Return the parts of one run; `plots` is filled with the charts that they show, by file name."""
-    parts = [f"## {tables.title_of_run(result)}, {result['date']}", machine_table(result["machine"])]
+    parts = [f"## {tables.title_of_run(result)}, {date_and_machine(result)}", machine_table(result["machine"])]
     parts += [_conditions(result)]
     if result["rows"]:
         parts += _engines(result["shape"], result["rows"], plots, folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from corebound.engine.bench.markdown import machine_table, markdown_table, span
+from corebound.engine.bench.markdown import date_and_machine, machine_table, markdown_table, span
 from corebound.engine.bench.targets.settings import LINES
 
 HEADER = ("what", "promised", "found", "p10", "p90", "measured", "limit", "met")
@@ -32,7 +32,7 @@ def render_run(result: dict[str, Any]) -> list[str]:
         f"Other processes took {load['other_share']:.0%} of the processors' time, the hypervisor "
         f"{load['steal_share']:.0%}. {count_met(rows)}"
     )
-    parts = [f"## Promises, {result['date']}", machine_table(result["machine"]), conditions]
+    parts = [f"## Promises, {date_and_machine(result)}", machine_table(result["machine"]), conditions]
     for line, found in rows_by_line(rows).items():
         parts += [f"### {LINES[line][:1].upper()}{LINES[line][1:]}"]
         parts += [markdown_table(HEADER, [cells_of(row) for row in found])]
