@@ -19,6 +19,7 @@ int main(int, char **argv) {
       words >> of_member.lost_s;
     }
     roster.review(now_s, job_s, hours);
+    roster.bring_back(now_s);
     for (const int member : roster.present()) {
       std::cout << member << ' ';
     }

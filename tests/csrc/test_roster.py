@@ -62,7 +62,8 @@ def test_a_member_of_many_is_left_out_for_less_than_one_of_two(jobs: Jobs) -> No
 
 def test_nobody_is_left_out_where_most_are_late_or_nobody_waits(jobs: Jobs) -> None:
     everyone = list(range(4))
-    assert jobs(4, (1.0, 0.1, 0.08, 0.05, 0.05, 0.05, 0.0)) == [everyone]
+    assert jobs(4, (1.0, 0.1, 0.08, 0.0, 0.05, 0.05, 0.05)) == [everyone]
+    assert jobs(4, (1.0, 0.1, 0.04, 0.0, 0.05, 0.05, 0.0)) == [everyone]  # a half is more than they waited for
     assert jobs(4, (1.0, 0.1, 0.0, 0.0, 0.0, 0.05, 0.0)) == [everyone]  # a prompt: the others take over panels
     assert jobs(4, (1.0, 0.1, 0.08, 0.0, 0.0, 0.0, 0.0)) == [everyone]  # for another rank, or the hypervisor
     assert jobs(4, (1.0, 0.1, 0.08, 0.09, 0.0, 0.0, 0.0)) == [everyone]  # the caller itself

@@ -85,7 +85,7 @@ void Walker::wait(const Matrix *next, const Member &member) {
   }
   constexpr int64_t lines = 4, reach_bytes = 64 << 10;
   const int64_t first = next->num_panels() * member.index / team_.size();
-  // A single row reads both halves of a panel side by side.
+  // A single row may read both halves of a panel side by side.
   const char *at = next->panel(first), *end = at + std::min(reach_bytes, next->panel_bytes() / 2);
   team_.barrier([&] {
     for (int64_t i = 0; i < lines && at < end; ++i, at += 64) {

@@ -136,19 +136,21 @@ void Walker::choose_reading() {
   for (int round = 0; round < kernels::num_readings * num_rounds; ++round) {
     reading_ = static_cast<kernels::Reading>(round % kernels::num_readings);
     const double start_s = comm::clock_s();
-    team_.run([&](int index) {
-      Member &member = members_[static_cast<size_t>(index)];
-      int64_t bytes = 0;
-      for (int64_t i = 0; i < model_.num_layers && bytes < enough_bytes; ++i) {
-        const Layer &layer = model_.layers[i];
-        const bool mixed = layer.experts != nullptr;
-        for (const Matrix *matrix :
-             {mixed ? &layer.experts[0].mlp_in : &layer.mlp_in, mixed ? &layer.experts[0].mlp_out : &layer.mlp_out}) {
-          read_alone(member, *matrix);
-          bytes += matrix->num_panels() * matrix->panel_bytes();
-        }
-      }
-    });
+    team_.run(
+        [&](int index) {
+          Member &member = members_[static_cast<size_t>(index)];
+          int64_t bytes = 0;
+          for (int64_t i = 0; i < model_.num_layers && bytes < enough_bytes; ++i) {
+            const Layer &layer = model_.layers[i];
+            const bool mixed = layer.experts != nullptr;
+            for (const Matrix *matrix : {mixed ? &layer.experts[0].mlp_in : &layer.mlp_in,
+                                         mixed ? &layer.experts[0].mlp_out : &layer.mlp_out}) {
+              read_alone(member, *matrix);
+              bytes += matrix->num_panels() * matrix->panel_bytes();
+            }
+          }
+        },
+        true);
     double &of_reading = best[static_cast<size_t>(reading_)];
     of_reading = std::min(of_reading, comm::clock_s() - start_s);
   }

@@ -17,32 +17,42 @@ Roster::Roster(int size) : absences_(static_cast<size_t>(size)), present_(static
   }
 }
 
-// Without who is late the others do its work too, at worst in size / (size - 1) of the time, but wait no more.
-bool Roster::holds_up(double job_s, const std::vector<Hours> &hours) const {
-  const auto size = static_cast<double>(present_.size());
-  return hours[0].waited_s > std::max(least_waited, 1 / size) * job_s;
+// Without who is late the others do its work too, in at most size / (size - num_late) of the time that they worked, but
+// wait no more. Where most are late, the machine has too much work for any choice of members.
+bool Roster::worth_leaving(std::ptrdiff_t num_late, double job_s, const std::vector<Hours> &hours) const {
+  const auto size = static_cast<double>(present_.size()), late = static_cast<double>(num_late);
+  return num_late > 0 && 2 * late <= size && hours[0].waited_s > std::max(least_waited, late / size) * job_s;
 }
 
 void Roster::review(double now_s, double job_s, const std::vector<Hours> &hours) {
-  const auto late = [&](int member) { return hours[static_cast<size_t>(member)].lost_s > least_lost * job_s; };
-  // Where most of them are late, the machine has too much work for any choice of members.
-  const auto num_late = std::count_if(present_.begin(), present_.end(), late);
-  const bool leaving = holds_up(job_s, hours) && 2 * num_late <= static_cast<std::ptrdiff_t>(present_.size());
+  const auto late = [&](int member) {
+    return member > 0 && hours[static_cast<size_t>(member)].lost_s > least_lost * job_s;
+  };
+  const bool leaving = worth_leaving(std::count_if(present_.begin(), present_.end(), late), job_s, hours);
   for (const int member : present_) {
     Absence &absence = absences_[static_cast<size_t>(member)];
-    if (member > 0 && leaving && late(member)) {
+    if (!late(member)) {
+      absence.rest_s = 0;
+    } else if (leaving) {
       absence.rest_s = std::clamp(2 * absence.rest_s, first_rest_s, longest_rest_s);
       absence.until_s = now_s + absence.rest_s;
       absence.away = true;
-    } else if (!late(member)) {
-      absence.rest_s = 0;
     }
   }
+  list_present();
+}
+
+void Roster::bring_back(double now_s) {
+  for (Absence &absence : absences_) {
+    absence.away = absence.away && now_s < absence.until_s;
+  }
+  list_present();
+}
+
+void Roster::list_present() {
   present_.clear();
   for (size_t member = 0; member < absences_.size(); ++member) {
-    Absence &absence = absences_[member];
-    absence.away = absence.away && now_s < absence.until_s;
-    if (!absence.away) {
+    if (!absences_[member].away) {
       present_.push_back(static_cast<int>(member));
     }
   }

@@ -5,6 +5,7 @@
 // for a while, then tried again, and left out for longer each time that it holds up the others as before.
 #pragma once
 
+#include <cstddef>
 #include <vector>
 
 namespace corebound::decoder {
@@ -22,8 +23,10 @@ public:
   // Who takes part in the next job, ascending. 0 always does: it is the caller.
   const std::vector<int> &present() const { return present_; }
   // After a job of `job_s` seconds that ended at `now_s`, with the hours of all members; those of the absent are not
-  // looked at. Leaves out who held up member 0, and brings back whose time is over.
+  // looked at. Leaves out who held up member 0.
   void review(double now_s, double job_s, const std::vector<Hours> &hours);
+  // Before a job: brings back whose time is over.
+  void bring_back(double now_s);
 
 private:
   struct Absence {
@@ -32,7 +35,8 @@ private:
     bool away = false;
   };
 
-  bool holds_up(double job_s, const std::vector<Hours> &hours) const;
+  bool worth_leaving(std::ptrdiff_t num_late, double job_s, const std::vector<Hours> &hours) const;
+  void list_present();
 
   std::vector<Absence> absences_;
   std::vector<int> present_;

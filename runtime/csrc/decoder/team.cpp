@@ -96,50 +96,65 @@ void Team::end() {
   wake_all(job_.value);
 }
 
-void Team::run(const std::function<void(int)> &job) {
+void Team::gather() {
+  if (desks_.size() > 1) {
+    roster_.bring_back(comm::clock_s());
+    assign();
+  }
+}
+
+void Team::run(const std::function<void(int)> &job, bool trial) {
   if (desks_.size() == 1) {
     return job(0);
   }
   const Narrowed narrowed(first_cpu_);
-  const double began_s = comm::clock_s();
   work_ = &job;
+  began_s_ = comm::clock_s();
   job_.value.fetch_add(1); // ordered before the look at the sleepers, so that none is missed
   if (waiting_for_jobs_.load() != 0) {
     wake_all(job_.value);
   }
   work(desks_[0]);
-  review(began_s);
+  if (!trial) {
+    review();
+  }
 }
 
+// Who begins late has lost time too: its core was taken while it waited for the job.
 void Team::work(Desk &desk) {
-  const double began_s = comm::clock_s(), began_cpu_s = cpu_s();
+  const double began_cpu_s = cpu_s();
   slept_s = 0;
   (*work_)(desk.index);
-  desk.hours = {comm::clock_s() - began_s - (cpu_s() - began_cpu_s) - slept_s, slept_s};
+  desk.hours = {comm::clock_s() - began_s_ - (cpu_s() - began_cpu_s) - slept_s, slept_s};
   barrier();
 }
 
-// Decides who takes part in the next job.
-void Team::review(double began_s) {
+void Team::review() {
   for (size_t member = 0; member < desks_.size(); ++member) {
     hours_[member] = desks_[member].hours;
   }
   const double now_s = comm::clock_s();
-  roster_.review(now_s, now_s - began_s, hours_);
+  roster_.review(now_s, now_s - began_s_, hours_);
+  assign();
+}
+
+// Tells the members who takes part in the next job. Those who missed the last one find that they had no part in it,
+// whichever number they read.
+void Team::assign() {
   const uint32_t job = job_.value.load(std::memory_order_relaxed);
-  int index = 0;
+  const std::vector<int> &present = roster_.present();
+  size_t index = 0;
   for (size_t member = 0; member < desks_.size(); ++member) {
-    const bool present = static_cast<size_t>(index) < roster_.present().size() &&
-                         roster_.present()[static_cast<size_t>(index)] == static_cast<int>(member);
-    if (present) {
-      desks_[member].index = index++;
-    } else { // of the next job, at least
-      desks_[member].last_missed.store(job + 1, std::memory_order_relaxed);
+    Desk &desk = desks_[member];
+    const bool takes_part = index < present.size() && present[index] == static_cast<int>(member);
+    desk.last_missed.store(takes_part ? job : job + 1, std::memory_order_relaxed);
+    if (takes_part) {
+      desk.index = static_cast<int>(index++);
     }
   }
 }
 
-// Numbers of jobs may begin anew at zero.
+// Numbers of jobs begin anew at zero.
 bool Team::takes_part(const Desk &desk, uint32_t job) {
   return static_cast<int32_t>(job - desk.last_missed.load(std::memory_order_relaxed)) > 0;
 }

@@ -25,11 +25,13 @@ public:
   Team(const Team &) = delete;
   Team &operator=(const Team &) = delete;
 
+  // Decides who takes part in the next job. Not called, it is who took part in the last one, or fewer.
+  void gather();
   // Members that take part in the job that is going on, or else in the next one.
   int size() const { return static_cast<int>(roster_.present().size()); }
   // Every one of these calls `job(index)`, with indices from 0 to size() - 1; returns when all have. Not to be called
-  // by two threads at once.
-  void run(const std::function<void(int)> &job);
+  // by two threads at once. Nobody is left out for a job that is a `trial`.
+  void run(const std::function<void(int)> &job, bool trial = false);
   // Returns when every member has called it. `while_waiting` is called now and then until then.
   template <class F> void barrier(F &&while_waiting);
   void barrier() {
@@ -41,8 +43,9 @@ private:
     std::atomic<uint32_t> value{0};
   };
 
-  // What a job needs to know of a member. It takes part in those after the job `last_missed`: who wakes late may see
-  // numbers of jobs that are over, and is to find that it had no part in them.
+  // What a job needs to know of a member. It takes part in those after the job `last_missed`, which is kept close to
+  // the last job of all, as numbers begin anew at zero: who wakes late may see numbers of jobs that are over, and is to
+  // find that it had no part in them.
   struct alignas(128) Desk {
     std::atomic<uint32_t> last_missed{0};
     int index = 0;
@@ -51,7 +54,8 @@ private:
 
   void serve(int member);
   void work(Desk &desk);
-  void review(double began_s);
+  void review();
+  void assign();
   static bool takes_part(const Desk &desk, uint32_t job);
   void end();
   bool arrive(uint32_t &round);
@@ -65,6 +69,7 @@ private:
   std::atomic<int> waiting_for_jobs_{0}, waiting_for_rounds_{0};
   std::atomic<bool> ending_{false};
   const std::function<void(int)> *work_ = nullptr;
+  double began_s_ = 0; // the job
   std::vector<std::jthread> threads_;
 };
 

@@ -14,6 +14,7 @@ int Walker::run(const Step &step) {
   step_ = &step;
   code_ = 0;
   make_room(step);
+  team_.gather();
   const int present = team_.size();
   shares_[0].deal(model_.layers[0].qkv.num_panels(), present);
   team_.run([this](int index) {

@@ -15,7 +15,7 @@ public:
 
   // Computes the logits of a step, and stores its keys and values. Returns 0, or the code of a failed all-reduce.
   int run(const Step &step);
-  // Reads some of the weights with and without a pace (kernels/pace.h), and keeps what was faster. Results do not
+  // Reads some of the weights in each way (kernels/pace.h), and keeps what was fastest. Results do not
   // depend on it.
   void choose_reading();
   kernels::Reading reading() const { return reading_; }

@@ -38,7 +38,7 @@ inline void sum_by_tiles(const PanelMatrix &matrix, const char *panels, int64_t 
                          const PanelScratch &scratch) {
   if (matrix.kind != WeightKind::bfloat16) {
     sum_widened(matrix, panels, count, in, scratch);
-  } else if (in.reading == Reading::paced) {
+  } else if (in.reading != Reading::at_once) {
     sum_weights<true>(matrix, panels, count, in, scratch.sums);
   } else {
     sum_weights<false>(matrix, panels, count, in, scratch.sums);

@@ -82,8 +82,8 @@ public:
     ++index_;
   }
 
-  // Ends a block. Behind the last of a group lie its scales, which have been fetched, so that as much of what comes
-  // `ahead` has not.
+  // Ends a block. Behind the last of a group lie its scales, which have been fetched where lines are, so that as much
+  // of what comes `ahead` has not.
   template <class P> void finish(P &pace, int64_t ahead, float *sums) {
     const char *scales = group_ + code_bytes_;
     switch (matrix_.scale_kind) {

@@ -7,7 +7,7 @@
 
 COREBOUND_BEGIN_VARIANT
 
-// What a thread works with: a piece of the panel as AMX wants it, and sums [rows][64].
+// What a thread works with: a piece of the panel, widened, and sums [rows][64].
 struct PanelScratch {
   float *piece, *sums;
   explicit PanelScratch(float *memory) : piece(memory), sums(memory + piece_floats) {}
