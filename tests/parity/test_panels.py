@@ -24,7 +24,9 @@ pytestmark = pytest.mark.native
 SHAPES = ((64, 32), (65, 33), (1, 2), (192, 640), (100, 517))
 ROWS = (1, 2, 3, 5, 6, 7, 13, 16, 17, 33, 40, 67)
 # Rows up to which codes are multiplied as bytes, where that has an end.
-MOST_CODE_ROWS = {"amx": 32, "avx512_bf16": 64}
+MOST_CODE_ROWS = {"amx": 32}
+# kernels::max_whole_rows: for more rows, inputs up to so many times the root mean square of their row have one byte.
+MOST_WHOLE_ROWS, SHORT_BLOCK_TOP = 64, 8
 
 
 def placed(matrix: PanelMatrix) -> PanelMatrix:
@@ -60,9 +62,13 @@ class Weights:
             # They are multiplied as bf16 weights: each is rounded once.
             bound = 2.0**-8 * (x.double().abs() @ self.weight.abs().T) + 1e-6
         else:
-            # Inputs are rounded to 15 bits of the largest of their block, which is at most that of the row. The
-            # zero point is taken off the sum, which can be larger than what remains.
-            step = x.double().abs().amax(1, keepdim=True) / (127 * 128)
+            # Inputs are rounded to 15 bits of the largest of their block, which is at most that of the row, or to 8.
+            # The zero point is taken off the sum, which can be larger than what remains.
+            top = x.double().abs().amax(1, keepdim=True)
+            step = top / (127 * 128)
+            if x.shape[0] > MOST_WHOLE_ROWS:
+                short = SHORT_BLOCK_TOP * x.double().pow(2).mean(1, keepdim=True).sqrt()
+                step = torch.maximum(step, 1.00001 * torch.minimum(top, short) / 127)
             sums = 2.0**-23 * 64 * (x.double().abs() @ self.large.T)
             bound = 0.5001 * step * self.weight.abs().sum(1) + sums + 1e-30
         error = (found.double() - exact(x, self.weight)).abs()
@@ -211,6 +217,36 @@ def test_quantised_products_are_those_of_the_dequantised_matrix(
         for rows, number in ((1, 0), (1, 1), (1, 2), (2, 1), (4, 0), (4, 2), (18, 1), (33, 0), (65, 0)):
             x = torch.randn((rows, inputs), generator=generator).bfloat16()
             weights.assert_product(variant, x, READINGS[number])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("group", [None, 64, 128])
+@pytest.mark.parametrize("rows", [65, 71, 131])
+def test_many_rows_lose_little_of_ordinary_inputs_and_of_outliers(
+    variant: str, kind: str, group: int | None, rows: int
+) -> None:
+    generator = torch.Generator().manual_seed(8)
+    weights = random_weights(130, 1280, PanelFormat(kind=kind, group_size=group), generator)  # type: ignore[arg-type]  # parametrised strings
+    x = torch.randn((rows, 1280), generator=generator)
+    x[::2, 700] *= 500  # a dimension of outliers, in every other row: with one byte, its block would be zeros
+    x[-1, :640] = 0
+    x[-1, 640:] *= 1e-20  # its squares are all zeros
+    x = x.bfloat16()
+    found, few = weights.matrix.multiply(x), weights.matrix.multiply(x[:MOST_WHOLE_ROWS])
+    weights.assert_product(variant, x)
+    if variant == "amx":  # it rounds the weights, and no input
+        return
+    error = found.double() - exact(x, weights.weight)
+    scale = x.double().pow(2).mean(1).sqrt()[:, None] * weights.weight.pow(2).sum(1).sqrt()
+    assert bool((error.pow(2).mean(1).sqrt() <= SHORT_BLOCK_TOP / (127 * math.sqrt(12)) * scale.amax(1)).all())
+    # Where nothing stands out, that is a third of the bound and more than what two bytes lose: one was left out.
+    ordinary = error[1::2] / scale[1::2]
+    assert 1e-3 < float(ordinary.pow(2).mean().sqrt()) < 0.01
+    # A block of outliers has both bytes, and what it is off by is small beside the other blocks of its row.
+    alone = (x[0].double() * (torch.arange(1280) == 700)).bfloat16()[None].expand(rows, -1).contiguous()
+    loss = weights.matrix.multiply(alone).double() - exact(alone, weights.weight)
+    assert float(loss.abs().max()) <= float(alone[0, 700].double().abs() / (127 * 128) * weights.weight.abs().max())
+    assert not torch.equal(found[:MOST_WHOLE_ROWS], few)
 
 
 def of_codes(codes: torch.Tensor, form: PanelFormat, scale: float) -> PanelMatrix:

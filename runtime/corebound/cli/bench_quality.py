@@ -30,6 +30,8 @@ ALL_SCHEMES = tuple(
     for parts in itertools.product(("int8", "int4"), ("channel", "g128", "g64", "g32"), ("sym", "asym"))
 )
 _FLOATS = (("float32", 32.0, torch.float32), ("bfloat16", 16.0, torch.bfloat16))
+# What `--dtype` names, and the scheme that it stands for.
+_COMPUTED = (("bfloat16", None), ("int8", parse_scheme("int8")), ("int4", parse_scheme("int4")))
 _COLUMNS = (
     ("weights", "scheme", None),
     ("bits", "bits_per_weight", 2),
@@ -65,8 +67,8 @@ def quality(
     """Measure what weights as whole numbers cost: perplexity of held-out text, and how far logits move.
 
     The matrices of the layers are quantized by rounding to nearest, turned back, and computed with in float32, so the
-    figures show the scheme and no kernel. Without --scheme every scheme is measured; a model that is packed already is
-    measured as it is.
+    figures show the scheme and no kernel. Without --scheme every scheme is measured, and the model as --dtype computes
+    it here, with what kernels round; a model that is packed already is measured as it is.
 
     The default text is what the demo model was never trained on. A model of a shape is random and has no tokenizer: its
     texts are random tokens, and only its logits are compared.
@@ -91,6 +93,12 @@ def quality(
     for scheme in chosen or (ALL_SCHEMES if description.packed is None else ()):
         click.echo(f"measuring {scheme.name}", err=True)
         rows.append(_row(scheme.name, bits_per_weight(scheme, description), meter.measure(scheme, head=quantize_head)))
+    if not chosen and not quantize_head:
+        for dtype, stands_for in _COMPUTED[: 1 if description.packed else None]:
+            name = f"{dtype}, computed here"
+            click.echo(f"measuring {name}", err=True)
+            bits = 16.0 if stands_for is None else bits_per_weight(stands_for, description)
+            rows.append(_row(name, bits, meter.measure_computed(dtype)))
     result = {
         "model": description.name,
         "packed": None if description.packed is None else description.packed.name,

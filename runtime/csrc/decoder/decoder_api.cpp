@@ -41,8 +41,8 @@ COREBOUND_API void corebound_panel_multiply(const PanelMatrix *matrix, const uin
                                             const PanelOutput *out, int reading) {
   const auto &kernels = corebound::kernels::active_kernels();
   Buffer<uint16_t> tiles;
-  Buffer<int8_t> high, low;
-  Buffer<float> scales, scratch;
+  corebound::decoder::RoundedBuffers rounded;
+  Buffer<float> scratch;
   PanelInput in{};
   in.x = x;
   in.rows = rows;
@@ -54,15 +54,9 @@ COREBOUND_API void corebound_panel_multiply(const PanelMatrix *matrix, const uin
     in.tiles = made;
   }
   if (corebound::kernels::reads_whole_numbers(kernels, *matrix, rows)) {
-    const int64_t blocks = rows * matrix->num_blocks();
     const int64_t elements = corebound::kernels::rounded_rows(rows) * matrix->padded_inputs;
-    int8_t *upper = high.get(elements), *lower = low.get(elements);
-    float *of_blocks = scales.get(2 * blocks);
-    kernels.round_rows(*matrix, in, upper, lower, of_blocks, of_blocks + blocks);
-    in.high = upper;
-    in.low = lower;
-    in.block_scales = of_blocks;
-    in.block_sums = of_blocks + blocks;
+    in.rounded = rounded.get(elements, rows * matrix->num_blocks()).for_rows(rows);
+    kernels.round_rows(*matrix, in, in.rounded);
   }
   float *memory = scratch.get(corebound::kernels::panel_scratch_floats(rows));
   constexpr int64_t most = corebound::kernels::max_panels_together;

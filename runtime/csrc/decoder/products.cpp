@@ -24,7 +24,7 @@ void Walker::prepare(const Matrix &matrix, Rows in, Range rows, int64_t all, int
   if (wants_tiles(matrix, all)) {
     kernels_.make_tiles(part, matrix.padded_inputs, tiles_ + first, 0, (part.rows + 15) / 16);
   } else if (wants_rounding(matrix, all)) {
-    kernels_.round_rows(matrix, part, high_ + first, low_ + first, block_scales_ + block, block_sums_ + block);
+    kernels_.round_rows(matrix, part, rounded_.from(first, block).for_rows(all));
   }
 }
 
@@ -54,28 +54,20 @@ void Walker::multiply(Member &member, const Matrix &matrix, Rows in, int64_t row
 }
 
 PanelInput Walker::input_of(const Matrix &matrix, Rows in, int64_t rows, int64_t place) const {
-  PanelInput input = {in.data, nullptr, high_, low_, block_scales_, block_sums_, rows, in.stride, reading_};
+  PanelInput input = {in.data, nullptr, {}, rows, in.stride, reading_};
   if (wants_tiles(matrix, rows)) {
     input.tiles = tiles_ + place * max_inputs_;
   } else if (quantised_) {
-    input.high += place * max_inputs_;
-    input.low += place * max_inputs_;
-    input.block_scales += place * max_blocks_;
-    input.block_sums += place * max_blocks_;
+    input.rounded = rounded_.from(place * max_inputs_, place * max_blocks_).for_rows(rows);
   }
   return input;
 }
 
 // Makes the member's own copy of the rows in whole numbers.
 void Walker::round_alone(Member &member, const Matrix &matrix, PanelInput &input) const {
-  const int64_t blocks = input.rows * matrix.num_blocks(), elements = input.rows * matrix.padded_inputs;
-  int8_t *high = member.high.get(elements), *low = member.low.get(elements);
-  float *scales = member.scales.get(2 * blocks);
-  kernels_.round_rows(matrix, input, high, low, scales, scales + blocks);
-  input.high = high;
-  input.low = low;
-  input.block_scales = scales;
-  input.block_sums = scales + blocks;
+  const int64_t elements = input.rows * matrix.padded_inputs, blocks = input.rows * matrix.num_blocks();
+  input.rounded = member.rounded.get(elements, blocks).for_rows(input.rows);
+  kernels_.round_rows(matrix, input, input.rounded);
 }
 
 // A barrier, at which who waits fetches the beginning of what it will read next.

@@ -105,18 +105,13 @@ void Walker::make_room(const Step &step) {
     member.panel.get(kernels::panel_scratch_floats(step.tokens));
     member.best.get(step.rows);
     member.attention.get(kernels::attention_scratch_bytes(attention));
-    member.high.get(few * max_inputs_);
-    member.low.get(few * max_inputs_);
-    member.scales.get(2 * few * max_blocks_);
+    member.rounded.get(few * max_inputs_, few * max_blocks_);
   }
   int64_t rounded = quantised_ ? std::min(rows, kernels_.max_code_rows()) : 0;
   if (model_.num_experts > 0 && quantised_) {
     rounded = prepared; // few of each expert's, but at their places
   }
-  high_ = rounded_[0].get(rounded * max_inputs_);
-  low_ = rounded_[1].get(rounded * max_inputs_);
-  block_scales_ = blocks_[0].get(rounded * max_blocks_);
-  block_sums_ = blocks_[1].get(rounded * max_blocks_);
+  rounded_ = rounded_buffers_.get(rounded * max_inputs_, rounded * max_blocks_);
 }
 
 void Walker::choose_reading() {

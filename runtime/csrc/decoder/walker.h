@@ -5,6 +5,7 @@
 
 #include "decoder/memory.h"
 #include "decoder/model.h"
+#include "decoder/rounded.h"
 #include "decoder/team.h"
 
 namespace corebound::decoder {
@@ -28,8 +29,7 @@ private:
     int turn = 0; // products begun
     Buffer<float> panel;
     Buffer<char> attention;
-    Buffer<int8_t> high, low; // its own copy of a few rows in whole numbers: cheaper than to wait for another's
-    Buffer<float> scales;
+    RoundedBuffers rounded;          // its own copy of a few rows: cheaper than to wait for another's
     Buffer<uint16_t> trial, nothing; // for choose_reading
     Buffer<float> sums;              // of the experts of a row
     Buffer<kernels::Best> best;      // of the member's panels of the head, by row
@@ -109,11 +109,9 @@ private:
   Mixture mixture_;
   uint16_t *q_ = nullptr;
   uint16_t *tiles_ = nullptr;
-  int8_t *high_ = nullptr, *low_ = nullptr;
-  float *block_scales_ = nullptr, *block_sums_ = nullptr;
+  kernels::RoundedRows rounded_{};
   Buffer<uint16_t> buffers_[12];
-  Buffer<int8_t> rounded_[2];
-  Buffer<float> blocks_[2];
+  RoundedBuffers rounded_buffers_;
   int64_t attended_columns_, attended_inputs_, hidden_columns_, inner_columns_, max_inputs_, max_blocks_, max_outputs_;
   int64_t mixed_columns_ = 0;
   bool quantised_ = false; // some of the matrices

@@ -157,7 +157,7 @@ struct KernelSet {
                          float *scratch);
   // `tiles` of an input (a range is of row tiles), and its rows in whole numbers for a quantised matrix.
   void (*make_tiles)(const PanelInput &, int64_t padded_inputs, uint16_t *tiles, int64_t begin, int64_t end);
-  void (*round_rows)(const PanelMatrix &, const PanelInput &, int8_t *high, int8_t *low, float *scales, float *sums);
+  void (*round_rows)(const PanelMatrix &, const PanelInput &, const RoundedRows &);
   void (*split_rotate_store)(const QkvArgs &, int64_t begin, int64_t end);
   bool (*takes_tiles)();      // whether panel_product wants `tiles` from min_tile_rows on
   int64_t (*max_code_rows)(); // rows up to which codes stay bytes; for more they are widened, and it reads bf16 rows

@@ -21,7 +21,7 @@ void panel_product(const PanelMatrix &matrix, int64_t panel, const PanelInput &i
 void panel_products(const PanelMatrix &matrix, int64_t panel, int64_t count, const PanelInput &in,
                     const PanelOutput &out, float *scratch);
 void make_tiles(const PanelInput &in, int64_t padded_inputs, uint16_t *tiles, int64_t begin, int64_t end);
-void round_rows(const PanelMatrix &matrix, const PanelInput &in, int8_t *high, int8_t *low, float *scales, float *sums);
+void round_rows(const PanelMatrix &matrix, const PanelInput &in, const RoundedRows &to);
 void split_rotate_store(const QkvArgs &args, int64_t begin, int64_t end);
 bool takes_tiles();
 int64_t max_code_rows();

@@ -1,14 +1,14 @@
 // The product of rows with one panel of weights. Few rows: bound by memory, so the panel is one ascending stream and
 // all that happens to it happens in registers. Many rows: bound by arithmetic, so pieces of the panel that fit the
 // cache serve all rows, by AMX tiles where the variant has them.
+#include <cmath>
+#include <limits>
+
 #include "kernels/panel_codes.h"
 #include "kernels/panel_finish.h"
 #include "kernels/panel_sums.h"
 #ifdef __AVX512F__
 #include "kernels/panel_row_codes.h"
-#endif
-#ifdef __AVX512BF16__
-#include "kernels/panel_widen.h"
 #endif
 #ifdef __AMX_BF16__
 #include "kernels/panel_amx_codes.h"
@@ -18,24 +18,24 @@
 COREBOUND_BEGIN_VARIANT
 
 template <bool nibbles>
-void sum_any_codes(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
+void sum_any_codes(const PanelMatrix &matrix, const char *panel, const PanelInput &in, const PanelScratch &scratch) {
   int64_t done = 0;
 #ifdef __AVX512F__
   if (in.rows == 1) {
     switch (in.reading) {
     case Reading::at_once:
-      done = sum_codes_of_row<nibbles, AtOnce>(matrix, panel, in, sums);
+      done = sum_codes_of_row<nibbles, AtOnce>(matrix, panel, in, scratch.sums);
       break;
     case Reading::paced:
-      done = sum_codes_of_row<nibbles, Paced>(matrix, panel, in, sums);
+      done = sum_codes_of_row<nibbles, Paced>(matrix, panel, in, scratch.sums);
       break;
     case Reading::one_stream:
-      done = sum_codes_of_row<nibbles, OneStream>(matrix, panel, in, sums);
+      done = sum_codes_of_row<nibbles, OneStream>(matrix, panel, in, scratch.sums);
       break;
     }
   }
 #endif
-  sum_codes<nibbles>(matrix, panel, in, done, sums);
+  sum_codes<nibbles>(matrix, panel, in, done, scratch);
 }
 
 void sum_any_weights(const PanelMatrix &matrix, const char *panel, const PanelInput &in, float *sums) {
@@ -57,12 +57,10 @@ void sum_any_weights(const PanelMatrix &matrix, const char *panel, const PanelIn
 // Rows whose results go past the caches where weights come from memory.
 constexpr int64_t max_streamed_rows = 4;
 
-// Rows up to which codes stay bytes. Widening a weight takes as long as ten products, so more rows must share it; with
-// AMX, products of bf16 take half as long. Where bf16 has no instruction of its own, bytes are faster for any number.
+// Rows up to which codes stay bytes. With AMX, products of bf16 take half as long as those with both bytes of inputs,
+// but widening a weight takes as long as ten products, so that more rows must share it.
 #if defined(__AMX_BF16__)
 constexpr int64_t most_code_rows = 32;
-#elif defined(__AVX512BF16__)
-constexpr int64_t most_code_rows = 64;
 #else
 constexpr int64_t most_code_rows = INT64_MAX;
 #endif
@@ -74,42 +72,55 @@ void compute_sums(const PanelMatrix &matrix, const char *panel, const PanelInput
   }
 #endif
   std::memset(scratch.sums, 0, static_cast<size_t>(in.rows * panel_outputs) * sizeof(float));
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
-  if (matrix.kind != WeightKind::bfloat16 && in.rows > most_code_rows) {
-    return sum_widened_rows(matrix, panel, in, scratch);
-  }
-#endif
   switch (matrix.kind) {
   case WeightKind::bfloat16:
     return sum_any_weights(matrix, panel, in, scratch.sums);
   case WeightKind::int8:
-    return sum_any_codes<false>(matrix, panel, in, scratch.sums);
+    return sum_any_codes<false>(matrix, panel, in, scratch);
   case WeightKind::int4:
-    return sum_any_codes<true>(matrix, panel, in, scratch.sums);
+    return sum_any_codes<true>(matrix, panel, in, scratch);
   }
 }
 
-// One block of inputs in whole numbers: scale * (128 * high + low). Returns the scale, and their sum in `sum`.
-float round_block(const bf16 *x, int64_t count, int8_t *high, int8_t *low, float &sum) {
+// The largest magnitude of a block; NaN where one of its values is not finite. Blocks are whole vectors.
+float top_of(const bf16 *x, int64_t count) {
   Vec largest = Vec::zero(), nothing = Vec::zero();
   for (int64_t i = 0; i < count; i += Vec::width) {
-    const Vec values = Vec::load(x + i); // blocks are whole vectors
+    const Vec values = Vec::load(x + i);
     largest = max(largest, abs(values));
     nothing = fma(values, Vec::zero(), nothing); // 0, or NaN where a value is not finite
   }
-  const float top = largest.largest();
+  return largest.largest() + nothing.sum();
+}
+
+// The largest magnitude of a block that needs no low half, in a row of `count` values.
+float short_top(const bf16 *x, int64_t count) {
+  Vec squares = Vec::zero();
+  for (int64_t i = 0; i < count; i += Vec::width) {
+    const Vec values = Vec::load(x + i);
+    squares = fma(values, values, squares);
+  }
+  // Where squares overflow, every block may be short of the infinity that comes out: then none is.
+  const float mean = squares.sum() / static_cast<float>(count);
+  return mean < std::numeric_limits<float>::infinity() ? short_block_top * std::sqrt(mean) : 0.0F;
+}
+
+// One block of inputs in whole numbers: scale * (128 * high + low), where `low` is zeros if the block is to be short.
+// Returns the scale, and the sum of 128 * high + low in `sum`; `top` is that of the block.
+float round_block(const bf16 *x, int64_t count, float top, bool is_short, int8_t *high, int8_t *low, float &sum) {
   constexpr float range = 127 * 128;
   constexpr float smallest = 1e-30F; // what is all below it counts as zero: its inverse might be none
-  if (const float check = nothing.sum(); !(top > smallest) || check != 0) {
+  if (!(top > smallest)) {
     std::memset(high, 0, static_cast<size_t>(count));
     std::memset(low, 0, static_cast<size_t>(count));
     sum = 0;
-    return check; // so that what is not finite makes the product NaN
+    return top != top ? top : 0; // so that what is not finite makes the product NaN
   }
-  const float scale = top / range, inverse = range / top;
+  const float scale = top / range;
+  const Vec inverse = Vec::set((is_short ? 127 : range) / top), step = Vec::set(is_short ? 128.0F : 1.0F);
   Vec total = Vec::zero(); // exact: at most 128 numbers below 2^14
   for (int64_t i = 0; i < count; i += Vec::width) {
-    const Vec whole = round(Vec::load(x + i) * Vec::set(inverse));
+    const Vec whole = round(Vec::load(x + i) * inverse) * step;
     store_halves(whole, high + i, low + i);
     total = total + whole;
   }
@@ -165,15 +176,20 @@ void make_tiles(const PanelInput &in, int64_t padded_inputs, uint16_t *tiles, in
   }
 }
 
-void round_rows(const PanelMatrix &matrix, const PanelInput &in, int8_t *high, int8_t *low, float *scales,
-                float *sums) {
+void round_rows(const PanelMatrix &matrix, const PanelInput &in, const RoundedRows &to) {
   const int64_t size = matrix.block_inputs(), blocks = matrix.num_blocks();
   for (int64_t row = 0; row < in.rows; ++row) {
     const bf16 *x = reinterpret_cast<const bf16 *>(in.x) + row * in.stride;
+    const float most = to.has_low ? short_top(x, matrix.padded_inputs) : 0;
     for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t at = block * size, left = matrix.padded_inputs - at, to = row * matrix.padded_inputs + at;
-      float &scale = scales[row * blocks + block];
-      scale = round_block(x + at, left < size ? left : size, high + to, low + to, sums[row * blocks + block]);
+      const int64_t at = block * size, left = matrix.padded_inputs - at, count = left < size ? left : size;
+      const int64_t index = row * blocks + block, first = row * matrix.padded_inputs + at;
+      const float top = top_of(x + at, count);
+      const bool is_short = to.has_low && top <= most;
+      to.scales[index] = round_block(x + at, count, top, is_short, to.high + first, to.low + first, to.sums[index]);
+      if (to.has_low) {
+        to.has_low[index] = !is_short;
+      }
     }
   }
 }

@@ -61,16 +61,26 @@ struct PanelMatrix {
 enum class Reading : int { at_once, paced, one_stream };
 inline constexpr int num_readings = 3;
 
+// Rows in whole numbers, as codes meet them (panel_codes.h); round_rows writes them.
+struct RoundedRows {
+  int8_t *high, *low;   // [rounded_rows(rows), padded_inputs]; what is behind the last row does not matter
+  float *scales, *sums; // [rows, num_blocks]; sums are of 128 * high + low
+  uint8_t *has_low;     // [rows, num_blocks]: whether `low` is more than zeros; or null, then any may be
+
+  // Those behind so many inputs and blocks.
+  RoundedRows from(int64_t elements, int64_t blocks) const {
+    return {high + elements, low + elements, scales + blocks, sums + blocks, has_low ? has_low + blocks : nullptr};
+  }
+  // With `has_low` only where there are so many rows that it is used.
+  RoundedRows for_rows(int64_t rows) const;
+};
+
 // What a panel computes with: bf16 rows [rows, padded_inputs], zeros beyond `inputs`, `stride` elements apart.
 // `tiles` holds the same rows, padded with zero rows to whole tiles, as AMX wants them, or is null.
 struct PanelInput {
   const uint16_t *x;
   const uint16_t *tiles;
-  // For codes that meet no more rows than KernelSet::max_code_rows: the rows in whole numbers (panel_codes.h), by
-  // round_rows.
-  const int8_t *high, *low;  // [rounded_rows(rows), padded_inputs]; what is behind the last row does not matter
-  const float *block_scales; // [rows, num_blocks]
-  const float *block_sums;   // [rows, num_blocks]: sums of 128 * high + low
+  RoundedRows rounded; // for codes that meet no more rows than KernelSet::max_code_rows
   int64_t rows, stride;
   Reading reading = Reading::at_once;
 };
@@ -106,8 +116,14 @@ struct PanelOutput {
 // What a variant with AMX does. Tiles of bytes are of 16 rows, so that there must be memory behind the last row.
 inline constexpr int64_t min_tile_rows = 5;      // rows from which on it reads `tiles` for bf16 weights
 inline constexpr int64_t min_code_tile_rows = 3; // rows from which on it multiplies codes by tiles of bytes
+// Rows up to which every input of codes has both of its bytes, see panel_codes.h.
+inline constexpr int64_t max_whole_rows = 64;
+inline constexpr float short_block_top = 8;
 // Rows that there must be memory for, in whole numbers.
 constexpr int64_t rounded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
+inline RoundedRows RoundedRows::for_rows(int64_t rows) const {
+  return {high, low, scales, sums, rows > max_whole_rows ? has_low : nullptr};
+}
 
 // Elements of `tiles` for rows of `padded_inputs`: [row tile of 16][step of 32 inputs][16][32]; tiles are taken in
 // twos, what the second of the last two holds does not matter.

@@ -31,8 +31,8 @@ inline void add_unit(const CountedUnit &unit, const PanelInput &in, int64_t num_
       const __m512 upper = _mm512_cvtepi32_ps(_mm512_loadu_si512(high + row * 16));
       const __m512 lower = _mm512_cvtepi32_ps(_mm512_loadu_si512(low + row * 16));
       const __m512 product = _mm512_fmadd_ps(upper, base, lower);
-      const __m512 centred = _mm512_fmadd_ps(zeros, _mm512_set1_ps(-in.block_sums[of_row]), product);
-      const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(in.block_scales[of_row]), scales);
+      const __m512 centred = _mm512_fmadd_ps(zeros, _mm512_set1_ps(-in.rounded.sums[of_row]), product);
+      const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(in.rounded.scales[of_row]), scales);
       _mm512_storeu_ps(to, _mm512_fmadd_ps(centred, scale, _mm512_loadu_ps(to)));
     }
   }
@@ -59,17 +59,6 @@ inline void count_unit(const int8_t *high, const int8_t *low, int64_t stride, co
   _tile_stored(1, counts + 256, 64);
   _tile_stored(2, counts + 512, 64);
   _tile_stored(3, counts + 768, 64);
-}
-
-// Four inputs of 64 outputs at a time, one code a byte.
-inline void unpack_block(const char *codes, int64_t inputs, char *to) {
-  for (int64_t i = 0; i < inputs; i += 4, codes += 128, to += 256) {
-    Quads16 quads[4];
-    load_quads<true>(codes, quads);
-    for (int64_t j = 0; j < 4; ++j) {
-      _mm512_storeu_si512(to + 64 * j, quads[j].v);
-    }
-  }
 }
 
 inline void sum_codes_by_tiles(const PanelMatrix &matrix, const char *panel, const PanelInput &in,
@@ -104,7 +93,7 @@ inline void sum_codes_by_tiles(const PanelMatrix &matrix, const char *panel, con
       const int64_t row = unit / 2 * 16, output = unit % 2 * 32, first = row * padded + at;
       int32_t *to = counts + turn % 2 * counts_of_unit;
       fetching.some();
-      count_unit(in.high + first, in.low + first, padded, codes + output * 4, inputs, step, to);
+      count_unit(in.rounded.high + first, in.rounded.low + first, padded, codes + output * 4, inputs, step, to);
       // One behind, so that this need not wait for the tiles.
       if (turn > 0) {
         add_unit(before, in, blocks, scratch.sums);

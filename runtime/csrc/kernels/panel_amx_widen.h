@@ -2,8 +2,8 @@
 #pragma once
 
 #include "kernels/panel_amx.h"
+#include "kernels/panel_codes.h"
 #include "kernels/panel_finish.h"
-#include "kernels/panel_widen.h"
 
 COREBOUND_BEGIN_VARIANT
 
@@ -20,6 +20,58 @@ struct InPiece {
   }
 };
 
+// Two floats of each of 16 outputs, rounded, as a bf16 pair.
+inline __m512i joined(__m512 first, __m512 second) {
+  const __m512i places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(places, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
+}
+
+// Writes (code - zero) * scale of `inputs` inputs as bf16 pairs into a piece, from pair `first` on: 16 outputs of a
+// pair where InPiece::place says. Here, unlike with few rows, each weight is rounded.
+template <bool nibbles>
+inline void widen(const char *codes, int64_t inputs, const GroupScales &of, char *piece, int64_t first) {
+  __m512 scales[4], offsets[4];
+  for (int j = 0; j < 4; ++j) {
+    scales[j] = _mm512_loadu_ps(of.scales + 16 * j);
+    offsets[j] = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(_mm512_loadu_ps(of.zeros + 16 * j), scales[j]));
+  }
+  const __m512i byte = _mm512_set1_epi32(255);
+  for (int64_t i = 0; i < inputs; i += 4, codes += nibbles ? 128 : 256) {
+    Quads16 quads[4];
+    load_quads<nibbles>(codes, quads);
+    for (int j = 0; j < 4; ++j) {
+      __m512 value[4];
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const __m512i code = _mm512_and_si512(_mm512_srli_epi32(quads[j].v, 8 * k), byte);
+        value[k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), scales[j], offsets[j]);
+      }
+      const int64_t pair = first + i / 2;
+      _mm512_storeu_si512(InPiece::place(piece, pair, j), joined(value[0], value[1]));
+      _mm512_storeu_si512(InPiece::place(piece, pair + 1, j), joined(value[2], value[3]));
+    }
+  }
+}
+
+// Fills a piece with up to `count` inputs from input `at` on, of one group or of several small ones.
+inline void widen_piece(const PanelMatrix &matrix, const char *panel, int64_t at, int64_t count, char *piece) {
+  for (int64_t filled = 0; filled < count;) {
+    const int64_t index = (at + filled) / matrix.group_inputs, within = (at + filled) % matrix.group_inputs;
+    const int64_t of_group = matrix.group_inputs - within, left = count - filled;
+    const int64_t part = of_group < left ? of_group : left;
+    const char *codes = panel + index * matrix.group_bytes();
+    const GroupScales of(matrix, codes + matrix.group_inputs * matrix.input_bytes());
+    codes += within * matrix.input_bytes();
+    if (matrix.kind == WeightKind::int4) {
+      widen<true>(codes, part, of, piece, filled / 2);
+    } else {
+      widen<false>(codes, part, of, piece, filled / 2);
+    }
+    filled += part;
+  }
+}
+
 inline void sum_widened(const PanelMatrix &matrix, const char *panels, int64_t count, const PanelInput &in,
                         const PanelScratch &scratch) {
   char *piece = reinterpret_cast<char *>(scratch.piece);
@@ -27,7 +79,7 @@ inline void sum_widened(const PanelMatrix &matrix, const char *panels, int64_t c
   std::memset(scratch.sums, 0, static_cast<size_t>(count * panel_sums(in.rows)) * sizeof(float));
   sum_pieces<false>(matrix, panels, count, in, tile_piece_inputs, scratch.sums,
                     [&](const char *panel, int64_t at, int64_t inputs, float *sums, auto &fetching) {
-                      widen_piece<InPiece>(matrix, panel, at, inputs, piece);
+                      widen_piece(matrix, panel, at, inputs, piece);
                       written_for_tiles();
                       add_tile_rows<InPiece>(in.tiles + at / 32 * tile_size, matrix.padded_inputs * 16,
                                              (in.rows + 15) / 16, piece, inputs / 32, false, sums, fetching);

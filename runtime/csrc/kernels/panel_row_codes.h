@@ -19,16 +19,16 @@ public:
     const int64_t at = index * matrix.block_inputs();
     group_ = panel + at / matrix.group_inputs * matrix.group_bytes();
     codes_ = group_ + at % matrix.group_inputs * matrix.input_bytes();
-    high_ = in.high + at;
-    low_ = in.low + at;
+    high_ = in.rounded.high + at;
+    low_ = in.rounded.low + at;
   }
   const char *at() const { return codes_; }
 
   // Begins a block. Its sums begin at the middle of the codes times the inputs' sum, so that they end centred. Upper
   // nibbles are not shifted down: a whole byte is 16 times the upper one and the lower one, whose sum is there too.
   void begin(const PanelInput &in) {
-    sum_ = in.block_sums[index_];
-    scale_ = in.block_scales[index_];
+    sum_ = in.rounded.sums[index_];
+    scale_ = in.rounded.scales[index_];
     const auto sum = static_cast<int32_t>(sum_);
     const __m512i even = _mm512_set1_epi32(-middle * sum);
     const __m512i odd = nibbles ? _mm512_set1_epi32(-(16 * middle + middle) * sum) : even;
@@ -144,7 +144,7 @@ private:
 inline bool fits_unscaled(const PanelMatrix &matrix, const PanelInput &in) {
   Vec largest = Vec::zero();
   for (int64_t block = 0; block < matrix.num_blocks(); block += Vec::width) {
-    largest = max(load_upto(in.block_scales + block, matrix.num_blocks() - block), largest);
+    largest = max(load_upto(in.rounded.scales + block, matrix.num_blocks() - block), largest);
   }
   return largest.largest() < 1e24F;
 }

@@ -74,8 +74,9 @@ void multiply(const PanelMatrix &matrix, const uint16_t *x, int64_t rows, const 
   in.rows = rows;
   in.stride = matrix.padded_inputs;
   Memory<uint16_t> tiles;
-  Memory<int8_t> high, low;
+  Memory<int8_t> halves;
   Memory<float> blocks;
+  Memory<uint8_t> has_low;
   if (kernels::reads_tiles(kernels, matrix, rows)) {
     tiles = allocate<uint16_t>(kernels::tile_elements(rows, matrix.padded_inputs));
     parallel((rows + 15) / 16, 1,
@@ -83,14 +84,14 @@ void multiply(const PanelMatrix &matrix, const uint16_t *x, int64_t rows, const 
     in.tiles = tiles.get();
   } else if (kernels::reads_whole_numbers(kernels, matrix, rows)) {
     const int64_t num_blocks = rows * matrix.num_blocks();
-    high = allocate<int8_t>(kernels::rounded_rows(rows) * matrix.padded_inputs);
-    low = allocate<int8_t>(kernels::rounded_rows(rows) * matrix.padded_inputs);
+    const int64_t elements = kernels::rounded_rows(rows) * matrix.padded_inputs;
+    halves = allocate<int8_t>(2 * elements);
     blocks = allocate<float>(2 * num_blocks);
-    kernels.round_rows(matrix, in, high.get(), low.get(), blocks.get(), blocks.get() + num_blocks);
-    in.high = high.get();
-    in.low = low.get();
-    in.block_scales = blocks.get();
-    in.block_sums = blocks.get() + num_blocks;
+    has_low = allocate<uint8_t>(num_blocks);
+    const kernels::RoundedRows rounded = {halves.get(), halves.get() + elements, blocks.get(),
+                                          blocks.get() + num_blocks, has_low.get()};
+    in.rounded = rounded.for_rows(rows);
+    kernels.round_rows(matrix, in, in.rounded);
   }
   parallel(matrix.num_panels(), 1, [&](int64_t b, int64_t e) {
     const auto scratch = allocate<float>(kernels::panel_scratch_floats(rows));

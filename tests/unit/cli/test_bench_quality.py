@@ -65,7 +65,16 @@ def test_a_packed_model_is_measured_as_it_is(llama: Path, text: Path, tmp_path: 
     pack_model(llama, tmp_path / "packed", quant_method="gptq", bits=4, group_size=32)
     found = json.loads(run("--model", tmp_path / "packed", "--text", text, "--json").stdout)
     assert found["packed"] == "gptq int4:g32:sym"
-    assert [row["scheme"] for row in found["rows"]] == ["float32", "bfloat16"]
+    assert [row["scheme"] for row in found["rows"]] == ["float32", "bfloat16", "bfloat16, computed here"]
+
+
+@pytest.mark.native
+def test_what_runs_here_is_measured_beside_its_scheme(llama: Path, text: Path) -> None:
+    rows = {row["scheme"]: row for row in json.loads(run("--model", llama, "--text", text, "--json").stdout)["rows"]}
+    for dtype, scheme in (("bfloat16", "bfloat16"), ("int8", "int8:channel:sym"), ("int4", "int4:g128:asym")):
+        computed = rows[f"{dtype}, computed here"]
+        assert computed["bits_per_weight"] == rows[scheme]["bits_per_weight"]
+        assert 0 < computed["logits_error"] < 3 * rows[scheme]["logits_error"] + 0.02
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,14 @@
 """What quantization costs in quality: perplexity of held-out text, and how far logits move.
 
-Both are measured by the decoder with its reference operators on the values that the codes stand for, so that they show
-the scheme and not a kernel.
+A scheme is measured by the decoder with its reference operators on the values that the codes stand for, so that its
+figures have no kernel in them; what is computed here is measured as `--dtype` runs it, with all that kernels round.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from corebound.engine.kv_cache import allocate_kv_cache
 from corebound.engine.step import SamplingRow, StepInput, decode_step, encode_step
 from corebound.engine.text import HuggingFaceTokenizer
 from corebound.models import Decoder, ModelDescription, load_model
+from corebound.models.native_decoder import NativeDecoder
 from corebound.quantization.scheme import Scheme
 
 HELD_OUT_FILE = Path(__file__).with_name("held_out.txt")
@@ -84,9 +85,16 @@ class QualityMeter:
 
     def measure(self, scheme: Scheme | None, *, head: bool = False, dtype: torch.dtype = torch.float32) -> Quality:
         """Return the figures of a scheme (None leaves the weights as they are), computed in `dtype`."""
+        return self._figures(self._run(scheme, dtype, head=head))
+
+    def measure_computed(self, dtype: str) -> Quality:
+        """Return the figures of the model as it runs here with `--dtype`, many tokens a step."""
+        return self._figures(self._computed(dtype))
+
+    def _figures(self, steps: Iterable[tuple[Tensor, Sequence[Sequence[int]]]]) -> Quality:
         loss, num_targets = 0.0, 0
         change, size, num_same, num_compared = 0.0, 0.0, 0, 0
-        for index, (logits, texts) in enumerate(self._run(scheme, dtype, head=head)):
+        for index, (logits, texts) in enumerate(steps):
             loss += _loss(logits, texts)
             num_targets += sum(len(text) - 1 for text in texts)
             if index < len(self._kept):
@@ -119,6 +127,12 @@ class QualityMeter:
             for texts in _steps(self._texts, self._description.vocab_size):
                 yield _logits(decoder, texts), texts
 
+    @torch.inference_mode()
+    def _computed(self, dtype: str) -> Iterator[tuple[Tensor, Sequence[Sequence[int]]]]:
+        decoder = load_model(self._description.path, dtype, SingleCollectives())
+        for texts in _steps(self._texts, self._description.vocab_size):
+            yield _logits(decoder, texts), texts
+
 
 def _steps(texts: Sequence[Sequence[int]], vocab_size: int) -> Iterator[list[Sequence[int]]]:
     """Yield texts in parts whose tokens and logits stay small."""
@@ -133,7 +147,7 @@ def _steps(texts: Sequence[Sequence[int]], vocab_size: int) -> Iterator[list[Seq
         yield part
 
 
-def _logits(decoder: Decoder, texts: Sequence[Sequence[int]]) -> Tensor:
+def _logits(decoder: Decoder | NativeDecoder, texts: Sequence[Sequence[int]]) -> Tensor:
     """Return the logits of every position of the texts. Shapes: [tokens of all texts, vocabulary]."""
     inputs, num_blocks = [], 0
     for text in texts:
