@@ -112,6 +112,7 @@ def measure(lines: list[str], settings: Settings, results: Path | None, cache_di
         found = facts | {
             "rows": [finding.row() for finding in run.found],
             "readings": [vars(reading) for reading in run.readings],
+            "turns": {"repeated": run.num_repeated, "moved": run.num_moved},
             "quality": run.quality,
             "load": watch.finish().to_json(),
             "elapsed_s": round(time.monotonic() - started_s, 1),

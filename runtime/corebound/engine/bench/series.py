@@ -25,6 +25,15 @@ class Sample:
     after: Reading
 
     @property
+    def is_steady(self) -> bool:
+        """Whether the processors lay the same before and after the round."""
+        return self.before.is_alike(self.after)
+
+    def is_alike(self, other: Sample) -> bool:
+        """Return whether both were taken while the processors lay the same."""
+        return self.is_steady and other.is_steady and self.after.is_alike(other.after)
+
+    @property
     def read_ceiling_gb_per_s(self) -> float:
         """The bandwidth around the round."""
         return (self.before.read_gb_per_s + self.after.read_gb_per_s) / 2

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from corebound.engine.bench.series import Sample
 from corebound.engine.bench.targets.finding import ONE_CORE, Finding, Measured, NotMeasured, Sense, promise, ratios_of
-from corebound.engine.bench.targets.samples import Samples, Who
+from corebound.engine.bench.targets.samples import Samples, Who, steady
 from corebound.engine.bench.targets.settings import BATCHES, NUM_BEAMS, Settings
 from corebound.engine.bench.work import Work
 
@@ -28,7 +28,7 @@ def decode(samples: Samples, shape: str, work: Work, settings: Settings) -> list
     bounds = BLOOM_DECODE_BOUNDS if shape.startswith("bloom") else DECODE_BOUNDS
     findings = []
     for dtype in DTYPES:
-        if found := samples.find(Who(dtype=dtype, num_ranks=1), "decode"):
+        if found := steady(samples.find(Who(dtype=dtype, num_ranks=1), "decode")):
             context = settings.short_prompt_tokens + settings.new_tokens / 2
             what = f"{shape}, {dtype}, batch 1"
             findings.append(_read("decode", what, bounds.get(dtype), found, work, context))
@@ -37,7 +37,7 @@ def decode(samples: Samples, shape: str, work: Work, settings: Settings) -> list
 
 def long_context(samples: Samples, shape: str, work: Work, settings: Settings) -> list[Finding]:
     """Return the share of the read bandwidth after a long prompt, the cache counted."""
-    found = samples.find(ONE_RANK, "context")
+    found = steady(samples.find(ONE_RANK, "context"))
     if not found:
         return []
     what = f"{shape}, bfloat16, context {settings.context}"
@@ -68,7 +68,7 @@ def prefill(samples: Samples, shape: str, work: Work, settings: Settings) -> lis
     """Return the share of the bfloat16 GEMM peak that a prompt reaches, for every dtype measured."""
     findings = []
     for dtype in DTYPES:
-        if found := samples.find(Who(dtype=dtype, num_ranks=1), "prompt"):
+        if found := steady(samples.find(Who(dtype=dtype, num_ranks=1), "prompt")):
             flop = work.prefill_flop(settings.prompt_tokens, 1)
             speeds = [flop / sample.case.first_token_ms / 1e6 for sample in found]
             peaks = [sample.gemm_ceiling_gflop_per_s for sample in found]
@@ -101,7 +101,7 @@ def two_ranks(samples: Samples, shape: str, settings: Settings) -> list[Finding 
             promised = promise("at most", TWO_RANKS_BOUND)
             findings.append(NotMeasured(line="ranks", what=what, promised=promised, reason=ONE_CORE))
         elif one:
-            findings.append(_times("ranks", what, "at most", TWO_RANKS_BOUND, _ms(two, figure), _ms(one, figure)))
+            findings.append(_times("ranks", what, "at most", TWO_RANKS_BOUND, two, one, figure))
     return findings
 
 
@@ -112,7 +112,7 @@ def cached_two_ranks(samples: Samples, shape: str, alone: Who, pair: Who, note: 
         return []
     what = f"1 core over 2 ranks, next token: {shape}, bfloat16"
     bound = CACHED_TWO_RANKS_BOUND
-    return [_times("ranks", what, "at least", bound, _ms(one, "step_ms"), _ms(two, "step_ms"), note)]
+    return [_times("ranks", what, "at least", bound, one, two, note=note)]
 
 
 def beams(samples: Samples, shape: str) -> list[Finding]:
@@ -121,7 +121,7 @@ def beams(samples: Samples, shape: str) -> list[Finding]:
     if not batch or not beam:
         return []
     what = f"beam {NUM_BEAMS} over batch {NUM_BEAMS}, next token: {shape}, bfloat16"
-    return [_times("beams", what, "at most", BEAMS_BOUND, _ms(beam, "step_ms"), _ms(batch, "step_ms"))]
+    return [_times("beams", what, "at most", BEAMS_BOUND, beam, batch)]
 
 
 def batches(samples: Samples, shape: str) -> list[Finding]:
@@ -151,7 +151,7 @@ def busy_core(samples: Samples, shape: str) -> list[Finding]:
     if not free or not taken:
         return []
     what = f"one core taken over free, next token: {shape}, bfloat16"
-    return [_times("busy", what, "at most", BUSY_CORE_BOUND, _ms(taken, "step_ms"), _ms(free, "step_ms"))]
+    return [_times("busy", what, "at most", BUSY_CORE_BOUND, taken, free)]
 
 
 def memory(samples: Samples, shape: str, checkpoint_bytes: dict[str, int], cache_bytes: int) -> list[Finding]:
@@ -186,13 +186,23 @@ def memory(samples: Samples, shape: str, checkpoint_bytes: dict[str, int], cache
     return findings
 
 
-def _ms(found: Sequence[Sample], figure: str) -> list[float]:
-    return [sample.step_ms if figure == "step_ms" else sample.case.first_token_ms for sample in found]
-
-
 def _times(
-    line: str, what: str, sense: Sense, bound: float, values: Sequence[float], others: Sequence[float], note: str = ""
+    line: str,
+    what: str,
+    sense: Sense,
+    bound: float,
+    mine: Sequence[Sample],
+    theirs: Sequence[Sample],
+    figure: str = "step_ms",
+    note: str = "",
 ) -> Finding:
+    """Return time over time, of the rounds in which the processors lay the same for both, where there are any."""
+    rounds = list(zip(mine, theirs, strict=True))
+    alike = [(one, other) for one, other in rounds if one.is_alike(other)]
+    if not alike:
+        moved = "in no round did the processors lay the same for both"
+        note = f"{note}; {moved}" if note else moved
+    values, others = ([_ms(sample, figure) for sample in each] for each in zip(*(alike or rounds), strict=True))
     return Finding(
         line=line,
         what=what,
@@ -203,3 +213,7 @@ def _times(
         limit=Measured(name="time of the other", unit="ms", rounds=others),
         note=note,
     )
+
+
+def _ms(sample: Sample, figure: str) -> float:
+    return sample.step_ms if figure == "step_ms" else sample.case.first_token_ms

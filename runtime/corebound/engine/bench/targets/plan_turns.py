@@ -33,13 +33,13 @@ def main_turns(
     if "context" in asked:
         turns.append(PlannedTurn(who=ONE_RANK, cases=[settings.long_context(vocab_size)]))
     if "beams" in asked:
-        turns.append(PlannedTurn(who=ONE_RANK, cases=settings.beams(vocab_size), is_read=False))
+        turns.append(PlannedTurn(who=ONE_RANK, cases=settings.beams(vocab_size)))
     if "batches" in asked:
         turns.append(PlannedTurn(who=ONE_RANK, cases=settings.batches(vocab_size), is_read=False))
     if "busy" in asked:
         free, taken = (settings.busy(vocab_size, is_taken=is_taken) for is_taken in (False, True))
-        turns.append(PlannedTurn(who=ONE_RANK, cases=[free], is_read=False))
-        turns.append(PlannedTurn(who=ONE_RANK, cases=[taken], is_read=False, is_busy=True))
+        turns.append(PlannedTurn(who=ONE_RANK, cases=[free]))
+        turns.append(PlannedTurn(who=ONE_RANK, cases=[taken], is_busy=True))
     return turns
 
 
@@ -72,6 +72,6 @@ def cached_turns(settings: Settings, vocab_size: int, cpus: tuple[int, int]) -> 
     """Return the turns of one rank on the first of two CPUs, and of two ranks on one each."""
     cases = [settings.decode(vocab_size)]
     return [
-        PlannedTurn(who=Who(dtype="bfloat16", num_ranks=1, cpus=cpus[:1]), cases=cases, is_read=False),
-        PlannedTurn(who=Who(dtype="bfloat16", num_ranks=2, cpus=cpus), cases=cases, is_read=False),
+        PlannedTurn(who=Who(dtype="bfloat16", num_ranks=1, cpus=cpus[:1]), cases=cases),
+        PlannedTurn(who=Who(dtype="bfloat16", num_ranks=2, cpus=cpus), cases=cases),
     ]

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from corebound.engine.bench.ruler import are_alike
+from corebound.engine.bench.series import Sample
 from corebound.engine.bench.targets.finding import ONE_CORE, Finding, Measured, NotMeasured, promise, ratios_of
-from corebound.engine.bench.targets.samples import Samples, Who
+from corebound.engine.bench.targets.samples import Samples, Who, steady
 from corebound.engine.predict.measure import measure_ceilings
 from corebound.engine.predict.model import Prediction, Workload, predict
 from corebound.models.architecture import Architecture
 from corebound.topology import Topology
 
 BOUND = 0.15
+_MAX_TRIES = 3
 _FIRST, _NEXT, _MEMORY = "first token", "next token", "memory"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundPredictions:
+    """What one round's ceilings predict, and how long a cache line took between the processors then."""
+
+    line_ns: float
+    of: dict[Who, Prediction]
 
 
 @dataclass(kw_only=True)
@@ -25,29 +36,38 @@ class Predictions:
     architecture: Architecture
     everyone: Sequence[Who]
     work: Workload
-    of_round: list[dict[Who, Prediction]] = field(default_factory=list)
+    line_ns: Callable[[], float]
+    of_round: list[RoundPredictions] = field(default_factory=list)
 
     def predict(self) -> None:
-        """Measure the ceilings and add the predictions of a round."""
-        ceilings = measure_ceilings(self.topology)
-        self.of_round.append(
-            {who: predict(self.architecture, who.dtype, who.num_ranks, 1, ceilings, self.work) for who in self.everyone}
-        )
+        """Measure the ceilings, again where the processors were moved meanwhile, and add the predictions of a round."""
+        for _ in range(_MAX_TRIES):
+            before_ns = self.line_ns()
+            ceilings = measure_ceilings(self.topology)
+            if are_alike(before_ns, after_ns := self.line_ns()):
+                break
+        made = {
+            who: predict(self.architecture, who.dtype, who.num_ranks, 1, ceilings, self.work) for who in self.everyone
+        }
+        self.of_round.append(RoundPredictions(line_ns=after_ns, of=made))
 
 
-def compare(predictions: Sequence[dict[Who, Prediction]], samples: Samples, shape: str, case: str) -> list[Finding]:
-    """Return predicted over measured: first token, next token and memory of all ranks that did `case`."""
+def compare(predictions: Sequence[RoundPredictions], samples: Samples, shape: str, case: str) -> list[Finding]:
+    """Return predicted over measured: first token, next token and memory of all ranks that did `case`.
+
+    A round's times are held against the prediction of the round in which the processors lay most like in it.
+    """
     findings = []
-    for who in predictions[0] if predictions else ():
-        found = samples.find(who, case)
+    for who in predictions[0].of if predictions else ():
+        found = steady(samples.find(who, case))
         if not found:
             continue
-        made = [row[who] for row in predictions]
+        made = [_nearest(predictions, sample).of[who] for sample in found]
         first, following = (
             [row.first_token.total_s * 1e3 for row in made],
             [row.next_token.total_s * 1e3 for row in made],
         )
-        memory = statistics.median(row.host_bytes for row in made) / 2**20
+        memory = statistics.median(row.of[who].host_bytes for row in predictions) / 2**20
         peak = samples.first[who].report.peak_rss_bytes / 2**20
         for what, unit, predicted, measured in (
             (_FIRST, "ms", first, [sample.case.first_token_ms for sample in found]),
@@ -66,6 +86,13 @@ def compare(predictions: Sequence[dict[Who, Prediction]], samples: Samples, shap
                 )
             )
     return findings
+
+
+def _nearest(predictions: Sequence[RoundPredictions], sample: Sample) -> RoundPredictions:
+    """Return the predictions made where a line took as long as around the sample, the latest made of equal ones."""
+    line_ns = sample.after.line_ns
+    alike = [made for made in predictions if are_alike(made.line_ns, line_ns)]
+    return min(alike or predictions, key=lambda made: abs(made.line_ns - line_ns))
 
 
 def without_two_ranks(dtypes: Sequence[str], shape: str) -> list[NotMeasured]:

@@ -29,6 +29,7 @@ def render_run(result: dict[str, Any]) -> list[str]:
     rows, load = result["rows"], result["load"]
     conditions = (
         f"{result['num_rounds']} rounds in {result['elapsed_s'] / 60:.0f} minutes. {_readings(result['readings'])}"
+        f"{_turns(result.get('turns'))}"
         f"Other processes took {load['other_share']:.0%} of the processors' time, the hypervisor "
         f"{load['steal_share']:.0%}. {count_met(rows)}"
     )
@@ -51,6 +52,17 @@ def _readings(readings: Sequence[dict[str, float]]) -> str:
     return (
         f"Read bandwidth {span(reads, 1)} GB/s, bfloat16 GEMM peak {span(products, 0)} GFLOP/s (median, and range over "
         f"{len(readings)} readings). "
+    )
+
+
+def _turns(turns: dict[str, int] | None) -> str:
+    if turns is None:
+        return ""
+    return (
+        "Turns around which a cache line between the first core and the last took times that differ by more than a "
+        "quarter, because the hypervisor had moved the processors, were done again, up to three times: "
+        f"{turns['repeated']} times in all, {turns['moved']} turns are of moved processors all the same. Rounds in "
+        "which they did not lie the same for all that is compared do not count where there are others. "
     )
 
 

@@ -45,6 +45,8 @@ class Run:
     found: list[Finding | NotMeasured] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
     quality: dict[str, Any] | None = None
+    num_repeated: int = 0
+    num_moved: int = 0
 
     def all_groups(self) -> None:
         """Measure every line that was asked for."""
@@ -90,6 +92,8 @@ class Run:
             each_round=each_round,
         )
         self.readings += samples.readings
+        self.num_repeated += samples.num_repeated
+        self.num_moved += samples.num_moved
         return samples
 
     def _main(self, shape: str, *, is_first: bool) -> list[Finding | NotMeasured]:
@@ -106,6 +110,7 @@ class Run:
             topology=self.topology,
             architecture=description,
             everyone=list(dict.fromkeys(turn.who for turn in turns)),
+            line_ns=Ruler.of(self.topology).line_ns,
             work=Workload(prompt_tokens=length, context=length + self.settings.few_tokens // 2),
         )
         samples = self._rounds(

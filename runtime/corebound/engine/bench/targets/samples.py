@@ -15,6 +15,8 @@ from corebound.engine.bench.series import Sample
 from corebound.engine.bench.targets.resident import ResidentRanks
 from corebound.engine.bench.targets.turn_files import TurnCase, TurnReport
 
+# Turns during which the processors were moved are done again, up to so many times.
+_MAX_TRIES = 4
 # A loop that never rests, as a process that shares a core may be.
 _BUSY = "while True: pass"
 
@@ -47,15 +49,26 @@ class PlannedTurn:
 
 @dataclass(kw_only=True)
 class Samples:
-    """The samples of every case in the order of rounds, each rank's first turn, and all readings."""
+    """The samples of every case in the order of rounds, each rank's first turn, and all readings.
+
+    `num_repeated` turns were done again because the readings around them told of two placements of the processors;
+    `num_moved` are kept though they tell it of their last try as well.
+    """
 
     of_case: dict[tuple[Who, str], list[Sample]] = field(default_factory=dict)
     first: dict[Who, TurnReport] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
+    num_repeated: int = 0
+    num_moved: int = 0
 
     def find(self, who: Who, case: str) -> list[Sample]:
         """Return the samples of one case of some ranks; none where it was not measured."""
         return self.of_case.get((who, case), [])
+
+
+def steady(found: Sequence[Sample]) -> Sequence[Sample]:
+    """Return the rounds during which the processors were not moved, where there are any."""
+    return [sample for sample in found if sample.is_steady] or found
 
 
 def run_rounds(
@@ -95,12 +108,17 @@ def run_rounds(
 def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler) -> None:
     cpus = samples.first[turn.who].report.cpus
     assert cpus, "our ranks report them"
-    with busy(cpus[-1] if turn.is_busy else None):
-        found = ranks.turn(turn.cases)
-    before = samples.readings[-1]
-    if turn.is_read:
-        samples.readings.append(ruler.read())
-    after = samples.readings[-1]
+    for number in range(_MAX_TRIES if turn.is_read else 1):
+        samples.num_repeated += number > 0
+        with busy(cpus[-1] if turn.is_busy else None):
+            found = ranks.turn(turn.cases)
+        before = samples.readings[-1]
+        if turn.is_read:
+            samples.readings.append(ruler.read())
+        after = samples.readings[-1]
+        if before.is_alike(after):
+            break
+    samples.num_moved += not before.is_alike(after)
     for case, report in zip(turn.cases, found.report.cases, strict=True):
         sample = Sample(engine=found.report, case=report, before=before, after=after)
         samples.of_case.setdefault((turn.who, case.name), []).append(sample)

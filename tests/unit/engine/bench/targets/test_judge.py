@@ -21,12 +21,21 @@ INT4 = Who(dtype="int4", num_ranks=1)
 
 
 def sample(
-    step_ms: float, first_ms: float = 100.0, *, gb: float = 20.0, gflop: float = 1000.0, weights: int = 2 * 10**9
+    step_ms: float,
+    first_ms: float = 100.0,
+    *,
+    gb: float = 20.0,
+    gflop: float = 1000.0,
+    weights: int = 2 * 10**9,
+    lines_ns: tuple[float, float] = (50.0, 50.0),
 ) -> Sample:
     case = CaseReport(first_token_ms=first_ms, step_ms=[step_ms] * 3, elapsed_s=1.0)
     engine = BenchReport(num_threads=2, peak_rss_bytes=1, cases=[case], weight_bytes_per_token=weights, cpus=[0, 1])
-    reading = Reading(read_gb_per_s=gb, best_read_gb_per_s=gb, gemm_gflop_per_s=gflop)
-    return Sample(engine=engine, case=case, before=reading, after=reading)
+    before, after = (
+        Reading(read_gb_per_s=gb, best_read_gb_per_s=gb, gemm_gflop_per_s=gflop, line_ns=line_ns)
+        for line_ns in lines_ns
+    )
+    return Sample(engine=engine, case=case, before=before, after=after)
 
 
 def samples(**cases: list[Sample]) -> Samples:
@@ -84,6 +93,26 @@ def test_two_ranks_are_held_against_one_in_every_figure() -> None:
     found.of_case[alone, "decode"] = [sample(208), sample(104)]
     (cached,) = judge.cached_two_ranks(found, "x", alone, TWO, "small")
     assert cached.ratios == pytest.approx([2.0, 2.0]) and cached.is_met
+
+
+def test_rounds_in_which_the_processors_were_moved_do_not_count_where_there_are_others() -> None:
+    moved, steady = sample(50, lines_ns=(27, 195)), sample(125)
+    (found,) = judge.decode(samples(decode=[moved, steady, moved]), "x", WORK, SETTINGS)
+    (alone,) = judge.decode(samples(decode=[steady]), "x", WORK, SETTINGS)
+    assert found.ratios == alone.ratios
+    (all_moved,) = judge.decode(samples(decode=[moved, moved]), "x", WORK, SETTINGS)
+    assert len(all_moved.ratios) == 2
+
+
+def test_what_is_compared_lies_alike() -> None:
+    near, far = sample(10, lines_ns=(50, 55)), sample(10, lines_ns=(190, 200))
+    slow_near, slow_far = sample(11, lines_ns=(45, 45)), sample(40, lines_ns=(195, 195))
+    found = samples(**{"beams: batch": [near, near, far], "beams: beam": [slow_near, slow_far, slow_far]})
+    (judged,) = judge.beams(found, "x")
+    assert (judged.ratios, judged.note) == ([1.1, 4.0], "")
+    found = samples(**{"beams: batch": [near], "beams: beam": [slow_far]})
+    (judged,) = judge.beams(found, "x")
+    assert (judged.ratios, judged.note) == ([4.0], "in no round did the processors lay the same for both")
 
 
 def test_beams_batches_and_a_taken_core_are_ratios_of_neighbours() -> None:

@@ -7,7 +7,7 @@ import pytest
 from corebound.engine.bench.peers.adapters.protocol import BenchReport, CaseReport
 from corebound.engine.bench.ruler import Reading
 from corebound.engine.bench.series import Sample
-from corebound.engine.bench.targets.predictions import compare, without_two_ranks
+from corebound.engine.bench.targets.predictions import RoundPredictions, compare, without_two_ranks
 from corebound.engine.bench.targets.samples import Samples, Who
 from corebound.engine.bench.targets.turn_files import TurnReport
 from corebound.engine.predict.model import Prediction, Times
@@ -30,20 +30,29 @@ def prediction(first_s: float, next_s: float, memory_mib: int) -> Prediction:
     )
 
 
-def sample(first_ms: float, step_ms: float) -> Sample:
+def sample(first_ms: float, step_ms: float, line_ns: float = 50.0) -> Sample:
     case = CaseReport(first_token_ms=first_ms, step_ms=[step_ms], elapsed_s=1.0)
     report = BenchReport(num_threads=1, peak_rss_bytes=100 << 20, cases=[case])
-    reading = Reading(read_gb_per_s=1.0, best_read_gb_per_s=1.0, gemm_gflop_per_s=1.0)
+    reading = Reading(read_gb_per_s=1.0, best_read_gb_per_s=1.0, gemm_gflop_per_s=1.0, line_ns=line_ns)
     return Sample(engine=report, case=case, before=reading, after=reading)
 
 
-def test_times_are_compared_round_by_round_and_memory_once() -> None:
-    rounds = [sample(100, 10), sample(200, 20), sample(100, 10)]
+def made(first_s: float, next_s: float, memory_mib: int, line_ns: float = 50.0) -> RoundPredictions:
+    return RoundPredictions(line_ns=line_ns, of={ONE: prediction(first_s, next_s, memory_mib)})
+
+
+def test_times_are_compared_with_the_nearest_prediction_and_memory_once() -> None:
+    rounds = [sample(100, 10, 48), sample(200, 20, 190), sample(100, 10, 52)]
     first = TurnReport(report=rounds[0].engine, resident_bytes=0, before_load_bytes=0)
     samples = Samples(of_case={(ONE, "prompt"): rounds}, first={ONE: first})
-    made = [{ONE: prediction(*one)} for one in ((0.11, 0.008, 90), (0.22, 0.016, 120), (0.11, 0.008, 110))]
-    found = compare(made, samples, "s", "prompt")
-    assert [one.ratios for one in found] == [pytest.approx([1.1] * 3), pytest.approx([0.8] * 3), [1.1]]
+    # In another order than the rounds: what counts is how the processors lay.
+    predictions = [made(0.22, 0.016, 90, 200), made(0.11, 0.008, 120, 50), made(0.5, 0.5, 110, 27)]
+    found = compare(predictions, samples, "s", "prompt")
+    assert [one.ratios for one in found] == [
+        pytest.approx([1.1] * 3),
+        pytest.approx([0.8] * 3),
+        [1.1],
+    ]  # the median of 90, 110 and 120
     assert [one.is_met for one in found] == [True, False, True]
     assert [one.what for one in found] == [
         f"{what}, predicted over measured: s, int8, 1 rank" for what in ("first token", "next token", "memory")
@@ -51,9 +60,7 @@ def test_times_are_compared_round_by_round_and_memory_once() -> None:
 
 
 def test_who_did_not_do_the_case_is_not_compared() -> None:
-    assert (
-        compare([{ONE: prediction(1, 1, 1)}], Samples(), "s", "prompt") == compare([], Samples(), "s", "prompt") == []
-    )
+    assert compare([made(1, 1, 1)], Samples(), "s", "prompt") == compare([], Samples(), "s", "prompt") == []
 
 
 def test_one_core_has_the_rows_of_two_ranks_with_the_reason() -> None:

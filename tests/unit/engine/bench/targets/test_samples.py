@@ -1,0 +1,111 @@
+"""Turns and readings: what is done again when a hypervisor moves the processors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from corebound.engine.bench import ruler
+from corebound.engine.bench.peers.adapters.protocol import BenchCase, BenchReport, CaseReport
+from corebound.engine.bench.ruler import Reading, Ruler
+from corebound.engine.bench.targets import samples as module
+from corebound.engine.bench.targets.samples import PlannedTurn, Who, run_rounds
+from corebound.engine.bench.targets.turn_files import TurnCase, TurnReport
+from corebound.kernels.gemm_probe import GemmPeak
+from corebound.kernels.latency_probe import LineLatency
+from corebound.kernels.memory_probe import ReadBandwidth
+from corebound.topology import read_topology
+
+ONE = Who(dtype="bfloat16", num_ranks=1)
+CASE = TurnCase(name="c", case=BenchCase(prompt_token_ids=[[1]], num_new_tokens=2))
+
+
+class FakeRanks:
+    """Ranks whose turns are numbered: the first of them is the one that warms up."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.num_turns = 0
+
+    def __enter__(self) -> FakeRanks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def turn(self, cases: Sequence[TurnCase]) -> TurnReport:
+        case = CaseReport(first_token_ms=1.0, step_ms=[float(self.num_turns)], elapsed_s=1.0)
+        self.num_turns += 1
+        report = BenchReport(num_threads=1, peak_rss_bytes=1, cases=[case for _ in cases], cpus=[0])
+        return TurnReport(report=report, resident_bytes=1, before_load_bytes=1)
+
+
+class FakeRuler:
+    """Readings with these latencies, one after the other."""
+
+    def __init__(self, *lines_ns: float) -> None:
+        self._lines_ns = iter(lines_ns)
+
+    def read(self) -> Reading:
+        line_ns = next(self._lines_ns)
+        return Reading(read_gb_per_s=1.0, best_read_gb_per_s=1.0, gemm_gflop_per_s=1.0, line_ns=line_ns)
+
+
+def rounds(monkeypatch: pytest.MonkeyPatch, fake: FakeRuler, turn: PlannedTurn) -> Any:
+    monkeypatch.setattr(module, "ResidentRanks", FakeRanks)
+    return run_rounds(
+        Path("model"),
+        [turn],
+        [CASE],
+        ruler=cast(Any, fake),
+        num_rounds=1,
+        kv_cache_gib=1.0,
+        announce=lambda _: None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines_ns", "kept", "repeated", "moved"),
+    [
+        ((50, 52), 1, 0, 0),
+        ((50, 190, 195), 2, 1, 0),
+        ((50, 190, 27, 48, 195), 4, 3, 1),  # four tries, each with other readings around it
+    ],
+)
+def test_a_turn_is_done_again_while_the_processors_are_moved(
+    monkeypatch: pytest.MonkeyPatch, lines_ns: tuple[float, ...], kept: int, repeated: int, moved: int
+) -> None:
+    found = rounds(monkeypatch, FakeRuler(*lines_ns), PlannedTurn(who=ONE, cases=[CASE]))
+    (sample,) = found.find(ONE, "c")
+    assert (sample.step_ms, found.num_repeated, found.num_moved) == (kept, repeated, moved)
+    assert (sample.before.line_ns, sample.after.line_ns) == lines_ns[-2:]
+
+
+def test_a_turn_that_is_not_read_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = rounds(monkeypatch, FakeRuler(50), PlannedTurn(who=ONE, cases=[CASE], is_read=False))
+    assert (len(found.readings), found.num_repeated, found.num_moved) == (1, 0, 0)
+
+
+def test_a_reading_is_taken_again_while_the_processors_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    latencies, read_sizes = iter((50.0, 195.0, 200.0, 190.0)), []
+
+    def latency(cpu: int, other: int, **_: object) -> LineLatency:
+        return LineLatency(cpus=(cpu, other), median_ns=next(latencies), best_ns=1.0)
+
+    def read(cpus: Sequence[int], *, bytes_per_thread: int, **_: object) -> ReadBandwidth:
+        read_sizes.append(bytes_per_thread)
+        return ReadBandwidth(cpus=tuple(cpus), bytes_per_thread=1, median_gb_per_s=20.0, best_gb_per_s=21.0)
+
+    def multiply(dtype: str, threads: int, **_: object) -> GemmPeak:
+        return GemmPeak(
+            dtype=dtype, num_threads=threads, size=1, median_gflop_per_s=300.0, best_gflop_per_s=300.0, layout="x"
+        )
+
+    monkeypatch.setattr(ruler, "measure_read", read)
+    monkeypatch.setattr(ruler, "measure_gemm", multiply)
+    monkeypatch.setattr(ruler, "measure_latency", latency)
+    found = Ruler(topology=read_topology(), cpus=(0, 1)).read()
+    assert (len(read_sizes), found.line_ns, found.read_gb_per_s) == (2, 190.0, 20.0)
+    assert Ruler(topology=read_topology(), cpus=(0,)).line_ns() == 0.0
