@@ -154,7 +154,9 @@ def prepare(venv: Path, purpose: str, *, allow_cuda: bool, bundle: Path | None =
         fill_from_bundle(venv, bundle)
     else:
         say(f"system packages for {purpose}")
-        run_quietly(sys.executable, ROLE_FILES / "system_packages.py", *(PROGRAMS if purpose != "control" else ()))
+        # Developing also compiles modules for Python: op builders, in the tests.
+        wanted = {"control": (), "deploy": PROGRAMS, "develop": (*PROGRAMS, "--headers")}[purpose]
+        run_quietly(sys.executable, ROLE_FILES / "system_packages.py", *wanted)
         fill_environment(venv, purpose, allow_cuda=allow_cuda)
     (venv / f".setup-{purpose}").write_text(fingerprint(purpose), encoding="utf-8")
     say(f"ready in {time.monotonic() - started:.0f} s: {venv}")
@@ -172,6 +174,11 @@ def main() -> None:
         parser.error("--bundle goes with the purpose control: a bundle holds no compiler")
     check_python()
     venv = options.venv.absolute()
+    if not os.access(ROOT, os.W_OK):
+        sys.exit(
+            f"error: {ROOT}: this user cannot write here, and the environment goes below it\n\n"
+            "hint: `git clone` into a folder of your own, and run make there"
+        )
     (ROOT / "build").mkdir(exist_ok=True)
     with (ROOT / "build/setup.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

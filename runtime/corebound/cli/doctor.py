@@ -125,5 +125,6 @@ def render(checks: list[Check]) -> str:
         if check.status != "pass" and (following is None or following.hint != check.hint):
             lines.append(f"{'':{width + 6}}  -> {check.hint}")
     counts = {status: sum(check.status == status for check in checks) for status in _COLOURS}
-    lines.append(f"\n{counts['pass']} passed, {counts['warn']} warnings, {counts['fail']} failed")
+    warnings = "1 warning" if counts["warn"] == 1 else f"{counts['warn']} warnings"
+    lines.append(f"\n{counts['pass']} passed, {warnings}, {counts['fail']} failed")
     return "\n".join(lines)

@@ -22,8 +22,8 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
 def k8s() -> None:
     """Render, check, apply and follow MPIJobs on Kubernetes.
 
-    It needs more packages than other commands: pip install 'corebound[k8s]'. The cluster is that of kubectl's current
-    context (KUBECONFIG, ~/.kube/config), or the one that the pod runs in.
+    It needs more packages than other commands, and says which line installs them. The cluster is that of kubectl's
+    current context (KUBECONFIG, ~/.kube/config), or the one that the pod runs in.
 
     \b
     Examples:

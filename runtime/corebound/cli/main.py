@@ -11,7 +11,7 @@ import click
 from corebound import __version__, logs
 from corebound.cli.lazy_group import LazyGroup
 from corebound.config import env
-from corebound.errors import EXIT_CONFIG, ConfigError, CoreboundError
+from corebound.errors import EXIT_CONFIG, ConfigError, CoreboundError, HostError
 from corebound.logs import get_logger
 
 _log = get_logger(__name__)
@@ -63,6 +63,17 @@ def main(argv: list[str] | None = None) -> int:
     except CoreboundError as error:
         click.echo(error.render(), err=True)
         return error.exit_code
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        # Any path that a user names may lie where they may not look; where it came from is for --log-level debug.
+        _log.debug("refused here", exc_info=True)
+        refused = HostError(
+            f"{error.filename}: permission denied for this user",
+            hint="name a path that it may use, or change its rights",
+        )
+        click.echo(refused.render(), err=True)
+        return refused.exit_code
     return result if isinstance(result, int) else 0
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
+import re
+import shlex
+import sys
 from typing import Any
 
 from corebound.errors import ConfigError
@@ -21,8 +25,15 @@ def load(module: str, package: str) -> Any:
             raise
         raise ConfigError(
             f"`corebound k8s` needs the package {package}, which is not installed",
-            hint="pip install 'corebound[k8s]'",
+            hint=f"{install_command()}, as the user who installed Corebound",
         ) from error
+
+
+def install_command() -> str:
+    """Return the line that installs what is missing beside this Corebound, which no package index has."""
+    extra = [line.partition(";") for line in importlib.metadata.requires("corebound") or ()]
+    wanted = [name.strip() for name, _, marker in extra if re.search(r"extra\s*==\s*['\"]k8s['\"]", marker)]
+    return shlex.join([sys.executable, "-m", "pip", "install", *wanted])
 
 
 def available(module: str) -> bool:

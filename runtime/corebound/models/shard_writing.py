@@ -230,7 +230,7 @@ def _put_in_place(directory: Path, output: Path) -> None:
 def _check_room(directory: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if num_bytes > free:
-        needed, found = (f"{size / 2**30:.2f} GiB" for size in (num_bytes, free))
+        needed, found = (f"{size / 2**20:.1f} MiB" for size in (num_bytes, free))
         raise HostError(
             f"{directory.parent}: the disk is too small: {needed} needed, {found} free",
             hint="name an --output on another disk, or free the difference",

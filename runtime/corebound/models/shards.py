@@ -79,8 +79,8 @@ class Shards:
             written, found = counted_ranks(self.num_ranks), counted_ranks(num_ranks)
             raise ShardingError(
                 f"{self.path}: written for {written}, found a launch of {found}",
-                hint=f"use {written}, or write it for others: `corebound shard --model {self.path} "
-                f"--output {self.path}-{num_ranks} --num-ranks {num_ranks}`",
+                hint=f"--num_accelerators {self.num_ranks} starts {written}; or write it for others: `corebound shard "
+                f"--model {self.path} --output {self.path}-{num_ranks} --num-ranks {num_ranks}`",
             )
 
     def to_json(self) -> dict[str, Any]:

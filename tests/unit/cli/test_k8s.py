@@ -67,7 +67,9 @@ def test_a_package_that_is_missing_is_an_error_with_the_line_for_pip(monkeypatch
     assert main(["k8s", "validate", str(GOOD)]) == 2
     said = capsys.readouterr().err
     assert "needs the package pyyaml, which is not installed" in said
-    assert "pip install 'corebound[k8s]'" in said
+    # The Python that lacks it, and packages that an index has.
+    assert f"hint: {sys.executable} -m pip install" in said
+    assert "kubernetes>=" in said and "jsonschema>=" in said and "numpy" not in said
 
 
 def test_no_command_of_k8s_loads_torch():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
 
 from corebound.cli.main import VERBS, main
-from corebound.errors import EXIT_CONFIG
+from corebound.errors import EXIT_CONFIG, EXIT_HOST
 
 
 def test_a_mistyped_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,6 +35,20 @@ def test_the_help_of_every_verb_keeps_its_examples_on_lines_of_their_own(
     help_text = capsys.readouterr().out
     assert "\\b" not in help_text
     assert any(line.strip().startswith(f"corebound {verb}") for line in help_text.splitlines()[2:])
+
+
+def test_a_path_that_may_not_be_looked_at_is_an_error_and_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, **_: object) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    # Root, as whom tests may run, is never refused.
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    assert main(["run", "--num_accelerators", "1", "/closed/script.py"]) == EXIT_HOST
+    said = capsys.readouterr().err
+    assert said.startswith("error: /closed/script.py: permission denied") and "hint: " in said
+    assert "Traceback" not in said
 
 
 def test_an_environment_variable_that_nothing_reads_is_said_once(

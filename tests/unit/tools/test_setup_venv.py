@@ -46,6 +46,8 @@ def test_control_needs_no_compiler_and_is_covered_by_deploy(tmp_path: Path, monk
     script.prepare(tmp_path, "deploy", allow_cuda=False)
     script.prepare(tmp_path, "control", allow_cuda=False)
     assert programs == [(), script.PROGRAMS]
+    script.prepare(tmp_path, "develop", allow_cuda=False)
+    assert programs[2:] == [(*script.PROGRAMS, "--headers")]
 
 
 def bundle_for(folder: Path, python: str) -> Path:

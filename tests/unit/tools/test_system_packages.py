@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from unit.tools.loading import load_script
@@ -45,3 +48,11 @@ def test_without_numactl_it_goes_on_and_says_what_is_lost(
 def test_nothing_missing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, "root_words", lambda: pytest.fail("asked for rights without a need"))
     assert script.install([])["changed"] is False
+
+
+def test_the_headers_are_asked_for_where_they_lack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(script.sysconfig, "get_path", lambda name: str(tmp_path / name))
+    assert script.headers_package() == [f"python{sys.version_info[0]}.{sys.version_info[1]}-dev"]
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include/Python.h").touch()
+    assert script.headers_package() == []

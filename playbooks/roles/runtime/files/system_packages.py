@@ -13,7 +13,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 EXIT_MISSING = 2
 # Programs whose Debian package has another name, and programs that can be done without.
@@ -35,6 +37,13 @@ def venv_package() -> list[str]:
     """Return the Debian package that this Python lacks to make virtual environments, if it does."""
     probe = subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True, check=False)
     return [] if probe.returncode == 0 else [f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"]
+
+
+def headers_package() -> list[str]:
+    """Return the Debian package with the headers of this Python, if they are not there."""
+    if (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return []
+    return [f"python{sys.version_info[0]}.{sys.version_info[1]}-dev"]
 
 
 def root_words() -> list[str] | None:
@@ -102,8 +111,10 @@ def main() -> None:
     """Install what is missing of the programs named, and print the JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("programs", nargs="*", help="programs that must be on the path, such as g++")
+    parser.add_argument("--headers", action="store_true", help="the headers of this Python too, to compile modules")
     options = parser.parse_args()
-    print(json.dumps(install(venv_package() + missing_packages(options.programs))))
+    headers = headers_package() if options.headers else []
+    print(json.dumps(install(venv_package() + headers + missing_packages(options.programs))))
 
 
 if __name__ == "__main__":
