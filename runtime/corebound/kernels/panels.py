@@ -280,7 +280,8 @@ def library() -> Any:
         "panel_multiply": (None, [pointer, pointer, number, number, pointer, ctypes.c_int]),
         "decoder_create": (pointer, [pointer, pointer, ctypes.c_int]),
         "decoder_run": (ctypes.c_int, [pointer, pointer]),
-        "decoder_tune": (ctypes.c_int, [pointer]),
+        "decoder_time_readings": (ctypes.c_int, [pointer, pointer]),
+        "decoder_read_as": (None, [pointer, ctypes.c_int]),
         "decoder_destroy": (None, [pointer]),
         "decoder_error": (ctypes.c_char_p, []),
     }

@@ -13,6 +13,7 @@ from corebound import native
 from corebound.errors import KernelError
 from corebound.kernels.panel_format import PANEL_OUTPUTS, PanelFormat, matrix_struct
 from corebound.kernels.panel_probe import FILL, AlignedMemory, random_panel
+from corebound.models.decoder_reading import tune
 from corebound.models.native_structs import (
     HeadGroupStruct,
     LayerStruct,
@@ -102,9 +103,11 @@ class DecoderProbe:
         self._handle = self._library.corebound_decoder_create(ctypes.byref(self._model), threads, len(cpus))
         if not self._handle:
             raise KernelError(f"decoder probe: {self._error()}")
-        if self._library.corebound_decoder_tune(ctypes.c_void_p(self._handle)) < 0:
+        try:
+            tune(self._library, self._handle)
+        except KernelError:
             self.close()
-            raise KernelError(f"decoder probe: {self._error()}")
+            raise
 
     def prompt_seconds(self, num_repetitions: int) -> float:
         """Return the time of a step of all tokens, as one prompt.

@@ -19,10 +19,10 @@ from corebound.comm.shm import ShmCollectives
 from corebound.comm.shm_ops import failure
 from corebound.errors import KernelError
 from corebound.kernels import active_isa
-from corebound.kernels.panel_format import READINGS
 from corebound.kernels.panels import ACTIVATIONS, PanelMatrix, library
 from corebound.logs import get_logger
 from corebound.models.batch import BestWords, LogitsRoom, StepBatch
+from corebound.models.decoder_reading import tune
 from corebound.models.description import ModelDescription
 from corebound.models.experts import require_one_variant
 from corebound.models.native_structs import (
@@ -95,10 +95,16 @@ class NativeDecoder:
             raise KernelError(f"native decoder: {library().corebound_decoder_error().decode()}")
         self._handle = handle
         weakref.finalize(self, library().corebound_decoder_destroy, handle)
-        reading = library().corebound_decoder_tune(handle)
-        if reading < 0:
-            raise KernelError(f"native decoder: {library().corebound_decoder_error().decode()}")
-        _log.debug("a row of weights is read: %s", READINGS[reading].replace("_", " "))
+        if collectives.size > 1:
+            collectives.barrier()  # so that each is timed while the others read as well
+        reading = tune(library(), handle, self._all_seconds)
+        _log.debug("a row of weights is read: %s", reading.replace("_", " "))
+
+    def _all_seconds(self, seconds: Sequence[float]) -> list[float]:
+        if self._collectives.size == 1:
+            return list(seconds)
+        sums: list[float] = self._collectives.all_reduce(torch.tensor(seconds, dtype=torch.float32)).tolist()
+        return sums
 
     @property
     def weight_bytes_per_token(self) -> int:

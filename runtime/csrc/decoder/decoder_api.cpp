@@ -75,16 +75,19 @@ COREBOUND_API void *corebound_decoder_create(const Model *model, const int *cpus
   }
 }
 
-// Tries how to read the weights here; returns which of kernels::Reading is fastest, or -1 after an error.
-COREBOUND_API int corebound_decoder_tune(void *decoder) {
+// Tries how to read the weights here: the seconds of each of kernels::Reading. Returns -1 after an error.
+COREBOUND_API int corebound_decoder_time_readings(void *decoder, double *seconds) {
   try {
-    auto *walker = static_cast<Walker *>(decoder);
-    walker->choose_reading();
-    return static_cast<int>(walker->reading());
+    static_cast<Walker *>(decoder)->time_readings(seconds);
+    return 0;
   } catch (const std::exception &error) {
     last_error = error.what();
     return -1;
   }
+}
+
+COREBOUND_API void corebound_decoder_read_as(void *decoder, int reading) {
+  static_cast<Walker *>(decoder)->read_as(static_cast<corebound::kernels::Reading>(reading));
 }
 
 COREBOUND_API int corebound_decoder_run(void *decoder, const Step *step) {

@@ -2,7 +2,6 @@
 #include "decoder/walker.h"
 
 #include <algorithm>
-#include <array>
 #include <stdexcept>
 #include <string>
 
@@ -114,7 +113,7 @@ void Walker::make_room(const Step &step) {
   rounded_ = rounded_buffers_.get(rounded * max_inputs_, rounded * max_blocks_);
 }
 
-void Walker::choose_reading() {
+void Walker::time_readings(double *seconds) {
   // The first layers, as far as no cache holds them, by every member as in a step; alternating, because machines are
   // noisy.
   constexpr int64_t enough_bytes = 512 << 20;
@@ -126,8 +125,7 @@ void Walker::choose_reading() {
     member.nothing.get(max_inputs_);
     member.trial.get(max_outputs_);
   }
-  std::array<double, kernels::num_readings> best;
-  best.fill(1e300);
+  std::fill(seconds, seconds + kernels::num_readings, 1e300);
   for (int round = 0; round < kernels::num_readings * num_rounds; ++round) {
     reading_ = static_cast<kernels::Reading>(round % kernels::num_readings);
     const double start_s = comm::clock_s();
@@ -146,11 +144,9 @@ void Walker::choose_reading() {
           }
         },
         true);
-    double &of_reading = best[static_cast<size_t>(reading_)];
+    double &of_reading = seconds[static_cast<int>(reading_)];
     of_reading = std::min(of_reading, comm::clock_s() - start_s);
   }
-  best[0] *= 0.97; // kept unless another is clearly faster
-  reading_ = static_cast<kernels::Reading>(std::min_element(best.begin(), best.end()) - best.begin());
 }
 
 // A product of the member's part of a matrix with a row of zeros, into nowhere.

@@ -16,10 +16,10 @@ public:
 
   // Computes the logits of a step, and stores its keys and values. Returns 0, or the code of a failed all-reduce.
   int run(const Step &step);
-  // Reads some of the weights in each way (kernels/pace.h), and keeps what was fastest. Results do not
-  // depend on it.
-  void choose_reading();
-  kernels::Reading reading() const { return reading_; }
+  // Reads some of the weights in each way (kernels/pace.h); the least seconds of each. Results do not depend on how
+  // they are read.
+  void time_readings(double *seconds);
+  void read_as(kernels::Reading reading) { reading_ = reading; }
 
 private:
   using Matrix = kernels::PanelMatrix;
@@ -30,7 +30,7 @@ private:
     Buffer<float> panel;
     Buffer<char> attention;
     RoundedBuffers rounded;          // its own copy of a few rows: cheaper than to wait for another's
-    Buffer<uint16_t> trial, nothing; // for choose_reading
+    Buffer<uint16_t> trial, nothing; // for time_readings
     Buffer<float> sums;              // of the experts of a row
     Buffer<kernels::Best> best;      // of the member's panels of the head, by row
   };

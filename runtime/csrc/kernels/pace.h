@@ -4,7 +4,7 @@
 // time. Where that matters, a short chain of dependent cycles behind every cache line, and the line 3 KiB further on
 // fetched with it, are worth a third of the bandwidth and more; elsewhere they cost. On Zen 4, one stream with a
 // shorter chain and nothing fetched ahead is fastest. So it is tried on the weights themselves, see
-// Walker::choose_reading. At a pace, results of a few rows go past the caches too (panel_finish.h).
+// Walker::time_readings. At a pace, results of a few rows go past the caches too (panel_finish.h).
 #pragma once
 
 #include <cstdint>
