@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from corebound.kernels.gemm_probe import measure_gemm
-from corebound.kernels.latency_probe import measure_latency
+from corebound.kernels.latency_probe import are_alike, distance_ns, usual_distance_ns
 from corebound.kernels.memory_probe import bytes_beyond_caches, measure_read
 from corebound.topology import Topology
 
 _NUM_READS = 5
 _NUM_PRODUCTS = 5
 _GEMM_SIZE = 4096
-_NUM_LATENCY_BLOCKS = 40
-# Two cores of one cache differ from two of one core, or of two caches, by 1.7 times and more; readings by a tenth.
-_ALIKE = 1.25
 _MAX_TRIES = 3
 
 
@@ -24,8 +21,7 @@ _MAX_TRIES = 3
 class Reading:
     """What the machine gave at one moment: reads from memory, and products of bfloat16 matrices.
 
-    `line_ns` is how long a cache line takes from the first CPU to the last, 0 where there is one only. It tells where a
-    hypervisor has its virtual processors: in one core, in one cache, or in two.
+    `line_ns` is how long a cache line takes from the first CPU to the last, see `distance_ns`.
     """
 
     read_gb_per_s: float
@@ -36,11 +32,6 @@ class Reading:
     def is_alike(self, other: Reading) -> bool:
         """Return whether the processors lay as they did in another reading."""
         return are_alike(self.line_ns, other.line_ns)
-
-
-def are_alike(line_ns: float, other_ns: float) -> bool:
-    """Return whether two latencies of a cache line may be of one placement."""
-    return max(line_ns, other_ns) <= _ALIKE * min(line_ns, other_ns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +56,10 @@ class Ruler:
         """
         size = bytes_beyond_caches(self.topology, self.cpus)
         for _ in range(_MAX_TRIES):
-            before_ns = self.line_ns()
+            before_ns = distance_ns(self.cpus)
             memory = measure_read(self.cpus, bytes_per_thread=size, num_repetitions=_NUM_READS)
             gemm = measure_gemm("bfloat16", len(self.cpus), size=self.gemm_size, num_repetitions=_NUM_PRODUCTS)
-            if are_alike(before_ns, after_ns := self.line_ns()):
+            if are_alike(before_ns, after_ns := distance_ns(self.cpus)):
                 break
         return Reading(
             read_gb_per_s=memory.median_gb_per_s,
@@ -77,11 +68,9 @@ class Ruler:
             line_ns=after_ns,
         )
 
-    def line_ns(self) -> float:
-        """Return how long a cache line takes from the first CPU to the last, 0 where there is one only.
+    def usual_line_ns(self) -> float:
+        """Return how long a cache line takes from the first CPU to the last most of the time, 0 where there is one.
 
         Raises: KernelError when it cannot be measured.
         """
-        if len(self.cpus) < 2:
-            return 0.0
-        return measure_latency(self.cpus[0], self.cpus[-1], num_blocks=_NUM_LATENCY_BLOCKS).median_ns
+        return usual_distance_ns(self.cpus)

@@ -61,23 +61,20 @@ def _prompt_layer_seconds(cpus: Sequence[int], shape: ProbeShape) -> float:
         return probe.prompt_seconds(_PROMPTS) / shape.num_layers
 
 
-def input_times(probe: PanelProbe, layer_s: float) -> tuple[InputTime, ...]:
+def input_time(probe: PanelProbe, kind: Kind, layer_s: float) -> InputTime:
     """Return what is left of a step from memory without its products and `layer_s` a layer, for each input of them.
 
     Rows are rounded and normalised, and every product ends with a wait for the member that has its last panel: all
     grow with the inputs.
     """
-    found = []
-    for kind in FORMATS:
-        with _from_memory(probe, ProbeShape(num_layers=1, form=FORMATS[kind]), tokens=1) as (shape, decoder):
 
-            def product_s(kind: Kind = kind) -> float:
-                return 1 / probe.measure(kind, 1, probe.bytes_per_thread, 1).weights_per_s
+    def product_s() -> float:
+        return 1 / probe.measure(kind, 1, probe.bytes_per_thread, 1).weights_per_s
 
-            weight_s, step_s = _least(product_s, functools.partial(decoder.next_seconds, 1, 1))
-        layer_left_s = step_s / shape.num_layers - layer_s - shape.layer_weights * weight_s
-        found.append(InputTime(kind=kind, time_ns=max(_LEAST_NS, layer_left_s / shape.layer_inputs * 1e9)))
-    return tuple(found)
+    with _from_memory(probe, ProbeShape(num_layers=1, form=FORMATS[kind]), tokens=1) as (shape, decoder):
+        weight_s, step_s = _least(product_s, functools.partial(decoder.next_seconds, 1, 1))
+    layer_left_s = step_s / shape.num_layers - layer_s - shape.layer_weights * weight_s
+    return InputTime(kind=kind, time_ns=max(_LEAST_NS, layer_left_s / shape.layer_inputs * 1e9))
 
 
 def attention_rates(probe: PanelProbe, read_gb_per_s: float) -> tuple[AttentionRate, ...]:

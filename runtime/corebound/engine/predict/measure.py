@@ -6,10 +6,12 @@ import ctypes
 import socket
 import statistics
 from collections.abc import Sequence
+from functools import partial
 
 from corebound import native
 from corebound.engine.predict import decoder_times
 from corebound.engine.predict.ceilings import AttentionRate, Ceilings, InputTime, SumTime
+from corebound.engine.predict.held import Held
 from corebound.errors import KernelError
 from corebound.kernels.memory_probe import measure_read
 from corebound.kernels.panel_probe import FORMATS, AlignedMemory, PanelProbe, ProductRate, on_each
@@ -43,11 +45,12 @@ def measure_ceilings(topology: Topology) -> Ceilings:
             f"{_CACHE_MULTIPLE * len(cpus) * _COMPUTED_BYTES >> 20}",
             hint="free memory, or take --ceilings of a file measured at another time",
         )
-    read = measure_read(cpus, bytes_per_thread=per_thread, num_repetitions=_REPETITIONS)
+    held = Held(cpus)
+    read = held(lambda: measure_read(cpus, bytes_per_thread=per_thread, num_repetitions=_REPETITIONS))
     # A rank has cores of one node: what its members wait for each other is measured there.
     near = [core.cpus[0] for core in topology.physical_cores() if core.node == topology.physical_cores()[0].node]
-    layer_s = decoder_times.layer_seconds(near)
-    products, inputs, attention = _from_memory(cpus, near, per_thread, layer_s, read.median_gb_per_s)
+    layer_s = held(lambda: decoder_times.layer_seconds(near))
+    products, inputs, attention = _from_memory(cpus, near, per_thread, layer_s, read.median_gb_per_s, held)
     return Ceilings(
         host=socket.gethostname(),
         isa=isa,
@@ -55,23 +58,23 @@ def measure_ceilings(topology: Topology) -> Ceilings:
         num_numa_nodes=len(topology.cpu_nodes()),
         memory_bytes=topology.memory.available_bytes,
         read_gb_per_s=read.median_gb_per_s,
-        products=(*products, *decoder_times.prompt_rates(cpus)),
+        products=(*products, *held(lambda: decoder_times.prompt_rates(cpus))),
         inputs=inputs,
         attention=attention,
-        sums=_sums(cpus),
+        sums=held(lambda: _sums(cpus)),
         layer_us=layer_s * 1e6,
     )
 
 
 def _from_memory(
-    cpus: Sequence[int], near: Sequence[int], per_thread: int, layer_s: float, read_gb_per_s: float
+    cpus: Sequence[int], near: Sequence[int], per_thread: int, layer_s: float, read_gb_per_s: float, held: Held
 ) -> tuple[tuple[ProductRate, ...], tuple[InputTime, ...], tuple[AttentionRate, ...]]:
     """Return what needs weights in memory: products of all cores, what inputs take, and rates of attention.
 
     The last two are of the cores `near` each other; the rates are what all cores reach that way.
     """
     probe = PanelProbe(cpus, per_thread)
-    products = _products(probe)
+    products = _products(probe, held)
     if len(near) < len(cpus):
         del probe  # its memory is needed for the next one
         probe = PanelProbe(near, per_thread)
@@ -82,18 +85,18 @@ def _from_memory(
             cache_gb_per_s=rate.cache_gb_per_s / part,
             prompt_gflop_per_s=rate.prompt_gflop_per_s / part,
         )
-        for rate in decoder_times.attention_rates(probe, read_gb_per_s * part)
+        for rate in held(lambda: decoder_times.attention_rates(probe, read_gb_per_s * part))
     )
-    return products, decoder_times.input_times(probe, layer_s), attention
+    inputs = tuple(held(partial(decoder_times.input_time, probe, kind, layer_s)) for kind in FORMATS)
+    return products, inputs, attention
 
 
-def _products(probe: PanelProbe) -> tuple[ProductRate, ...]:
+def _products(probe: PanelProbe, held: Held) -> tuple[ProductRate, ...]:
     sizes = sorted({_COMPUTED_BYTES, min(probe.bytes_per_thread, 128 * _MIB), probe.bytes_per_thread})
-    rates = []
-    for kind in FORMATS:
-        rates += [probe.measure(kind, 1, size, _REPETITIONS) for size in sizes]
-        rates += [probe.measure(kind, rows, _COMPUTED_BYTES, _REPETITIONS) for rows in _ROWS]
-    return tuple(rates)
+    wanted = [*((1, size) for size in sizes), *((rows, _COMPUTED_BYTES) for rows in _ROWS)]
+    return tuple(
+        held(partial(probe.measure, kind, rows, size, _REPETITIONS)) for kind in FORMATS for rows, size in wanted
+    )
 
 
 def _sums(cpus: Sequence[int]) -> tuple[SumTime, ...]:

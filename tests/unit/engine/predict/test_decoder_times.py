@@ -81,12 +81,12 @@ def probe(num_bytes: int = 1024 * MIB) -> PanelProbe:
 
 
 def test_inputs_take_what_layers_and_products_leave_of_a_step_whatever_disturbs_a_round() -> None:
-    found = {row.kind: row.time_ns for row in decoder_times.input_times(probe(), LAYER_S)}
+    found = {kind: decoder_times.input_time(probe(), kind, LAYER_S).time_ns for kind in FORMATS}
     assert found == pytest.approx({kind: seconds * 1e9 for kind, seconds in INPUT_S.items()})
 
 
 def test_inputs_never_take_less_than_nothing() -> None:
-    assert {row.time_ns for row in decoder_times.input_times(probe(), 1.0)} == {0.01}
+    assert {decoder_times.input_time(probe(), kind, 1.0).time_ns for kind in FORMATS} == {0.01}
 
 
 def test_a_cache_takes_what_its_context_adds_to_a_step() -> None:
@@ -113,7 +113,8 @@ def test_products_of_a_prompt_are_what_attention_leaves_of_a_layer() -> None:
 def test_decoders_fill_the_memory_and_are_narrower_where_it_is_small(
     decoders: list[FakeDecoder], num_bytes: int, hidden: int
 ) -> None:
-    decoder_times.input_times(probe(num_bytes), LAYER_S)
+    for kind in FORMATS:
+        decoder_times.input_time(probe(num_bytes), kind, LAYER_S)
     plain = next(decoder.shape for decoder in decoders if decoder.shape.form == FORMATS["bfloat16"])
     assert plain.hidden == hidden and plain.num_layers >= 4
     assert num_bytes - plain.layer_bytes < plain.num_layers * plain.layer_bytes <= num_bytes

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from corebound.engine.bench.ruler import are_alike
 from corebound.engine.bench.series import Sample
 from corebound.engine.bench.targets.finding import ONE_CORE, Finding, Measured, NotMeasured, promise, ratios_of
 from corebound.engine.bench.targets.samples import Samples, Who, steady
 from corebound.engine.predict.measure import measure_ceilings
 from corebound.engine.predict.model import Prediction, Workload, predict
+from corebound.kernels.latency_probe import are_alike, distance_ns
 from corebound.models.architecture import Architecture
 from corebound.topology import Topology
 
@@ -36,15 +36,15 @@ class Predictions:
     architecture: Architecture
     everyone: Sequence[Who]
     work: Workload
-    line_ns: Callable[[], float]
     of_round: list[RoundPredictions] = field(default_factory=list)
 
     def predict(self) -> None:
         """Measure the ceilings, again where the processors were moved meanwhile, and add the predictions of a round."""
+        cpus = [core.cpus[0] for core in self.topology.physical_cores()]
         for _ in range(_MAX_TRIES):
-            before_ns = self.line_ns()
+            before_ns = distance_ns(cpus)
             ceilings = measure_ceilings(self.topology)
-            if are_alike(before_ns, after_ns := self.line_ns()):
+            if are_alike(before_ns, after_ns := distance_ns(cpus)):
                 break
         made = {
             who: predict(self.architecture, who.dtype, who.num_ranks, 1, ceilings, self.work) for who in self.everyone

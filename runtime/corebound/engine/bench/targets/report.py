@@ -59,10 +59,10 @@ def _turns(turns: dict[str, int] | None) -> str:
     if turns is None:
         return ""
     return (
-        "Turns around which a cache line between the first core and the last took times that differ by more than a "
-        "quarter, because the hypervisor had moved the processors, were done again, up to three times: "
-        f"{turns['repeated']} times in all, {turns['moved']} turns are of moved processors all the same. Rounds in "
-        "which they did not lie the same for all that is compared do not count where there are others. "
+        "Turns around which a cache line between the first core and the last took another time than is usual in their "
+        "round, by more than a quarter, because the hypervisor had moved the processors, were done again, up to three "
+        f"times: {turns['repeated']} times in all; {turns['moved']} turns are of moved processors all the same. Rounds "
+        "in which they did not lie the same for all that is compared do not count where there are others. "
     )
 
 

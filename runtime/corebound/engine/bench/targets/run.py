@@ -110,7 +110,6 @@ class Run:
             topology=self.topology,
             architecture=description,
             everyone=list(dict.fromkeys(turn.who for turn in turns)),
-            line_ns=Ruler.of(self.topology).line_ns,
             work=Workload(prompt_tokens=length, context=length + self.settings.few_tokens // 2),
         )
         samples = self._rounds(

@@ -14,6 +14,7 @@ from corebound.engine.bench.ruler import Reading, Ruler
 from corebound.engine.bench.series import Sample
 from corebound.engine.bench.targets.resident import ResidentRanks
 from corebound.engine.bench.targets.turn_files import TurnCase, TurnReport
+from corebound.kernels.latency_probe import are_alike
 
 # Turns during which the processors were moved are done again, up to so many times.
 _MAX_TRIES = 4
@@ -51,8 +52,8 @@ class PlannedTurn:
 class Samples:
     """The samples of every case in the order of rounds, each rank's first turn, and all readings.
 
-    `num_repeated` turns were done again because the readings around them told of two placements of the processors;
-    `num_moved` are kept though they tell it of their last try as well.
+    `num_repeated` turns were done again because the readings around them told of two placements of the processors, or
+    of another than is usual in this round; `num_moved` are kept though they tell it of their last try as well.
     """
 
     of_case: dict[tuple[Who, str], list[Sample]] = field(default_factory=dict)
@@ -97,15 +98,16 @@ def run_rounds(
             samples.first[who] = one.turn(first_cases)
         for number in range(num_rounds):
             each_round()
+            usual_ns = ruler.usual_line_ns()
             samples.readings.append(ruler.read())
             for turn in turns:
-                _do(turn, ranks[turn.who], samples, ruler)
+                _do(turn, ranks[turn.who], samples, ruler, usual_ns)
                 last = samples.find(turn.who, turn.cases[-1].name)[-1]
                 announce(f"round {number + 1} of {num_rounds}: {turn.who}: {turn.cases[-1].name} {last.step_ms:.2f} ms")
     return samples
 
 
-def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler) -> None:
+def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler, usual_ns: float) -> None:
     cpus = samples.first[turn.who].report.cpus
     assert cpus, "our ranks report them"
     for number in range(_MAX_TRIES if turn.is_read else 1):
@@ -116,9 +118,9 @@ def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler)
         if turn.is_read:
             samples.readings.append(ruler.read())
         after = samples.readings[-1]
-        if before.is_alike(after):
+        if lay_still := before.is_alike(after) and are_alike(usual_ns, after.line_ns):
             break
-    samples.num_moved += not before.is_alike(after)
+    samples.num_moved += not lay_still
     for case, report in zip(turn.cases, found.report.cases, strict=True):
         sample = Sample(engine=found.report, case=report, before=before, after=after)
         samples.of_case.setdefault((turn.who, case.name), []).append(sample)

@@ -15,7 +15,6 @@ from corebound.engine.bench.targets import samples as module
 from corebound.engine.bench.targets.samples import PlannedTurn, Who, run_rounds
 from corebound.engine.bench.targets.turn_files import TurnCase, TurnReport
 from corebound.kernels.gemm_probe import GemmPeak
-from corebound.kernels.latency_probe import LineLatency
 from corebound.kernels.memory_probe import ReadBandwidth
 from corebound.topology import read_topology
 
@@ -48,6 +47,9 @@ class FakeRuler:
     def __init__(self, *lines_ns: float) -> None:
         self._lines_ns = iter(lines_ns)
 
+    def usual_line_ns(self) -> float:
+        return 50.0
+
     def read(self) -> Reading:
         line_ns = next(self._lines_ns)
         return Reading(read_gb_per_s=1.0, best_read_gb_per_s=1.0, gemm_gflop_per_s=1.0, line_ns=line_ns)
@@ -70,7 +72,8 @@ def rounds(monkeypatch: pytest.MonkeyPatch, fake: FakeRuler, turn: PlannedTurn) 
     ("lines_ns", "kept", "repeated", "moved"),
     [
         ((50, 52), 1, 0, 0),
-        ((50, 190, 195), 2, 1, 0),
+        ((50, 190, 195, 47, 50), 4, 3, 0),  # alike, but not as is usual
+        ((50, 190, 52, 49), 3, 2, 0),
         ((50, 190, 27, 48, 195), 4, 3, 1),  # four tries, each with other readings around it
     ],
 )
@@ -91,9 +94,6 @@ def test_a_turn_that_is_not_read_is_done_once(monkeypatch: pytest.MonkeyPatch) -
 def test_a_reading_is_taken_again_while_the_processors_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     latencies, read_sizes = iter((50.0, 195.0, 200.0, 190.0)), []
 
-    def latency(cpu: int, other: int, **_: object) -> LineLatency:
-        return LineLatency(cpus=(cpu, other), median_ns=next(latencies), best_ns=1.0)
-
     def read(cpus: Sequence[int], *, bytes_per_thread: int, **_: object) -> ReadBandwidth:
         read_sizes.append(bytes_per_thread)
         return ReadBandwidth(cpus=tuple(cpus), bytes_per_thread=1, median_gb_per_s=20.0, best_gb_per_s=21.0)
@@ -105,7 +105,6 @@ def test_a_reading_is_taken_again_while_the_processors_are_moved(monkeypatch: py
 
     monkeypatch.setattr(ruler, "measure_read", read)
     monkeypatch.setattr(ruler, "measure_gemm", multiply)
-    monkeypatch.setattr(ruler, "measure_latency", latency)
+    monkeypatch.setattr(ruler, "distance_ns", lambda cpus: next(latencies))
     found = Ruler(topology=read_topology(), cpus=(0, 1)).read()
     assert (len(read_sizes), found.line_ns, found.read_gb_per_s) == (2, 190.0, 20.0)
-    assert Ruler(topology=read_topology(), cpus=(0,)).line_ns() == 0.0
