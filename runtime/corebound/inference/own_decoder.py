@@ -184,4 +184,6 @@ def _native(
         first_row[field] += rows.shape[0]
     others = {field: torch.cat(parts) if len(parts) > 1 else parts[0] for field, parts in small.items()}
     weights = arrange_native(matrices, others, description.num_layers, description.num_experts)
-    return NativeDecoder(description, plan, weights, collectives, team_cpus())
+    decoder = NativeDecoder(description, plan, weights, collectives, team_cpus())
+    decoder.tune()
+    return decoder

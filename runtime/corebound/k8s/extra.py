@@ -31,7 +31,13 @@ def load(module: str, package: str) -> Any:
 
 def install_command() -> str:
     """Return the line that installs what is missing beside this Corebound, which no package index has."""
-    extra = [line.partition(";") for line in importlib.metadata.requires("corebound") or ()]
+    try:
+        lines = importlib.metadata.requires("corebound") or []
+    except importlib.metadata.PackageNotFoundError:  # sources that nobody installed
+        lines = []
+    if not lines:
+        return "`make setup` in a checkout, whose .venv/bin/corebound has them"
+    extra = [line.partition(";") for line in lines]
     wanted = [name.strip() for name, _, marker in extra if re.search(r"extra\s*==\s*['\"]k8s['\"]", marker)]
     return shlex.join([sys.executable, "-m", "pip", "install", *wanted])
 

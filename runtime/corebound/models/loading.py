@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from corebound import kernels
 from corebound.comm import Collectives
 from corebound.config.env import rank_environment
 from corebound.errors import KernelError
+from corebound.kernels.panel_format import READINGS
 from corebound.logs import get_logger
 from corebound.models.decoder import Decoder
 from corebound.models.description import ModelDescription, describe
@@ -66,6 +69,7 @@ def load_model(
         )
     else:
         decoder = _load_plain(description, plan, scheme, torch_dtype, collectives, progress)
+    _choose_reading(decoder, collectives)
     _log.info(
         "%s: %d of %d heads, %d kv heads, vocabulary rows %d to %d, %.1f MiB of weights",
         description.name,
@@ -77,6 +81,25 @@ def load_model(
         decoder.weight_bytes_per_token / 2**20,
     )
     return decoder
+
+
+def _choose_reading(decoder: Decoder | NativeDecoder, collectives: Collectives) -> None:
+    """Let all ranks read weights in one way; one without panels only meets the others."""
+    if collectives.size == 1:
+        if isinstance(decoder, NativeDecoder):
+            decoder.tune()
+        return
+    # So that each is timed while the others read as well. The slowest disk decides how long they wait.
+    collectives.barrier(math.inf)
+
+    def sum_over_ranks(seconds: Sequence[float]) -> list[float]:
+        sums: list[float] = collectives.all_gather(torch.tensor(seconds), math.inf).sum(0).tolist()
+        return sums
+
+    if isinstance(decoder, NativeDecoder):
+        decoder.tune(sum_over_ranks)
+    else:
+        sum_over_ranks([0.0] * len(READINGS))
 
 
 def _load_native(

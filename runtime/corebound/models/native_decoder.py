@@ -22,7 +22,7 @@ from corebound.kernels import active_isa
 from corebound.kernels.panels import ACTIVATIONS, PanelMatrix, library
 from corebound.logs import get_logger
 from corebound.models.batch import BestWords, LogitsRoom, StepBatch
-from corebound.models.decoder_reading import tune
+from corebound.models.decoder_reading import SumOverRanks, tune
 from corebound.models.description import ModelDescription
 from corebound.models.experts import require_one_variant
 from corebound.models.native_structs import (
@@ -95,16 +95,14 @@ class NativeDecoder:
             raise KernelError(f"native decoder: {library().corebound_decoder_error().decode()}")
         self._handle = handle
         weakref.finalize(self, library().corebound_decoder_destroy, handle)
-        if collectives.size > 1:
-            collectives.barrier()  # so that each is timed while the others read as well
-        reading = tune(library(), handle, self._all_seconds)
-        _log.debug("a row of weights is read: %s", reading.replace("_", " "))
 
-    def _all_seconds(self, seconds: Sequence[float]) -> list[float]:
-        if self._collectives.size == 1:
-            return list(seconds)
-        sums: list[float] = self._collectives.all_reduce(torch.tensor(seconds, dtype=torch.float32)).tolist()
-        return sums
+    def tune(self, sum_over_ranks: SumOverRanks = list) -> None:
+        """Read weights in the way that is fastest here, or for all ranks whose times `sum_over_ranks` adds up.
+
+        Raises: KernelError when the library ends with an error.
+        """
+        reading = tune(library(), self._handle, sum_over_ranks)
+        _log.debug("a row of weights is read: %s", reading.replace("_", " "))
 
     @property
     def weight_bytes_per_token(self) -> int:

@@ -6,7 +6,8 @@
 //
 // Where many rows are bound by arithmetic, `low` is left out of each block that has no magnitude above short_block_top
 // times the root mean square of its row. Then no input is off by more than short_block_top / 254 = 3.2 % of that root
-// mean square, and their errors together by less than short_block_top / (127 * sqrt(12)) = 1.8 % of it.
+// mean square, and the errors of roundings that fall evenly are short_block_top / (127 * sqrt(12)) = 1.8 % of it at
+// most.
 #pragma once
 
 #include "kernels/panel_sums.h"

@@ -28,10 +28,11 @@ class Reading:
     best_read_gb_per_s: float
     gemm_gflop_per_s: float
     line_ns: float = 0.0
+    is_steady: bool = True
 
     def is_alike(self, other: Reading) -> bool:
-        """Return whether the processors lay as they did in another reading."""
-        return are_alike(self.line_ns, other.line_ns)
+        """Return whether the processors lay the same in another reading, and did not move in either."""
+        return self.is_steady and other.is_steady and are_alike(self.line_ns, other.line_ns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,14 @@ class Ruler:
             before_ns = distance_ns(self.cpus)
             memory = measure_read(self.cpus, bytes_per_thread=size, num_repetitions=_NUM_READS)
             gemm = measure_gemm("bfloat16", len(self.cpus), size=self.gemm_size, num_repetitions=_NUM_PRODUCTS)
-            if are_alike(before_ns, after_ns := distance_ns(self.cpus)):
+            if is_steady := are_alike(before_ns, after_ns := distance_ns(self.cpus)):
                 break
         return Reading(
             read_gb_per_s=memory.median_gb_per_s,
             best_read_gb_per_s=memory.best_gb_per_s,
             gemm_gflop_per_s=gemm.median_gflop_per_s,
             line_ns=after_ns,
+            is_steady=is_steady,
         )
 
     def usual_line_ns(self) -> float:

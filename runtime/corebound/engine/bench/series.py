@@ -17,12 +17,13 @@ PERCENTILES = (10, 90, 99)
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One round of one case: what the engine reported, and the readings before and after it."""
+    """One round of one case: what the engine reported, the readings before and after it, the number of the round."""
 
     engine: BenchReport
     case: CaseReport
     before: Reading
     after: Reading
+    number: int = 0
 
     @property
     def is_steady(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from corebound.engine.bench.series import Sample
 from corebound.engine.bench.targets.finding import ONE_CORE, Finding, Measured, NotMeasured, Sense, promise, ratios_of
-from corebound.engine.bench.targets.samples import Samples, Who, steady
+from corebound.engine.bench.targets.samples import Samples, Who, moved_note, steady
 from corebound.engine.bench.targets.settings import BATCHES, NUM_BEAMS, Settings
 from corebound.engine.bench.work import Work
 
@@ -56,6 +56,7 @@ def _read(line: str, what: str, bound: float | None, found: Sequence[Sample], wo
         ratios=ratios_of(reads, ceilings),
         measured=Measured(name="weights and cache read", unit="GB/s", rounds=reads),
         limit=Measured(name="read bandwidth", unit="GB/s", rounds=ceilings),
+        note=moved_note(found),
     )
 
 
@@ -81,6 +82,7 @@ def prefill(samples: Samples, shape: str, work: Work, settings: Settings) -> lis
                     ratios=ratios_of(speeds, peaks),
                     measured=Measured(name="first token", unit="GFLOP/s", rounds=speeds),
                     limit=Measured(name="bfloat16 GEMM peak", unit="GFLOP/s", rounds=peaks),
+                    note=moved_note(found),
                 )
             )
     return findings

@@ -6,25 +6,26 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from corebound.engine.bench.ruler import Ruler
 from corebound.engine.bench.series import Sample
 from corebound.engine.bench.targets.finding import ONE_CORE, Finding, Measured, NotMeasured, promise, ratios_of
-from corebound.engine.bench.targets.samples import Samples, Who, steady
+from corebound.engine.bench.targets.samples import Samples, Who, moved_note, steady
 from corebound.engine.predict.measure import measure_ceilings
 from corebound.engine.predict.model import Prediction, Workload, predict
-from corebound.kernels.latency_probe import are_alike, distance_ns
+from corebound.kernels.latency_probe import are_alike
 from corebound.models.architecture import Architecture
 from corebound.topology import Topology
 
 BOUND = 0.15
-_MAX_TRIES = 3
 _FIRST, _NEXT, _MEMORY = "first token", "next token", "memory"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundPredictions:
-    """What one round's ceilings predict, and how long a cache line took between the processors then."""
+    """What one round's ceilings predict, and how long a cache line took between the processors, if it stayed so."""
 
     line_ns: float
+    is_steady: bool
     of: dict[Who, Prediction]
 
 
@@ -39,23 +40,22 @@ class Predictions:
     of_round: list[RoundPredictions] = field(default_factory=list)
 
     def predict(self) -> None:
-        """Measure the ceilings, again where the processors were moved meanwhile, and add the predictions of a round."""
-        cpus = [core.cpus[0] for core in self.topology.physical_cores()]
-        for _ in range(_MAX_TRIES):
-            before_ns = distance_ns(cpus)
-            ceilings = measure_ceilings(self.topology)
-            if are_alike(before_ns, after_ns := distance_ns(cpus)):
-                break
+        """Measure the ceilings and add the predictions of a round."""
+        ruler = Ruler.of(self.topology)
+        line_ns = ruler.usual_line_ns()
+        ceilings = measure_ceilings(self.topology)
+        is_steady = are_alike(line_ns, ruler.usual_line_ns())
         made = {
             who: predict(self.architecture, who.dtype, who.num_ranks, 1, ceilings, self.work) for who in self.everyone
         }
-        self.of_round.append(RoundPredictions(line_ns=after_ns, of=made))
+        self.of_round.append(RoundPredictions(line_ns=line_ns, is_steady=is_steady, of=made))
 
 
 def compare(predictions: Sequence[RoundPredictions], samples: Samples, shape: str, case: str) -> list[Finding]:
     """Return predicted over measured: first token, next token and memory of all ranks that did `case`.
 
-    A round's times are held against the prediction of the round in which the processors lay most like in it.
+    A round's times are held against its own prediction, or the nearest one that was made where the processors lay the
+    same.
     """
     findings = []
     for who in predictions[0].of if predictions else ():
@@ -83,16 +83,23 @@ def compare(predictions: Sequence[RoundPredictions], samples: Samples, shape: st
                     ratios=ratios_of(predicted, measured),
                     measured=Measured(name="predicted", unit=unit, rounds=predicted),
                     limit=Measured(name="measured", unit=unit, rounds=measured),
+                    note=moved_note(found),
                 )
             )
     return findings
 
 
 def _nearest(predictions: Sequence[RoundPredictions], sample: Sample) -> RoundPredictions:
-    """Return the predictions made where a line took as long as around the sample, the latest made of equal ones."""
-    line_ns = sample.after.line_ns
-    alike = [made for made in predictions if are_alike(made.line_ns, line_ns)]
-    return min(alike or predictions, key=lambda made: abs(made.line_ns - line_ns))
+    """Return the predictions of the sample's round; where the processors lay otherwise, those nearest in time.
+
+    Where they never lay as they did around the sample, its own round is taken all the same.
+    """
+    alike = [
+        number
+        for number, made in enumerate(predictions)
+        if made.is_steady and are_alike(made.line_ns, sample.after.line_ns)
+    ]
+    return predictions[min(alike, key=lambda number: abs(number - sample.number), default=sample.number)]
 
 
 def without_two_ranks(dtypes: Sequence[str], shape: str) -> list[NotMeasured]:

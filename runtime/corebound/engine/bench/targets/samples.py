@@ -72,6 +72,11 @@ def steady(found: Sequence[Sample]) -> Sequence[Sample]:
     return [sample for sample in found if sample.is_steady] or found
 
 
+def moved_note(found: Sequence[Sample]) -> str:
+    """Return what is to be said of rounds none of which was steady; nothing where one was."""
+    return "" if any(sample.is_steady for sample in found) else "in no round did the processors lie still"
+
+
 def run_rounds(
     model_dir: Path,
     turns: Sequence[PlannedTurn],
@@ -120,10 +125,10 @@ def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler,
         after = samples.readings[-1]
         if lay_still := before.is_alike(after) and are_alike(usual_ns, after.line_ns):
             break
-    samples.num_moved += not lay_still
+    samples.num_moved += turn.is_read and not lay_still
     for case, report in zip(turn.cases, found.report.cases, strict=True):
-        sample = Sample(engine=found.report, case=report, before=before, after=after)
-        samples.of_case.setdefault((turn.who, case.name), []).append(sample)
+        of_case = samples.of_case.setdefault((turn.who, case.name), [])
+        of_case.append(Sample(engine=found.report, case=report, before=before, after=after, number=len(of_case)))
 
 
 @contextlib.contextmanager

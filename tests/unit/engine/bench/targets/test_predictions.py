@@ -30,15 +30,17 @@ def prediction(first_s: float, next_s: float, memory_mib: int) -> Prediction:
     )
 
 
-def sample(first_ms: float, step_ms: float, line_ns: float = 50.0) -> Sample:
+def sample(first_ms: float, step_ms: float, line_ns: float = 50.0, number: int = 0) -> Sample:
     case = CaseReport(first_token_ms=first_ms, step_ms=[step_ms], elapsed_s=1.0)
     report = BenchReport(num_threads=1, peak_rss_bytes=100 << 20, cases=[case])
     reading = Reading(read_gb_per_s=1.0, best_read_gb_per_s=1.0, gemm_gflop_per_s=1.0, line_ns=line_ns)
-    return Sample(engine=report, case=case, before=reading, after=reading)
+    return Sample(engine=report, case=case, before=reading, after=reading, number=number)
 
 
-def made(first_s: float, next_s: float, memory_mib: int, line_ns: float = 50.0) -> RoundPredictions:
-    return RoundPredictions(line_ns=line_ns, of={ONE: prediction(first_s, next_s, memory_mib)})
+def made(
+    first_s: float, next_s: float, memory_mib: int, line_ns: float = 50.0, *, is_steady: bool = True
+) -> RoundPredictions:
+    return RoundPredictions(line_ns=line_ns, is_steady=is_steady, of={ONE: prediction(first_s, next_s, memory_mib)})
 
 
 def test_times_are_compared_with_the_nearest_prediction_and_memory_once() -> None:
@@ -57,6 +59,24 @@ def test_times_are_compared_with_the_nearest_prediction_and_memory_once() -> Non
     assert [one.what for one in found] == [
         f"{what}, predicted over measured: s, int8, 1 rank" for what in ("first token", "next token", "memory")
     ]
+
+
+def test_a_round_is_held_against_its_own_prediction_or_the_nearest_in_time() -> None:
+    def ratios(rounds: list[Sample], predictions: list[RoundPredictions]) -> list[float]:
+        first = TurnReport(report=rounds[0].engine, resident_bytes=0, before_load_bytes=0)
+        samples = Samples(of_case={(ONE, "prompt"): rounds}, first={ONE: first})
+        return list(compare(predictions, samples, "s", "prompt")[0].ratios)
+
+    # A drift of the machine pairs out where latencies are equal, or differ as noise does.
+    drift = [sample(100 * (1 + number), 1, 50 + number % 2, number) for number in range(3)]
+    assert ratios(drift, [made(0.1 * (1 + number), 1, 1, 51) for number in range(3)]) == pytest.approx([1, 1, 1])
+    one_core = [sample(100 * (1 + number), 1, 0.0, number) for number in range(3)]
+    assert ratios(one_core, [made(0.1 * (1 + number), 1, 1, 0.0) for number in range(3)]) == pytest.approx([1, 1, 1])
+    # One that was moved meanwhile, and one that lay elsewhere: the next before them. Nowhere alike: its own.
+    last = [sample(100, 1, 50, 2)]
+    others = [made(0.1, 1, 1), made(0.9, 1, 1, is_steady=False), made(0.9, 1, 1, 200)]
+    assert ratios(last, others) == pytest.approx([1])
+    assert ratios(last, [made(0.9, 1, 1, 200), made(0.9, 1, 1, 27), made(0.1, 1, 1, 200)]) == pytest.approx([1])
 
 
 def test_who_did_not_do_the_case_is_not_compared() -> None:

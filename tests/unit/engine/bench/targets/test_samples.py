@@ -87,8 +87,9 @@ def test_a_turn_is_done_again_while_the_processors_are_moved(
 
 
 def test_a_turn_that_is_not_read_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = rounds(monkeypatch, FakeRuler(50), PlannedTurn(who=ONE, cases=[CASE], is_read=False))
-    assert (len(found.readings), found.num_repeated, found.num_moved) == (1, 0, 0)
+    for line_ns in (50, 200):
+        found = rounds(monkeypatch, FakeRuler(line_ns), PlannedTurn(who=ONE, cases=[CASE], is_read=False))
+        assert (len(found.readings), found.num_repeated, found.num_moved) == (1, 0, 0)
 
 
 def test_a_reading_is_taken_again_while_the_processors_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,4 +108,13 @@ def test_a_reading_is_taken_again_while_the_processors_are_moved(monkeypatch: py
     monkeypatch.setattr(ruler, "measure_gemm", multiply)
     monkeypatch.setattr(ruler, "distance_ns", lambda cpus: next(latencies))
     found = Ruler(topology=read_topology(), cpus=(0, 1)).read()
-    assert (len(read_sizes), found.line_ns, found.read_gb_per_s) == (2, 190.0, 20.0)
+    assert (len(read_sizes), found.line_ns, found.read_gb_per_s, found.is_steady) == (2, 190.0, 20.0, True)
+
+
+def test_a_reading_that_was_never_held_is_alike_to_none() -> None:
+    steady, moved = (
+        Reading(read_gb_per_s=1.0, best_read_gb_per_s=1.0, gemm_gflop_per_s=1.0, line_ns=50.0, is_steady=is_steady)
+        for is_steady in (True, False)
+    )
+    assert steady.is_alike(steady)
+    assert not steady.is_alike(moved) and not moved.is_alike(moved)
