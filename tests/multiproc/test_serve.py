@@ -22,6 +22,8 @@ from fixtures.tiny_models import build_llama
 from multiproc.launches import Launch, eventually
 
 pytestmark = [pytest.mark.native, pytest.mark.multiproc, pytest.mark.timeout(300)]
+# Tokens of an answer that is still on its way a third of a second later, at half a millisecond each.
+LONG = 1500
 START_S = 120.0
 
 
@@ -112,12 +114,14 @@ def test_it_answers_as_generate_does_streams_and_finishes_what_runs_when_it_is_s
         assert "prompt is empty" in said
 
         late: dict[str, Any] = {}
-        long = threading.Thread(target=lambda: late.update(server.complete([1, 2, 3], max_tokens=400, ignore_eos=True)))
+        long = threading.Thread(
+            target=lambda: late.update(server.complete([1, 2, 3], max_tokens=LONG, ignore_eos=True))
+        )
         long.start()
         assert not eventually(lambda: bool(late), 0.3)
         server.launch.process.send_signal(signal.SIGTERM)
         long.join(60)
-        assert late["usage"]["completion_tokens"] == 400
+        assert late["usage"]["completion_tokens"] == LONG
         assert server.launch.end() == 0
         server.launch.assert_nothing_left()
 
