@@ -26,7 +26,7 @@ ROWS = (1, 2, 3, 5, 6, 7, 13, 16, 17, 33, 40, 67)
 # Rows up to which codes are multiplied as bytes, where that has an end.
 MOST_CODE_ROWS = {"amx": 32}
 # kernels::max_whole_rows: for more rows, inputs up to so many times the root mean square of their row have one byte.
-MOST_WHOLE_ROWS, SHORT_BLOCK_TOP = 64, 8
+MOST_WHOLE_ROWS, SHORT_BLOCK_TOP = 16, 8
 
 
 def placed(matrix: PanelMatrix) -> PanelMatrix:
@@ -66,7 +66,7 @@ class Weights:
             # The zero point is taken off the sum, which can be larger than what remains.
             top = x.double().abs().amax(1, keepdim=True)
             step = top / (127 * 128)
-            if x.shape[0] > MOST_WHOLE_ROWS:
+            if x.shape[0] > MOST_WHOLE_ROWS and variant != "amx":
                 short = SHORT_BLOCK_TOP * x.double().pow(2).mean(1, keepdim=True).sqrt()
                 step = torch.maximum(step, 1.00001 * torch.minimum(top, short) / 127)
             sums = 2.0**-23 * 64 * (x.double().abs() @ self.large.T)
@@ -221,7 +221,7 @@ def test_quantised_products_are_those_of_the_dequantised_matrix(
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("group", [None, 64, 128])
-@pytest.mark.parametrize("rows", [65, 71, 131])
+@pytest.mark.parametrize("rows", [17, 65, 71, 131])
 def test_many_rows_lose_little_of_ordinary_inputs_and_of_outliers(
     variant: str, kind: str, group: int | None, rows: int
 ) -> None:

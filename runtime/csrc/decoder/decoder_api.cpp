@@ -55,7 +55,7 @@ COREBOUND_API void corebound_panel_multiply(const PanelMatrix *matrix, const uin
   }
   if (corebound::kernels::reads_whole_numbers(kernels, *matrix, rows)) {
     const int64_t elements = corebound::kernels::rounded_rows(rows) * matrix->padded_inputs;
-    in.rounded = rounded.get(elements, rows * matrix->num_blocks()).for_rows(rows);
+    in.rounded = corebound::kernels::rounded_for(kernels, rounded.get(elements, rows * matrix->num_blocks()), rows);
     kernels.round_rows(*matrix, in, in.rounded);
   }
   float *memory = scratch.get(corebound::kernels::panel_scratch_floats(rows));

@@ -24,7 +24,7 @@ void Walker::prepare(const Matrix &matrix, Rows in, Range rows, int64_t all, int
   if (wants_tiles(matrix, all)) {
     kernels_.make_tiles(part, matrix.padded_inputs, tiles_ + first, 0, (part.rows + 15) / 16);
   } else if (wants_rounding(matrix, all)) {
-    kernels_.round_rows(matrix, part, rounded_.from(first, block).for_rows(all));
+    kernels_.round_rows(matrix, part, kernels::rounded_for(kernels_, rounded_.from(first, block), all));
   }
 }
 
@@ -58,7 +58,7 @@ PanelInput Walker::input_of(const Matrix &matrix, Rows in, int64_t rows, int64_t
   if (wants_tiles(matrix, rows)) {
     input.tiles = tiles_ + place * max_inputs_;
   } else if (quantised_) {
-    input.rounded = rounded_.from(place * max_inputs_, place * max_blocks_).for_rows(rows);
+    input.rounded = kernels::rounded_for(kernels_, rounded_.from(place * max_inputs_, place * max_blocks_), rows);
   }
   return input;
 }
@@ -66,7 +66,7 @@ PanelInput Walker::input_of(const Matrix &matrix, Rows in, int64_t rows, int64_t
 // Makes the member's own copy of the rows in whole numbers.
 void Walker::round_alone(Member &member, const Matrix &matrix, PanelInput &input) const {
   const int64_t elements = input.rows * matrix.padded_inputs, blocks = input.rows * matrix.num_blocks();
-  input.rounded = member.rounded.get(elements, blocks).for_rows(input.rows);
+  input.rounded = kernels::rounded_for(kernels_, member.rounded.get(elements, blocks), input.rows);
   kernels_.round_rows(matrix, input, input.rounded);
 }
 

@@ -176,6 +176,14 @@ inline bool reads_whole_numbers(const KernelSet &kernels, const PanelMatrix &mat
   return matrix.kind != WeightKind::bfloat16 && rows <= kernels.max_code_rows();
 }
 
+// With `has_low` only where there are so many rows that inputs may do without.
+inline RoundedRows rounded_for(const KernelSet &kernels, RoundedRows to, int64_t rows) {
+  if (rows <= max_whole_rows || kernels.takes_tiles()) {
+    to.has_low = nullptr;
+  }
+  return to;
+}
+
 // The functions of the active variant: the best compiled one that isa::active() allows.
 COREBOUND_EXPORT const KernelSet &active_kernels();
 

@@ -71,8 +71,6 @@ struct RoundedRows {
   RoundedRows from(int64_t elements, int64_t blocks) const {
     return {high + elements, low + elements, scales + blocks, sums + blocks, has_low ? has_low + blocks : nullptr};
   }
-  // With `has_low` only where there are so many rows that it is used.
-  RoundedRows for_rows(int64_t rows) const;
 };
 
 // What a panel computes with: bf16 rows [rows, padded_inputs], zeros beyond `inputs`, `stride` elements apart.
@@ -116,14 +114,11 @@ struct PanelOutput {
 // What a variant with AMX does. Tiles of bytes are of 16 rows, so that there must be memory behind the last row.
 inline constexpr int64_t min_tile_rows = 5;      // rows from which on it reads `tiles` for bf16 weights
 inline constexpr int64_t min_code_tile_rows = 3; // rows from which on it multiplies codes by tiles of bytes
-// Rows up to which every input of codes has both of its bytes, see panel_codes.h.
-inline constexpr int64_t max_whole_rows = 64;
+// Rows up to which every input of codes has both of its bytes, see panel_codes.h; with AMX all have.
+inline constexpr int64_t max_whole_rows = 16;
 inline constexpr float short_block_top = 8;
 // Rows that there must be memory for, in whole numbers.
 constexpr int64_t rounded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
-inline RoundedRows RoundedRows::for_rows(int64_t rows) const {
-  return {high, low, scales, sums, rows > max_whole_rows ? has_low : nullptr};
-}
 
 // Elements of `tiles` for rows of `padded_inputs`: [row tile of 16][step of 32 inputs][16][32]; tiles are taken in
 // twos, what the second of the last two holds does not matter.

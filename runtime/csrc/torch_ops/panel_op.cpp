@@ -90,7 +90,7 @@ void multiply(const PanelMatrix &matrix, const uint16_t *x, int64_t rows, const 
     has_low = allocate<uint8_t>(num_blocks);
     const kernels::RoundedRows rounded = {halves.get(), halves.get() + elements, blocks.get(),
                                           blocks.get() + num_blocks, has_low.get()};
-    in.rounded = rounded.for_rows(rows);
+    in.rounded = kernels::rounded_for(kernels, rounded, rows);
     kernels.round_rows(matrix, in, in.rounded);
   }
   parallel(matrix.num_panels(), 1, [&](int64_t b, int64_t e) {
