@@ -250,8 +250,6 @@ def test_many_rows_lose_little_of_ordinary_inputs_and_of_outliers(
 def test_a_block_keeps_both_bytes_from_8_times_the_root_mean_square_on(
     variant: str, group: int | None, top: float, is_fine: bool
 ) -> None:
-    if variant == "amx":  # it rounds the weights, and no input
-        return
     generator = torch.Generator().manual_seed(12)
     weights = random_weights(130, 1280, PanelFormat(kind="int8", group_size=group), generator)
     rest = torch.randn((66, 1280), generator=generator)
@@ -262,6 +260,9 @@ def test_a_block_keeps_both_bytes_from_8_times_the_root_mean_square_on(
     size = min(group or 128, 128)
     inside = torch.arange(1280) // size == 700 // size
     x = rest.bfloat16()
+    weights.assert_product(variant, x)
+    if variant == "amx":  # it rounds the weights, and no input
+        return
     # What the whole row is off by, less what it is without that block, is what the block is off by.
     alone, without = weights.matrix.multiply(x).double(), weights.matrix.multiply(x * ~inside).double()
     of_block = alone - without - exact(x * inside, weights.weight)

@@ -98,5 +98,6 @@ def test_a_rank_without_panels_meets_the_others_and_changes_nothing() -> None:
     loading._choose_reading(plain, collectives)  # type: ignore[arg-type]  # as much of them as is used
     assert collectives.waited_s == [math.inf, math.inf]
     decoder, library = native(1.0, 0.90, 0.93)
-    loading._choose_reading(decoder, FakeCollectives(0.0, 0.0, 0.0))  # type: ignore[arg-type]  # the same
+    collectives = FakeCollectives(0.0, 0.0, 0.0)
+    loading._choose_reading(decoder, collectives)  # type: ignore[arg-type]  # as much of them as is used
     assert library.read_as == 1
