@@ -84,11 +84,22 @@ template <bool nibbles> inline void load_quads(const char *codes, Quads16 (&quad
 // Of M rows.
 template <int M, int halves> using RowCounts = Counts<halves>[M];
 
+// A part of the codes that come next, fetched with every four inputs of a block by rows that take turns with it.
+struct NextCodes {
+  const char *at;
+  int64_t step; // in bytes, at most two lines; 0 for nothing
+  void fetch() {
+    __builtin_prefetch(at, 0, 2);
+    __builtin_prefetch(at + 64, 0, 2);
+    at += step;
+  }
+};
+
 // A function of its own, with accumulators that are copied out at its end: where they are also used in what follows,
 // g++ 12 stores all of them in each turn, which takes twice as long.
 template <bool nibbles, int M, int halves>
 [[gnu::noinline]] void count_block(const char *codes, const int8_t *upper, const int8_t *lower, int64_t stride,
-                                   int64_t inputs, RowCounts<M, halves> &counts) {
+                                   int64_t inputs, NextCodes next, RowCounts<M, halves> &counts) {
   Counts16 sums[M][halves][4];
 #pragma GCC unroll 6
   for (int64_t m = 0; m < M; ++m) {
@@ -103,6 +114,7 @@ template <bool nibbles, int M, int halves>
   for (int64_t i = 0; i < inputs; i += 4, codes += nibbles ? 128 : 256) {
     Quads16 quads[4];
     load_quads<nibbles>(codes, quads);
+    next.fetch();
 #pragma GCC unroll 6
     for (int64_t m = 0; m < M; ++m) {
 #pragma GCC unroll 2
@@ -127,11 +139,26 @@ template <bool nibbles, int M, int halves>
   }
 }
 
-// A block of inputs: its codes, where its inputs begin, and how many there are.
+// A block of inputs: its codes, where its inputs begin and how many there are, the codes of the block that comes next
+// and how many bytes of them belong to four inputs.
 struct CodeBlock {
   const char *codes;
   int64_t at, inputs;
+  const char *next;
+  int64_t next_step;
+
+  // The half of the next one that the rows from `row` on fetch, of those that take turns; one turn fetches nothing,
+  // as memory is what it waits for.
+  NextCodes part(int64_t row, int64_t rows, int64_t rows_at_once) const {
+    if (rows <= rows_at_once) {
+      return {codes, 0};
+    }
+    return {next + row / rows_at_once % 2 * (inputs / 4 * next_step / 2), next_step / 2};
+  }
 };
+
+// Rows whose sums fit the registers, with so many halves of their inputs.
+template <int halves> constexpr int code_rows_at_once = Vec::width == 16 ? 6 / halves : 2 / halves;
 
 // One block for M rows from `row` on.
 template <bool nibbles, int M, int halves>
@@ -140,7 +167,7 @@ inline void sum_block(const PanelMatrix &matrix, const CodeBlock &block, const G
   RowCounts<M, halves> counts;
   const int64_t first = row * matrix.padded_inputs + block.at;
   count_block<nibbles, M, halves>(block.codes, in.rounded.high + first, in.rounded.low + first, matrix.padded_inputs,
-                                  block.inputs, counts);
+                                  block.inputs, block.part(row, in.rows, code_rows_at_once<halves>), counts);
   const int64_t blocks = matrix.num_blocks(), index = block.at / matrix.block_inputs();
   for (int64_t m = 0; m < M; ++m) {
     const int64_t of_row = (row + m) * blocks + index;
@@ -148,9 +175,6 @@ inline void sum_block(const PanelMatrix &matrix, const CodeBlock &block, const G
                       sums + (row + m) * panel_outputs);
   }
 }
-
-// Rows whose sums fit the registers, with so many halves of their inputs.
-template <int halves> constexpr int code_rows_at_once = Vec::width == 16 ? 6 / halves : 2 / halves;
 
 // The rows from `row` up to `end`.
 template <bool nibbles, int halves>
@@ -220,8 +244,16 @@ inline void sum_codes(const PanelMatrix &matrix, const char *panel, const PanelI
     const char *codes = panel + group * matrix.group_bytes();
     const GroupScales of(matrix, codes + matrix.group_inputs * matrix.input_bytes());
     codes += at % matrix.group_inputs * matrix.input_bytes();
-    const int64_t left = matrix.padded_inputs - at;
-    CodeBlock block = {codes, at, left < size ? left : size};
+    const int64_t left = matrix.padded_inputs - at, count = left < size ? left : size;
+    const char *next = codes + count * matrix.input_bytes();
+    if (at % matrix.group_inputs + count == matrix.group_inputs) {
+      const int64_t scales = matrix.group_bytes() - matrix.group_inputs * matrix.input_bytes();
+      next += scales;
+      for (int64_t i = 0; in.rows > code_rows_at_once<1> && i < scales; i += 64) {
+        __builtin_prefetch(next + matrix.group_inputs * matrix.input_bytes() + i, 0, 2);
+      }
+    }
+    CodeBlock block = {codes, at, count, next, 4 * matrix.input_bytes()};
     if (!in.rounded.has_low) {
       sum_code_rows<nibbles, 2>(matrix, block, of, in, 0, in.rows, scratch.sums);
       continue;

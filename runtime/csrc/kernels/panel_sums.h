@@ -1,6 +1,8 @@
 // Sums of a bf16 panel by pairs of inputs: decode in every variant, and prefill where there is no AMX.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/pace.h"
 #include "kernels/pairs.h"
 #include "kernels/panel.h"
@@ -38,10 +40,14 @@ template <int M> inline void add_pair(RowSums<M> &sums, const char *weights, con
   }
 }
 
-template <int M, class P>
-inline void add_pairs(const char *weights, int64_t pairs, const uint16_t *x, int64_t stride, float *sums) {
+// With `lines` above 0, a part of the piece that comes next is fetched, so many lines of it behind each pair: rows that
+// take turns with a piece are bound by arithmetic, and would wait for memory at the beginning of each. More than four
+// rows keep a core busy enough to stay behind memory.
+template <int M, class P, int lines>
+inline void add_pairs(const char *weights, int64_t pairs, const uint16_t *x, int64_t stride, float *sums,
+                      const char *next) {
   constexpr int U = chains<M>;
-  P pace;
+  std::conditional_t<(M > 4), Pace<false>, P> pace;
   RowSums<M> acc[U];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -66,6 +72,10 @@ inline void add_pairs(const char *weights, int64_t pairs, const uint16_t *x, int
       }
     }
     pace.turn();
+#pragma GCC unroll 8
+    for (int line = 0; line < U * lines; ++line, next += 64) {
+      __builtin_prefetch(next, 0, 2);
+    }
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -80,38 +90,39 @@ inline void add_pairs(const char *weights, int64_t pairs, const uint16_t *x, int
   }
 }
 
-// The same for any number of rows. More than four keep a core busy enough to stay behind memory.
+// The same for a number of rows that is known only now, at most rows_at_once.
+template <class P, int lines>
+inline void add_few_rows(const char *weights, int64_t pairs, const uint16_t *x, int64_t stride, int64_t rows,
+                         float *sums, const char *next) {
+  if constexpr (rows_at_once > 1) {
+    switch (rows) {
+    case 2:
+      return add_pairs<2, P, lines>(weights, pairs, x, stride, sums, next);
+    case 3:
+      return add_pairs<3, P, lines>(weights, pairs, x, stride, sums, next);
+    case 4:
+      return add_pairs<4, P, lines>(weights, pairs, x, stride, sums, next);
+    case 5:
+      return add_pairs<5, P, lines>(weights, pairs, x, stride, sums, next);
+    case 6:
+      return add_pairs<6, P, lines>(weights, pairs, x, stride, sums, next);
+    }
+  }
+  add_pairs<1, P, lines>(weights, pairs, x, stride, sums, next);
+}
+
+// The same for any number of rows. The piece that comes next is fetched in two parts.
 template <class P>
 inline void add_rows(const char *weights, int64_t pairs, const uint16_t *x, int64_t stride, int64_t rows, float *sums) {
-  int64_t row = 0;
-  while (row < rows) {
-    const uint16_t *from = x + row * stride;
-    float *to = sums + row * panel_outputs;
-    const int64_t count = rows - row < rows_at_once ? rows - row : rows_at_once;
-    if constexpr (rows_at_once == 1) {
-      add_pairs<1, P>(weights, pairs, from, stride, to);
-    } else {
-      switch (count) {
-      case 1:
-        add_pairs<1, P>(weights, pairs, from, stride, to);
-        break;
-      case 2:
-        add_pairs<2, P>(weights, pairs, from, stride, to);
-        break;
-      case 3:
-        add_pairs<3, P>(weights, pairs, from, stride, to);
-        break;
-      case 4:
-        add_pairs<4, P>(weights, pairs, from, stride, to);
-        break;
-      case 5:
-        add_pairs<5, Pace<false>>(weights, pairs, from, stride, to);
-        break;
-      default:
-        add_pairs<6, Pace<false>>(weights, pairs, from, stride, to);
-      }
-    }
-    row += count;
+  if (rows <= rows_at_once) {
+    return add_few_rows<P, 0>(weights, pairs, x, stride, rows, sums, nullptr);
+  }
+  const int64_t passes = (rows + rows_at_once - 1) / rows_at_once, bytes = pairs * 256;
+  for (int64_t pass = 0; pass < passes; ++pass) {
+    // Passes of like sizes, so that none is too short to fetch its part.
+    const int64_t begin = rows * pass / passes, end = rows * (pass + 1) / passes;
+    add_few_rows<Pace<false>, 2>(weights, pairs, x + begin * stride, stride, end - begin, sums + begin * panel_outputs,
+                                 weights + bytes + pass % 2 * (bytes / 2));
   }
 }
 
