@@ -16,20 +16,21 @@ _LINES_OF_OTHERS = ("decode", "memory", "plan")
 def main_turns(
     lines: Collection[str], settings: Settings, vocab_size: int, num_cores: int, *, is_first: bool
 ) -> list[PlannedTurn]:
-    """Return the turns of a round on one shape, two ranks right after one so that both see the same minute."""
+    """Return the turns of a round on one shape.
+
+    What one and two ranks are compared by is a turn of its own, two right after one: the shorter a turn, the likelier
+    it is that a hypervisor leaves the processors where they are from the reading before it to the one after it.
+    """
     asked = [line for line in lines if is_first or line in _LINES_OF_OTHERS]
     turns = []
     for dtype in DTYPES:
-        for num_ranks in (1, 2) if num_cores > 1 else (1,):
-            cases = []
-            if _wants_decode(asked, dtype, num_ranks, is_first=is_first):
-                cases.append(settings.decode(vocab_size))
-            if _compares_ranks(asked, dtype):
-                cases.append(settings.short_prompt(vocab_size))
-            if _wants_prompt(asked, dtype, num_ranks):
-                cases.append(settings.prompt(vocab_size))
-            if cases:
-                turns.append(PlannedTurn(who=Who(dtype=dtype, num_ranks=num_ranks), cases=cases))
+        everyone = [Who(dtype=dtype, num_ranks=num_ranks) for num_ranks in ((1, 2) if num_cores > 1 else (1,))]
+        wanted = (
+            (settings.decode, [who for who in everyone if _wants_decode(asked, who, is_first=is_first)]),
+            (settings.short_prompt, [who for who in everyone if _compares_ranks(asked, who.dtype)]),
+            (settings.prompt, [who for who in everyone if _wants_prompt(asked, who)]),
+        )
+        turns += [PlannedTurn(who=who, cases=[case(vocab_size)]) for case, found in wanted for who in found]
     if "context" in asked:
         turns.append(PlannedTurn(who=ONE_RANK, cases=[settings.long_context(vocab_size)]))
     if "beams" in asked:
@@ -47,19 +48,19 @@ def _compares_ranks(asked: Collection[str], dtype: str) -> bool:
     return "ranks" in asked and dtype == "bfloat16"
 
 
-def _wants_decode(asked: Collection[str], dtype: str, num_ranks: int, *, is_first: bool) -> bool:
-    if num_ranks == 1 and "decode" in asked:
+def _wants_decode(asked: Collection[str], who: Who, *, is_first: bool) -> bool:
+    if who.num_ranks == 1 and "decode" in asked:
         # Of the larger vocabulary only bfloat16 is promised.
-        return is_first or dtype == "bfloat16"
-    return _compares_ranks(asked, dtype)
+        return is_first or who.dtype == "bfloat16"
+    return _compares_ranks(asked, who.dtype)
 
 
-def _wants_prompt(asked: Collection[str], dtype: str, num_ranks: int) -> bool:
+def _wants_prompt(asked: Collection[str], who: Who) -> bool:
     if "plan" in asked:
         return True
-    if num_ranks == 1 and ("prefill" in asked or "memory" in asked):
+    if who.num_ranks == 1 and ("prefill" in asked or "memory" in asked):
         return True
-    return _compares_ranks(asked, dtype)
+    return _compares_ranks(asked, who.dtype)
 
 
 def two_cpus(topology: Topology) -> tuple[int, int]:

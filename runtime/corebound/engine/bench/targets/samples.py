@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,10 @@ from corebound.engine.bench.targets.resident import ResidentRanks
 from corebound.engine.bench.targets.turn_files import TurnCase, TurnReport
 from corebound.kernels.latency_probe import are_alike
 
-# Turns during which the processors were moved are done again, up to so many times.
+# Turns during which the processors were moved are done again, up to so many times; not turns that last longer than a
+# hypervisor leaves the processors where they are, as that of a very long prompt.
 _MAX_TRIES = 4
+_MAX_REPEATED_S = 20.0
 # A loop that never rests, as a process that shares a core may be.
 _BUSY = "while True: pass"
 
@@ -117,13 +120,16 @@ def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler,
     assert cpus, "our ranks report them"
     for number in range(_MAX_TRIES if turn.is_read else 1):
         samples.num_repeated += number > 0
+        started_s = time.monotonic()
         with busy(cpus[-1] if turn.is_busy else None):
             found = ranks.turn(turn.cases)
+        lasted_s = time.monotonic() - started_s
         before = samples.readings[-1]
         if turn.is_read:
             samples.readings.append(ruler.read())
         after = samples.readings[-1]
-        if lay_still := before.is_alike(after) and are_alike(usual_ns, after.line_ns):
+        lay_still = before.is_alike(after) and are_alike(usual_ns, after.line_ns)
+        if lay_still or lasted_s > _MAX_REPEATED_S:
             break
     samples.num_moved += turn.is_read and not lay_still
     for case, report in zip(turn.cases, found.report.cases, strict=True):

@@ -39,8 +39,9 @@ def test_a_longer_context_shares_the_weights(tmp_path: Path) -> None:
 
 def test_two_ranks_follow_one_and_one_core_has_no_two_ranks() -> None:
     turns = main_turns({"ranks"}, SETTINGS, 1000, 2, is_first=True)
-    assert [turn.who for turn in turns] == [Who(dtype="bfloat16", num_ranks=count) for count in (1, 2)]
-    assert [[case.name for case in turn.cases] for turn in turns] == [["decode", "short", "prompt"]] * 2
+    assert [turn.who for turn in turns] == [Who(dtype="bfloat16", num_ranks=count) for count in (1, 2)] * 3
+    names = [["decode"], ["decode"], ["short"], ["short"], ["prompt"], ["prompt"]]
+    assert [[case.name for case in turn.cases] for turn in turns] == names
     assert {turn.who.num_ranks for turn in main_turns(set(LINES), SETTINGS, 1000, 1, is_first=True)} == {1}
 
 

@@ -92,6 +92,12 @@ def test_a_turn_that_is_not_read_is_done_once(monkeypatch: pytest.MonkeyPatch) -
         assert (len(found.readings), found.num_repeated, found.num_moved) == (1, 0, 0)
 
 
+def test_a_turn_that_lasts_long_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_REPEATED_S", -1.0)
+    found = rounds(monkeypatch, FakeRuler(50, 190), PlannedTurn(who=ONE, cases=[CASE]))
+    assert (found.num_repeated, found.num_moved) == (0, 1)
+
+
 def test_a_reading_is_taken_again_while_the_processors_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     latencies, read_sizes = iter((50.0, 195.0, 200.0, 190.0)), []
 
