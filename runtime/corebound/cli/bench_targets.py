@@ -56,8 +56,7 @@ def targets(
 
     Models are loaded once and do their turns in rounds; before and after a turn the same cores read memory and multiply
     bfloat16 matrices, and a ratio is that of one round. A promise is kept when the median of the rounds keeps it. What
-    this machine cannot show is in the table with the reason. All lines take an hour
-    and more on two cores.
+    this machine cannot show is in the table with the reason. All lines take an hour and more on two cores.
 
     \b
     Lines:
