@@ -38,22 +38,31 @@ struct PanelMatrix {
   bool asymmetric;
   bool gated;
 
-  int64_t num_panels() const { return (outputs + panel_outputs - 1) / panel_outputs; }
-  int64_t num_groups() const { return kind == WeightKind::bfloat16 ? 1 : padded_inputs / group_inputs; }
+  // Always inlined: a copy in the object of a variant would be the only one that the linker keeps, for all variants.
+  [[gnu::always_inline]] int64_t num_panels() const { return (outputs + panel_outputs - 1) / panel_outputs; }
+  [[gnu::always_inline]] int64_t num_groups() const {
+    return kind == WeightKind::bfloat16 ? 1 : padded_inputs / group_inputs;
+  }
   // Bytes of one input for all outputs.
-  int64_t input_bytes() const { return kind == WeightKind::bfloat16 ? 128 : kind == WeightKind::int8 ? 64 : 32; }
-  int64_t scale_bytes() const { return panel_outputs * (scale_kind == ScaleKind::float32 ? 4 : 2); }
-  int64_t group_bytes() const {
+  [[gnu::always_inline]] int64_t input_bytes() const {
+    return kind == WeightKind::bfloat16 ? 128 : kind == WeightKind::int8 ? 64 : 32;
+  }
+  [[gnu::always_inline]] int64_t scale_bytes() const {
+    return panel_outputs * (scale_kind == ScaleKind::float32 ? 4 : 2);
+  }
+  [[gnu::always_inline]] int64_t group_bytes() const {
     if (kind == WeightKind::bfloat16) {
       return padded_inputs * input_bytes();
     }
     return group_inputs * input_bytes() + scale_bytes() + (asymmetric ? panel_outputs : 0);
   }
-  int64_t panel_bytes() const { return num_groups() * group_bytes(); }
+  [[gnu::always_inline]] int64_t panel_bytes() const { return num_groups() * group_bytes(); }
   // Inputs that are rounded together for the product with codes, see panel_codes.h.
-  int64_t block_inputs() const { return group_inputs < max_block_inputs ? group_inputs : max_block_inputs; }
-  int64_t num_blocks() const { return (padded_inputs + block_inputs() - 1) / block_inputs(); }
-  const char *panel(int64_t index) const { return data + index * panel_bytes(); }
+  [[gnu::always_inline]] int64_t block_inputs() const {
+    return group_inputs < max_block_inputs ? group_inputs : max_block_inputs;
+  }
+  [[gnu::always_inline]] int64_t num_blocks() const { return (padded_inputs + block_inputs() - 1) / block_inputs(); }
+  [[gnu::always_inline]] const char *panel(int64_t index) const { return data + index * panel_bytes(); }
 };
 
 // How the weights of few rows are read, see pace.h: as two streams at once (a single row) or at a pace, or as one
@@ -68,7 +77,7 @@ struct RoundedRows {
   uint8_t *has_low;     // [rows, num_blocks]: whether `low` is more than zeros; or null, then any may be
 
   // Those behind so many inputs and blocks.
-  RoundedRows from(int64_t elements, int64_t blocks) const {
+  [[gnu::always_inline]] RoundedRows from(int64_t elements, int64_t blocks) const {
     return {high + elements, low + elements, scales + blocks, sums + blocks, has_low ? has_low + blocks : nullptr};
   }
 };
@@ -90,7 +99,7 @@ struct Best {
   float value;
   int32_t word;
 
-  constexpr bool yields_to(float other, int64_t its_word) const {
+  [[gnu::always_inline]] constexpr bool yields_to(float other, int64_t its_word) const {
     if (other != other || value != value) {
       return other != other && (value == value || its_word < word);
     }
