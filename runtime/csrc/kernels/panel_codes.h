@@ -234,6 +234,21 @@ inline void unpack_block(const char *codes, int64_t inputs, char *to) {
 }
 #endif
 
+// Where the codes of the next block begin. Those of another group have scales behind them, which are read before any of
+// the codes: they are fetched here, where rows take turns.
+inline const char *next_codes(const PanelMatrix &matrix, const char *codes, int64_t at, int64_t count, int64_t rows) {
+  const char *next = codes + count * matrix.input_bytes();
+  if (at % matrix.group_inputs + count < matrix.group_inputs) {
+    return next;
+  }
+  const int64_t of_codes = matrix.group_inputs * matrix.input_bytes(), behind = matrix.group_bytes() - of_codes;
+  next += behind;
+  for (int64_t i = 0; rows > code_rows_at_once<1> && i < behind; i += 64) {
+    __builtin_prefetch(next + of_codes + i, 0, 2);
+  }
+  return next;
+}
+
 // Adds the sums of the blocks from `first_block` on.
 template <bool nibbles>
 inline void sum_codes(const PanelMatrix &matrix, const char *panel, const PanelInput &in, int64_t first_block,
@@ -245,15 +260,7 @@ inline void sum_codes(const PanelMatrix &matrix, const char *panel, const PanelI
     const GroupScales of(matrix, codes + matrix.group_inputs * matrix.input_bytes());
     codes += at % matrix.group_inputs * matrix.input_bytes();
     const int64_t left = matrix.padded_inputs - at, count = left < size ? left : size;
-    const char *next = codes + count * matrix.input_bytes();
-    if (at % matrix.group_inputs + count == matrix.group_inputs) {
-      const int64_t scales = matrix.group_bytes() - matrix.group_inputs * matrix.input_bytes();
-      next += scales;
-      for (int64_t i = 0; in.rows > code_rows_at_once<1> && i < scales; i += 64) {
-        __builtin_prefetch(next + matrix.group_inputs * matrix.input_bytes() + i, 0, 2);
-      }
-    }
-    CodeBlock block = {codes, at, count, next, 4 * matrix.input_bytes()};
+    CodeBlock block = {codes, at, count, next_codes(matrix, codes, at, count, in.rows), 4 * matrix.input_bytes()};
     if (!in.rounded.has_low) {
       sum_code_rows<nibbles, 2>(matrix, block, of, in, 0, in.rows, scratch.sums);
       continue;
