@@ -36,6 +36,7 @@ _COLUMNS = (
     ("memory s", "memory_s", 3),
     ("load s", "load_s", 3),
     ("ratio", "ratio", 2),
+    ("disturbed", "num_disturbed", None),
 )
 
 
@@ -69,7 +70,8 @@ def load(
     Files come from the page cache, where a round before the first puts them, so this is the work that loading adds to
     the disk's; with --cold rounds follow in which they come from the disk, and the column `files` says what stayed in
     memory nevertheless. Before each load fresh memory of as many bytes is taken and given back, in the column
-    `memory s`: on a virtual machine it may be the hypervisor's to give.
+    `memory s`, until that is quick: on a virtual machine it may be the hypervisor's to give. A round is done again when
+    memory came slowly after it, or the processors were moved meanwhile; the column `disturbed` counts these.
 
     \b
     Examples:
@@ -121,6 +123,7 @@ def _row(directory: Path, dtype: str, num_ranks: int, rounds: int, cold: bool) -
         "memory_s": median(times.memory_s),
         "load_s": median(times.load_s),
         "ratio": times.ratio,
+        "num_disturbed": times.num_disturbed,
         "rounds": [
             {"cat_s": cat_s, "memory_s": memory_s, "load_s": load_s}
             for cat_s, memory_s, load_s in zip(times.cat_s, times.memory_s, times.load_s, strict=True)

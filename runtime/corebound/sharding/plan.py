@@ -69,12 +69,19 @@ class ShardPlan:
 
     def field_shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor that the decoder of a rank holds, by field."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for parameter in self.parameters:
-            local = self.local_shape(parameter, rank)
-            before = shapes.get(parameter.field)
-            shapes[parameter.field] = local if before is None else (before[0] + local[0], *local[1:])
-        return shapes
+        if rank not in self._field_shapes:
+            shapes: dict[str, tuple[int, ...]] = {}
+            for parameter in self.parameters:
+                field, local = parameter.field, self.local_shape(parameter, rank)
+                before = shapes.get(field)
+                shapes[field] = local if before is None else (before[0] + local[0], *local[1:])
+            self._field_shapes[rank] = shapes
+        return dict(self._field_shapes[rank])
+
+    @functools.cached_property
+    def _field_shapes(self) -> dict[int, dict[str, tuple[int, ...]]]:
+        """What `field_shapes` found: a load asks several times, and a model of experts has thousands of parameters."""
+        return {}
 
     def num_elements(self, rank: int) -> int:
         """Return how many weights a rank holds."""

@@ -99,7 +99,8 @@ def load_finding(what: str, times: LoadTimes) -> Finding:
         limit=Measured(name="cat", unit="s", rounds=times.cat_s),
         note=(
             f"{what}: {times.num_bytes / 1e9:.2f} GB in the page cache; getting and giving back fresh memory of that "
-            f"size, before each load and not counted in it, took {fresh_s:.2f} s"
+            f"size, before each load and not counted in it, took {fresh_s:.2f} s; {times.num_disturbed} rounds after "
+            "which memory came slowly, or during which the processors were moved, were done again"
         ),
     )
 
