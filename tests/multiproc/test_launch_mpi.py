@@ -116,10 +116,12 @@ def test_a_killed_rank_ends_the_job_everywhere(start: Start, tmp_path: Path) -> 
 
 
 def test_a_killed_launcher_leaves_nothing(start: Start, tmp_path: Path) -> None:
-    launch = start(TWO, "stubborn.py")
+    (temporary := tmp_path / "temporary").mkdir()
+    launch = start(TWO, "stubborn.py", env={"TMPDIR": str(temporary)})
     up(tmp_path)
     os.kill(launch.pid, signal.SIGKILL)
     assert launch.end() == 137
+    assert list(temporary.glob("corebound-*")) == []
     launch.assert_nothing_left(DOWN_S)
     assert eventually(lambda: segments(launch) == [], 1.0)
 

@@ -230,8 +230,9 @@ def started(
         )
     known = starter.names(hosts, environ)
     secret = new_secret()
-    with tempfile.TemporaryDirectory(prefix="corebound-") as folder, Rendezvous(secret) as rendezvous:
-        hostfile = Path(folder) / "hosts"
+    folder = tempfile.TemporaryDirectory(prefix="corebound-")
+    with folder, Rendezvous(secret) as rendezvous:
+        hostfile = Path(folder.name) / "hosts"
         hostfile.write_text(render_machinefile([Host(name, 1) for name in hosts], starter.dialect), encoding="ascii")
         start = Start(spec, known, str(hostfile), _places(hosts, rendezvous.port), interface_to(hosts))
         try:
@@ -254,6 +255,7 @@ def started(
             numbers = [str(index) for index in range(len(hosts))]
             identities = known if starter.identity == _SLURM_IDENTITY else numbers
             links = rendezvous.links(dict(zip(identities, hosts, strict=True)), process, words, signals, hint_for)
+            folder.cleanup()  # read by now; later nobody may be left to do it
             yield links
         finally:
             # A starter that waits for a lost host may wait for minutes.
