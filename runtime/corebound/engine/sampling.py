@@ -10,6 +10,7 @@ number of ranks nor on what else is in the batch.
 from __future__ import annotations
 
 import math
+import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from corebound.models.batch import BestWords
 # Enough for nearly every nucleus of a trained model; a wider one asks again with more.
 FIRST_NUCLEUS_CANDIDATES = 64
 GROWTH = 8
+_NO_SUM = int.from_bytes(array("f", [-math.inf]).tobytes(), sys.byteorder, signed=True)
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -77,12 +79,17 @@ def greedy_answers(best: BestWords, vocab_start: int) -> list[Answer]:
 
 def greedy_offer(best: BestWords, vocab_start: int) -> torch.Tensor:
     """Return what `local_candidates` returns for rows that `are_greedy`: int32 [R, 3]."""
-    offer = torch.empty(len(best.words), 3, dtype=torch.int32)
-    values = offer[:, :2].view(torch.float32)
-    values[:, 0] = -math.inf
-    values[:, 1] = torch.frombuffer(best.values, dtype=torch.float32)
-    offer[:, 2] = torch.frombuffer(best.words, dtype=torch.int32) + vocab_start
-    return offer
+    # In Python's own types, as steps are: few calls, and of torch hardly any.
+    offer = array("i")
+    for value, word in zip(_bits(best.values), best.words, strict=True):
+        offer.extend((_NO_SUM, value, vocab_start + word))
+    return torch.frombuffer(offer, dtype=torch.int32).view(-1, 3)
+
+
+def _bits(values: array[float]) -> array[int]:
+    bits = array("i")
+    bits.frombytes(values.tobytes())
+    return bits
 
 
 def penalise(logits: torch.Tensor, rows: Sequence[SamplingRow], vocab_start: int) -> None:
@@ -161,12 +168,20 @@ def merge(gathered: torch.Tensor, rows: Sequence[SamplingRow], shard_widths: Seq
 
 
 def _merge_greedy(gathered: torch.Tensor) -> list[Answer]:
-    words = gathered.numpy()
-    assert words.shape[2] == 3, "such rows are offered one word by each rank"
-    values, ids = words[:, :, 1].view(np.float32), words[:, :, 2]
-    rank, row = values.argmax(axis=0), np.arange(words.shape[1])  # NaN before all, then the lowest id of equal ones
-    found = zip(values[rank, row].tolist(), ids[rank, row].tolist(), strict=True)
-    return [Answer([token_id] if value == value else [], []) for value, token_id in found]
+    _, num_rows, num_words = gathered.shape
+    assert num_words == 3, "such rows are offered one word by each rank"
+    words = array("i", gathered.numpy().tobytes())
+    values = array("f", words.tobytes())
+    answers = []
+    for first in range(1, 3 * num_rows, 3):
+        best, token_id = values[first], words[first + 1]
+        for at in range(first + 3 * num_rows, len(words), 3 * num_rows):
+            value = values[at]
+            # NaN, which is no number and not itself, before all; then the lowest id of equal ones.
+            if best == best and not value <= best:
+                best, token_id = value, words[at + 1]
+        answers.append(Answer([token_id] if best == best else [], []))
+    return answers
 
 
 class _Merged:
