@@ -124,7 +124,7 @@ def test_rows_beyond_those_of_one_pass_are_as_if_alone(variant: str, form: Panel
         x = torch.randn((rows, 544), generator=generator).bfloat16()
         weights.assert_product(variant, x)
         assert all(torch.equal(multiply(x, reading=reading), multiply(x)) for reading in READINGS)
-        if variant == "amx":  # elsewhere rows go by sixes, and a last few by themselves in another order
+        if variant == "amx":  # elsewhere how many go together differs, and with it the order of sums
             assert torch.equal(multiply(x)[alone:], multiply(x[alone:]))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,7 +37,8 @@ _COLUMNS = (
     ("memory s", "memory_s", 3),
     ("load s", "load_s", 3),
     ("ratio", "ratio", 2),
-    ("disturbed", "num_disturbed", None),
+    ("rounds", "num_kept", None),
+    ("all rounds", "ratio_of_all", 2),
 )
 
 
@@ -70,8 +72,10 @@ def load(
     Files come from the page cache, where a round before the first puts them, so this is the work that loading adds to
     the disk's; with --cold rounds follow in which they come from the disk, and the column `files` says what stayed in
     memory nevertheless. Before each load fresh memory of as many bytes is taken and given back, in the column
-    `memory s`, until that is quick: on a virtual machine it may be the hypervisor's to give. A round is done again when
-    memory came slowly after it, or the processors were moved meanwhile; the column `disturbed` counts these.
+    `memory s`, until that takes as long twice running: on a virtual machine it may be the hypervisor's to give. Rounds
+    count during which the processors were not moved and after which memory comes as it did before, others are done
+    again, four for each of --rounds at most; the column `all rounds` has the ratio with those that do not count. From
+    the disk every round counts.
 
     \b
     Examples:
@@ -119,15 +123,11 @@ def _row(directory: Path, dtype: str, num_ranks: int, rounds: int, cold: bool) -
         "gb": times.num_bytes / 1e9,
         "num_bytes": times.num_bytes,
         "files": where(times.dropped_share) if cold else "in the page cache",
-        "cat_s": median(times.cat_s),
-        "memory_s": median(times.memory_s),
-        "load_s": median(times.load_s),
+        **{name: median(getattr(one, name) for one in times.kept) for name in ("cat_s", "memory_s", "load_s")},
         "ratio": times.ratio,
-        "num_disturbed": times.num_disturbed,
-        "rounds": [
-            {"cat_s": cat_s, "memory_s": memory_s, "load_s": load_s}
-            for cat_s, memory_s, load_s in zip(times.cat_s, times.memory_s, times.load_s, strict=True)
-        ],
+        "num_kept": len(times.kept),
+        "ratio_of_all": times.ratio_of_all,
+        "rounds": [asdict(one) for one in times.rounds],
     }
 
 

@@ -16,14 +16,13 @@ from corebound.engine.bench import results as files
 from corebound.engine.bench.load import LoadWatch
 from corebound.engine.bench.peers import machine
 from corebound.engine.bench.shapes import SHAPES
-from corebound.engine.bench.targets.report import cells_of
+from corebound.engine.bench.targets.report import HEADER, cells_of
 from corebound.engine.bench.targets.run import Run
 from corebound.engine.bench.targets.settings import LINES, Settings
 from corebound.errors import ConfigError
 from corebound.topology import read_topology
 
 _DEFAULTS = Settings()
-_HEADER = ("line", "what", "promised", "found", "p10", "p90", "measured", "limit", "met")
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -164,4 +163,4 @@ def table(found: dict[str, Any]) -> str:
         f"{found['num_rounds']} rounds in {found['elapsed_s'] / 60:.1f} minutes; other processes took "
         f"{load['other_share']:.0%} of the processors' time, the hypervisor {load['steal_share']:.0%}"
     )
-    return "\n".join([render_table(_HEADER, rows, max_width=72), "", *notes, busy])
+    return "\n".join([render_table(("line", *HEADER), rows, max_width=72), "", *notes, busy])

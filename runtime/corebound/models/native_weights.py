@@ -23,6 +23,11 @@ class NativeExperts:
     experts: tuple[tuple[PanelMatrix, PanelMatrix], ...]
     shared: tuple[tuple[PanelMatrix, PanelMatrix], ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of all matrices."""
+        return self.bytes_per_token(len(self.experts))
+
     def bytes_per_token(self, num_chosen: int) -> int:
         """Return the bytes that one token reads of them; experts are of equal size."""
         others = self.router.num_bytes + sum(matrix.num_bytes for pair in self.shared for matrix in pair)
@@ -77,6 +82,14 @@ class NativeWeights:
     head: PanelMatrix
     head_bias: Tensor | None
     position_embedding: Tensor | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of all matrices and of the embeddings; norms and biases have few."""
+        tables = sum(table.nbytes for table in (self.embedding, self.position_embedding) if table is not None)
+        matrices = sum(matrix.num_bytes for layer in self.layers for matrix in layer.matrices())
+        experts = sum(layer.experts.num_bytes for layer in self.layers if layer.experts is not None)
+        return tables + self.head.num_bytes + matrices + experts
 
 
 def panel_matrices(

@@ -87,7 +87,7 @@ template <int M, int halves> using RowCounts = Counts<halves>[M];
 // A part of the codes that come next, fetched with every four inputs of a block by rows that take turns with it.
 struct NextCodes {
   const char *at;
-  int64_t step; // in bytes, at most two lines; 0 for nothing
+  int64_t step; // in bytes, at most two lines; 0 for the same two again
   void fetch() {
     __builtin_prefetch(at, 0, 2);
     __builtin_prefetch(at + 64, 0, 2);
@@ -147,8 +147,8 @@ struct CodeBlock {
   const char *next;
   int64_t next_step;
 
-  // The half of the next one that the rows from `row` on fetch, of those that take turns; one turn fetches nothing,
-  // as memory is what it waits for.
+  // The half of the next one that the rows from `row` on fetch, of those that take turns; a single turn asks again for
+  // lines of its own that the cache has, as memory is what it waits for.
   NextCodes part(int64_t row, int64_t rows, int64_t rows_at_once) const {
     if (rows <= rows_at_once) {
       return {codes, 0};
@@ -235,7 +235,7 @@ inline void unpack_block(const char *codes, int64_t inputs, char *to) {
 #endif
 
 // Where the codes of the next block begin. Those of another group have scales behind them, which are read before any of
-// the codes: they are fetched here, where rows take turns.
+// the codes: they are fetched here, where rows take turns whatever halves they have.
 inline const char *next_codes(const PanelMatrix &matrix, const char *codes, int64_t at, int64_t count, int64_t rows) {
   const char *next = codes + count * matrix.input_bytes();
   if (at % matrix.group_inputs + count < matrix.group_inputs) {

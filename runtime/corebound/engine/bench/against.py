@@ -18,8 +18,9 @@ _BATCH, _BATCH_BOUND = 16, 1.2
 _BFLOAT16 = "bfloat16"
 
 _METHOD = """\
-Ours and the other are those with the best median. *Found* is the median over the rounds of the ratio within a round;
-where it says so, it is the ratio of the two medians: of sums, and of engines that were not there in every round.
+Ours and the other are those with the best median over all rounds. *Found* is the median over the rounds of the ratio
+within a round, where it says so over those in which the processors lay the same around both turns; or the ratio of the
+two medians: of sums, and of engines that were not there in every round.
 """
 
 Row = dict[str, Any]
@@ -106,12 +107,19 @@ def _held(
         return
     theirs = by.best(others)
     slower, faster = (theirs, mine) if by.lower_is_better else (mine, theirs)
-    ratio, is_by_round = by.of(slower) / by.of(faster), False
+    found = f"{(ratio := by.of(slower) / by.of(faster)):.2f}, of medians"
     for one in rounds:
         same = all(one[key] == mine[key] for key in ("dtype", "num_ranks", "num_prompt_tokens", "batch_size"))
         if same and one["with"] == theirs["engine"] and by.ratio in one:
-            ratio, is_by_round = float(one[by.ratio]), True
-    yield _line(what, bound, ratio, _named(mine, by), _named(theirs, by), is_by_round=is_by_round)
+            ratio = float(one[by.ratio])
+            found = f"{ratio:.2f}{_rounds_of(one)}"
+    yield (what, f"at least {bound:g}", found, _named(mine, by), _named(theirs, by), _met(ratio, bound))
+
+
+def _rounds_of(one: Row) -> str:
+    """Return how many rounds of a comparison count where that is not all; runs before it was known count all."""
+    counts = one.get("round_counts", [])
+    return "" if all(counts) else f", {sum(counts)} of {len(counts)} rounds"
 
 
 def _sums(rows: Sequence[Row]) -> Iterable[Line]:
@@ -135,7 +143,8 @@ def _sum(what: str, rows: Sequence[Row]) -> Line:
         return (what, "at least 1", "not measured", said, "" if theirs else "none ran", "")
     other = min(theirs, key=lambda row: float(row["p50_us"]))
     named = f"{title_of(other['provider'])}: {other['p50_us']:.2f} us"
-    return _line(what, 1.0, other["p50_us"] / ours[0]["p50_us"], said, named)
+    ratio = other["p50_us"] / ours[0]["p50_us"]
+    return (what, "at least 1", f"{ratio:.2f}, of medians", said, named, _met(ratio, 1.0))
 
 
 def _named(row: Row, by: _Compared) -> str:
@@ -144,6 +153,5 @@ def _named(row: Row, by: _Compared) -> str:
     return f"{who}, {format_of(row)}: {by.of(row):.2f} {by.unit}"
 
 
-def _line(what: str, bound: float, ratio: float, ours: str, other: str, *, is_by_round: bool = False) -> Line:
-    found = f"{ratio:.2f}" if is_by_round else f"{ratio:.2f}, of medians"
-    return (what, f"at least {bound:g}", found, ours, other, "yes" if ratio >= bound else "no")
+def _met(ratio: float, bound: float) -> str:
+    return "yes" if ratio >= bound else "no"

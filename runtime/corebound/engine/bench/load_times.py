@@ -33,16 +33,20 @@ _RANK_COMMAND = (sys.executable, "-m", "corebound.engine.bench.load_times")
 
 # Memory that a guest has freed its hypervisor may take back, two seconds later with Linux, and giving it again takes up
 # to 15 times as long as clearing it. Both go on beside a load that comes meanwhile.
-_READY, _READY_S = 1.25, 0.01
+_ALIKE, _ALIKE_S = 1.25, 0.01
 _MAX_TRIES_FOR_MEMORY = 8
 _MAX_ROUNDS = 4  # for each that is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadJob:
-    """What the ranks are to load, how often, and where rank 0 writes what it took."""
+    """What the ranks are to load, how often, and where rank 0 writes what it took.
+
+    `cpus` tell by their first and last whether the machine's processors lie as before; a bound rank knows only its own.
+    """
 
     model_dir: str
+    cpus: list[int]
     dtype: str
     num_rounds: int
     cold: bool
@@ -50,22 +54,36 @@ class LoadJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadTimes:
-    """Seconds of each round, of the slowest rank: `cat` of all weight files, and all weights in their place.
+class Round:
+    """Seconds of one round, of the slowest rank: `cat` of all weight files, and all weights in their place.
 
-    Between the two, `memory_s` is how long it takes to get and give back fresh memory of as many bytes. `num_disturbed`
-    rounds were done again and left out, because the machine was not the same before and after them; where all were,
-    none is left out. Where files were dropped from the page cache, `dropped_shares` are the shares that were in memory
-    all the same, None where the kernel does not tell.
+    Between the two, `memory_s` is how long it takes to get and give back fresh memory of as many bytes as the weights
+    have. The round `is_steady` when that took about as long after the load, and the processors lay as before `cat`.
+    """
+
+    cat_s: float
+    memory_s: float
+    load_s: float
+    is_steady: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadTimes:
+    """All rounds, and those that count.
+
+    Where files were dropped from the page cache, `dropped_shares` are the shares that were in memory all the same, None
+    where the kernel does not tell.
     """
 
     num_bytes: int
     num_threads: int
-    cat_s: list[float]
-    memory_s: list[float]
-    load_s: list[float]
-    num_disturbed: int = 0
+    rounds: list[Round]
     dropped_shares: list[float | None] = field(default_factory=list)
+
+    @property
+    def kept(self) -> list[Round]:
+        """Return the steady rounds, or all where none is."""
+        return [one for one in self.rounds if one.is_steady] or self.rounds
 
     @property
     def dropped_share(self) -> float | None:
@@ -75,21 +93,36 @@ class LoadTimes:
 
     @property
     def ratio(self) -> float:
-        """Return the median over the rounds of loading over `cat`."""
-        return median(load / cat for load, cat in zip(self.load_s, self.cat_s, strict=True))
+        """Return the median over the rounds that count of loading over `cat`."""
+        return median(one.load_s / one.cat_s for one in self.kept)
+
+    @property
+    def ratio_of_all(self) -> float:
+        """Return the same over all rounds."""
+        return median(one.load_s / one.cat_s for one in self.rounds)
 
 
 def measure_load(model_dir: Path, dtype: str, num_ranks: int, num_rounds: int, *, cold: bool = False) -> LoadTimes:
     """Return how long `num_ranks` ranks of this machine take to load a model, and `cat` in turns with them.
 
     A first round, which may find files that are not in the page cache, is left out. With `cold` the files are dropped
-    from the page cache before each `cat` and each load.
+    from the page cache before each `cat` and each load, and every round counts, since the disk takes most of it;
+    otherwise rounds are taken until so many are steady, four for each that is asked for at most.
 
     Raises: LaunchError when a rank fails.
     """
     with tempfile.TemporaryDirectory(prefix="corebound-load-") as directory:
         report = Path(directory) / "report.json"
-        job = LoadJob(model_dir=str(model_dir), dtype=dtype, num_rounds=num_rounds, cold=cold, report_path=str(report))
+        cores = [core.cpus[0] for core in read_topology().physical_cores()]
+        job = LoadJob(
+            model_dir=str(model_dir),
+            # Where ranks share cores, they would only see each other.
+            cpus=cores if num_ranks <= len(cores) else [],
+            dtype=dtype,
+            num_rounds=num_rounds,
+            cold=cold,
+            report_path=str(report),
+        )
         spec = LaunchSpec(
             command=_RANK_COMMAND,
             num_accelerators=num_ranks,
@@ -100,54 +133,31 @@ def measure_load(model_dir: Path, dtype: str, num_ranks: int, num_rounds: int, *
             raise LaunchError(f"the ranks ended with exit code {code}", hint="the lines above say why")
         if not report.is_file():
             raise CoreboundError("the ranks ended without a report")
-        return LoadTimes(**json.loads(report.read_text(encoding="utf-8")))
+        facts = json.loads(report.read_text(encoding="utf-8"))
+        return LoadTimes(**facts | {"rounds": [Round(**one) for one in facts["rounds"]]})
 
 
-class FreshMemory:
-    """Sees to it that memory for a load need not come from a hypervisor. `take_s` takes and gives back as much."""
-
-    def __init__(self, take_s: Callable[[], float]) -> None:
-        self._take_s = take_s
-        self._least_s = math.inf
-
-    def make_ready(self) -> float:
-        """Take memory until that takes about the least time so far, and return how long it took at last."""
-        for _ in range(_MAX_TRIES_FOR_MEMORY):
-            taken_s, is_ready = self._take()
-            if is_ready:
-                break
-        return taken_s
-
-    def is_ready(self) -> bool:
-        """Take memory once, and return whether that took about the least time so far."""
-        return self._take()[1]
-
-    def _take(self) -> tuple[float, bool]:
-        taken_s = self._take_s()
-        self._least_s = min(self._least_s, taken_s)
-        return taken_s, taken_s <= _READY * self._least_s + _READY_S
+def take_alike(a_s: float, b_s: float) -> bool:
+    """Return whether memory came about as quickly both times."""
+    return max(a_s, b_s) <= _ALIKE * min(a_s, b_s) + _ALIKE_S
 
 
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """Seconds of one round, and whether the machine was the same before and after it."""
+def ready_memory(take_s: Callable[[], float]) -> float:
+    """Take memory until that takes about as long twice running, and return the seconds it took at last."""
+    before_s, taken_s = math.inf, take_s()
+    for _ in range(_MAX_TRIES_FOR_MEMORY - 1):
+        before_s, taken_s = taken_s, take_s()
+        if take_alike(before_s, taken_s):
+            break
+    return taken_s
 
-    cat_s: float
-    memory_s: float
-    load_s: float
-    is_steady: bool
 
-
-def steady_rounds(take: Callable[[], Round], num_rounds: int, max_rounds: int) -> tuple[list[Round], int]:
-    """Take rounds until enough are steady, and return these and how many others there were; all where none is steady.
-
-    `take` is called `max_rounds` times at most.
-    """
+def take_rounds(take: Callable[[], Round], num_rounds: int, max_rounds: int) -> list[Round]:
+    """Return rounds until so many are steady, and all that were taken meanwhile; at most `max_rounds`."""
     rounds: list[Round] = []
     while sum(one.is_steady for one in rounds) < num_rounds and len(rounds) < max_rounds:
         rounds.append(take())
-    steady = [one for one in rounds if one.is_steady]
-    return steady or rounds, len(rounds) - len(steady)
+    return rounds
 
 
 def main() -> int:
@@ -173,35 +183,32 @@ def _measure(collectives: Collectives) -> None:
             drop_from_page_cache(files)
             dropped_shares.append(cached_share(files))
 
+    def take_s() -> float:
+        return _together(collectives, lambda: _touch(weight_bytes))
+
     def take() -> Round:
-        before_ns = distance_ns(cpus)
+        before_ns = place_ns()
         drop()
         cat_s = _together(collectives, lambda: _cat(files) if collectives.rank == 0 else None)
-        memory_s = fresh.make_ready()
+        memory_s = ready_memory(take_s)
         drop()
         load_s = _together(collectives, load)
-        is_steady = fresh.is_ready() and are_alike(before_ns, distance_ns(cpus))
-        # Every rank must come to the same end.
-        is_steady = bool(collectives.broadcast_object(is_steady))
+        is_steady = job.cold or (take_alike(memory_s, take_s()) and are_alike(before_ns, place_ns()))
         return Round(cat_s=cat_s, memory_s=memory_s, load_s=load_s, is_steady=is_steady)
 
+    def place_ns() -> float:
+        return float(collectives.broadcast_object(distance_ns(job.cpus) if collectives.rank == 0 else None))
+
     files = describe(job.model_dir, tokenizer=False).checkpoint.files
-    cpus = [core.cpus[0] for core in read_topology().physical_cores()] if collectives.rank == 0 else []
-    num_bytes, num_threads = sum(files.values()), torch.get_num_threads()
-    fresh = FreshMemory(lambda: _together(collectives, lambda: _touch(num_bytes // collectives.size)))
+    weight_bytes = load().num_bytes
     dropped_shares: list[float | None] = []
     take()
-    # The disk takes so long that nothing else matters.
-    max_rounds = job.num_rounds if job.cold else _MAX_ROUNDS * job.num_rounds
-    rounds, num_disturbed = steady_rounds(take, job.num_rounds, max_rounds)
+    rounds = take_rounds(take, job.num_rounds, _MAX_ROUNDS * job.num_rounds)
     if collectives.rank == 0:
         times = LoadTimes(
-            num_bytes=num_bytes,
-            num_threads=num_threads,
-            cat_s=[one.cat_s for one in rounds],
-            memory_s=[one.memory_s for one in rounds],
-            load_s=[one.load_s for one in rounds],
-            num_disturbed=num_disturbed,
+            num_bytes=sum(files.values()),
+            num_threads=torch.get_num_threads(),
+            rounds=rounds,
             dropped_shares=dropped_shares,
         )
         Path(job.report_path).write_text(json.dumps(asdict(times)), encoding="utf-8")

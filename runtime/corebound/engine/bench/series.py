@@ -131,8 +131,13 @@ def _fractions(values: Sequence[float], ceilings: Sequence[float]) -> list[float
 
 
 def compare(ours: Series, theirs: Series) -> dict[str, Any]:
-    """Return how much faster we are than another engine, round by round, and how far the tokens agree."""
+    """Return how much faster we are than another engine, round by round, and how far the tokens agree.
+
+    Medians are over the rounds in which the processors lay the same for both, over all where there is none.
+    """
     pairs = list(zip(ours.samples, theirs.samples, strict=True))
+    counts = [a.is_alike(b) for a, b in pairs]
+    counts = counts if any(counts) else [True] * len(pairs)
     ratios = [b.step_ms / a.step_ms for a, b in pairs]
     firsts = [b.case.first_token_ms / a.case.first_token_ms for a, b in pairs]
     return {
@@ -141,10 +146,11 @@ def compare(ours: Series, theirs: Series) -> dict[str, Any]:
         "num_ranks": ours.num_ranks,
         "num_prompt_tokens": ours.case.num_prompt_tokens,
         "batch_size": ours.case.batch_size,
-        "decode_speed_ratio": round(statistics.median(ratios), 3),
+        "decode_speed_ratio": _median(itertools.compress(ratios, counts), 3),
         "ratio_per_round": [round(ratio, 3) for ratio in ratios],
-        "first_token_ratio": round(statistics.median(firsts), 3),
+        "first_token_ratio": _median(itertools.compress(firsts, counts), 3),
         "first_token_ratio_per_round": [round(ratio, 3) for ratio in firsts],
+        "round_counts": counts,
         "num_equal_tokens": num_equal(ours.samples[0].case.token_ids, theirs.samples[0].case.token_ids),
         "num_new_tokens": ours.case.num_new_tokens,
     }

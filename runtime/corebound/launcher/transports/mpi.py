@@ -230,7 +230,8 @@ def started(
         )
     known = starter.names(hosts, environ)
     secret = new_secret()
-    folder = tempfile.TemporaryDirectory(prefix="corebound-")
+    # Where TMPDIR is on NFS, a file that is still open keeps its folder from being removed: no reason to end a launch.
+    folder = tempfile.TemporaryDirectory(prefix="corebound-", ignore_cleanup_errors=True)
     with folder, Rendezvous(secret) as rendezvous:
         hostfile = Path(folder.name) / "hosts"
         hostfile.write_text(render_machinefile([Host(name, 1) for name in hosts], starter.dialect), encoding="ascii")

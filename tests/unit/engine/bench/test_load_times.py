@@ -2,60 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from corebound.engine.bench.load_times import FreshMemory, LoadTimes, Round, steady_rounds
+from corebound.engine.bench.load_times import LoadTimes, Round, ready_memory, take_alike, take_rounds
 
 
-def fresh_memory(*seconds: float) -> FreshMemory:
-    return FreshMemory(iter(seconds).__next__)
+def taking(*seconds: float) -> Callable[[], float]:
+    return iter(seconds).__next__
 
 
 def rounds(*steady: bool) -> list[Round]:
-    return [Round(cat_s=1.0, memory_s=1.0, load_s=float(at), is_steady=one) for at, one in enumerate(steady)]
+    return [Round(cat_s=1.0, memory_s=1.0, load_s=1.0 + at, is_steady=one) for at, one in enumerate(steady)]
 
 
-def test_memory_is_taken_again_until_that_is_about_as_quick_as_ever() -> None:
-    fresh = fresh_memory(0.15, 2.6, 1.1, 0.16, 0.15)
-    assert fresh.make_ready() == 0.15
-    assert fresh.make_ready() == 0.16
-    assert fresh.make_ready() == 0.15
+def test_memory_is_taken_until_that_takes_as_long_twice_running() -> None:
+    take_s = taking(2.6, 1.1, 0.16, 0.15, 7.0)
+    assert ready_memory(take_s) == 0.15
+    assert take_s() == 7.0
 
 
-def test_memory_that_never_comes_quickly_ends_the_wait() -> None:
-    fresh = fresh_memory(0.1, *[2.0] * 8, 0.1)
-    fresh.make_ready()
-    assert fresh.make_ready() == 2.0
-    assert fresh.is_ready(), "the wait has taken memory more often than it should"
+def test_memory_that_never_comes_alike_ends_the_wait_after_eight_tries() -> None:
+    take_s = taking(*(2.0**at for at in range(8)), 7.0)
+    assert ready_memory(take_s) == 128.0
+    assert take_s() == 7.0
 
 
-def test_the_first_try_knows_no_better() -> None:
-    assert fresh_memory(3.0).make_ready() == 3.0
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [(0.15, 0.19, True), (0.15, 0.21, False), (0.001, 0.009, True), (2.0, 2.4, True), (0.1, 2.4, False)],
+)
+def test_a_machine_that_became_slower_is_as_bad_as_one_that_became_faster(
+    one: float, other: float, alike: bool
+) -> None:
+    assert take_alike(one, other) is alike and take_alike(other, one) is alike
 
 
-def test_memory_is_looked_at_once_after_a_load() -> None:
-    fresh = fresh_memory(0.1, 0.14, 0.13)
-    fresh.make_ready()
-    assert [fresh.is_ready(), fresh.is_ready()] == [False, True]
+def test_rounds_are_taken_until_enough_are_steady_and_none_is_forgotten() -> None:
+    taken = take_rounds(iter(rounds(True, False, False, True, True, True)).__next__, 3, 12)
+    assert [one.is_steady for one in taken] == [True, False, False, True, True]
 
 
-def test_rounds_are_taken_until_enough_are_steady() -> None:
-    taken = iter(rounds(True, False, False, True, True, True))
-    kept, num_disturbed = steady_rounds(taken.__next__, 3, 12)
-    assert ([one.load_s for one in kept], num_disturbed) == ([0.0, 3.0, 4.0], 2)
+def test_rounds_end_when_few_are_steady() -> None:
+    assert len(take_rounds(iter(rounds(False, True, False, False, True)).__next__, 3, 4)) == 4
 
 
-def test_rounds_end_when_few_are_steady_and_those_count() -> None:
-    taken = iter(rounds(False, True, False, False, True))
-    kept, num_disturbed = steady_rounds(taken.__next__, 3, 4)
-    assert ([one.load_s for one in kept], num_disturbed) == ([1.0], 3)
+def test_the_ratio_is_the_median_of_the_steady_rounds_own_and_that_of_all_is_told() -> None:
+    times = LoadTimes(num_bytes=1, num_threads=1, rounds=rounds(True, False, True, False, False))
+    assert [one.load_s for one in times.kept] == [1.0, 3.0]
+    assert times.ratio == pytest.approx(2.0) and times.ratio_of_all == pytest.approx(3.0)
 
 
-def test_where_none_is_steady_all_count_and_that_is_told() -> None:
-    kept, num_disturbed = steady_rounds(iter(rounds(False, False)).__next__, 1, 2)
-    assert (len(kept), num_disturbed) == (2, 2)
-
-
-def test_the_ratio_is_the_median_of_the_rounds_own() -> None:
-    times = LoadTimes(num_bytes=1, num_threads=1, cat_s=[1.0, 2.0, 4.0], memory_s=[1.0] * 3, load_s=[1.0, 4.0, 6.0])
-    assert times.ratio == pytest.approx(1.5)
+def test_where_none_is_steady_all_count() -> None:
+    times = LoadTimes(num_bytes=1, num_threads=1, rounds=rounds(False, False))
+    assert len(times.kept) == 2 and times.ratio == times.ratio_of_all == pytest.approx(1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from corebound.engine.bench.work import work_of
 from corebound.models import describe
 
 
-def reading(gb: float, gflop: float) -> Reading:
-    return Reading(read_gb_per_s=gb, best_read_gb_per_s=gb, gemm_gflop_per_s=gflop)
+def reading(gb: float, gflop: float, line_ns: float = 0.0) -> Reading:
+    return Reading(read_gb_per_s=gb, best_read_gb_per_s=gb, gemm_gflop_per_s=gflop, line_ns=line_ns)
 
 
 @pytest.fixture
@@ -58,6 +59,29 @@ def test_engines_are_compared_round_by_round(series: Series) -> None:
     add(series, 100, reading(20, 1), reading(20, 1))
     found = compare(series, series)
     assert (found["decode_speed_ratio"], found["num_equal_tokens"], found["num_new_tokens"]) == (1.0, 4, 4)
+
+
+def of_rounds(series: Series, *rounds: tuple[float, float, float]) -> Series:
+    """The series with a round of each step, between readings of two distances."""
+    found = dataclasses.replace(series, samples=[])
+    for step_ms, before_ns, after_ns in rounds:
+        add(found, step_ms, reading(20, 1, before_ns), reading(20, 1, after_ns))
+    return found
+
+
+def test_rounds_in_which_the_processors_were_moved_do_not_count(series: Series) -> None:
+    ours = of_rounds(series, (50, 210, 212), (60, 50, 50), (60, 50, 210), (70, 50, 50))
+    theirs = of_rounds(series, (100, 48, 50), (90, 50, 52), (300, 210, 210), (91, 50, 50))
+    found = compare(ours, theirs)
+    assert found["round_counts"] == [False, True, False, True]
+    assert found["ratio_per_round"] == [2.0, 1.5, 5.0, 1.3]
+    assert found["decode_speed_ratio"] == 1.4
+
+
+def test_where_the_processors_never_lay_alike_all_rounds_count(series: Series) -> None:
+    ours, theirs = of_rounds(series, (50, 50, 50)), of_rounds(series, (100, 210, 210))
+    found = compare(ours, theirs)
+    assert (found["round_counts"], found["decode_speed_ratio"]) == ([True], 2.0)
 
 
 def test_tokens_agree_until_the_first_that_differs() -> None:

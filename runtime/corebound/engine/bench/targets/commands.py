@@ -88,21 +88,31 @@ def _load_written(model_dir: Path, dtype: str, num_rounds: int) -> Finding:
 
 def load_finding(what: str, times: LoadTimes) -> Finding:
     """Return the finding of one form of the files; its note has the time that fresh memory alone takes."""
-    fresh_s = statistics.median(times.memory_s)
+    kept = times.kept
+    load_s, cat_s = [one.load_s for one in kept], [one.cat_s for one in kept]
     return Finding(
         line="load",
         what=what,
         sense="at most",
         bound=LOAD_BOUND,
-        ratios=ratios_of(times.load_s, times.cat_s),
-        measured=Measured(name="load", unit="s", rounds=times.load_s),
-        limit=Measured(name="cat", unit="s", rounds=times.cat_s),
+        ratios=ratios_of(load_s, cat_s),
+        measured=Measured(name="load", unit="s", rounds=load_s),
+        limit=Measured(name="cat", unit="s", rounds=cat_s),
         note=(
-            f"{what}: {times.num_bytes / 1e9:.2f} GB in the page cache; getting and giving back fresh memory of that "
-            f"size, before each load and not counted in it, took {fresh_s:.2f} s; {times.num_disturbed} rounds after "
-            "which memory came slowly, or during which the processors were moved, were done again"
+            f"{what}: {times.num_bytes / 1e9:.2f} GB in the page cache; getting and giving back as much fresh memory "
+            "as the weights take, before each load and not counted in it, took "
+            f"{statistics.median(one.memory_s for one in kept):.2f} s; {_steady_note(times)}"
         ),
     )
+
+
+def _steady_note(times: LoadTimes) -> str:
+    if not times.kept[0].is_steady:
+        return f"none of the {len(times.rounds)} rounds was steady, so all count"
+    if len(times.kept) == len(times.rounds):
+        return f"all {len(times.rounds)} rounds were steady"
+    of_all = f"the median of all is {times.ratio_of_all:.2f}"
+    return f"{len(times.kept)} of {len(times.rounds)} rounds were steady and count, {of_all}"
 
 
 def quality(announce: Announce) -> tuple[list[Finding | NotMeasured], dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 from corebound.engine.bench.markdown import date_and_machine, machine_table, markdown_table, span
 from corebound.engine.bench.targets.settings import LINES
 
-HEADER = ("what", "promised", "found", "p10", "p90", "measured", "limit", "met")
+HEADER = ("what", "promised", "found", "p10", "p90", "rounds", "measured", "limit", "met")
 METHOD = """\
 ## How the promises are judged
 
@@ -19,8 +19,11 @@ token of a round is the median of nine short prompts, or of three long ones. A r
 context computes its prompt anew and is judged by the steps after it. Predictions are made from ceilings that every
 round measures again. Memory is that of the process after its first prompt. What is promised is the part that came with
 the model, less what Python and torch held before any model was there, since the promise is that weights are in memory
-once; the whole process is told beside it. Between `cat` and each load fresh memory of the files' size is got and given
-back, so that what a hypervisor must give first is not taken for the work of loading; the notes say how long that took.
+once; the whole process is told beside it. Between `cat` and each load as much fresh memory as the weights take is got
+and given back, until that takes as long twice running, so that what a hypervisor must give first is not taken for the
+work of loading; the notes say how long that took. Rounds of loading count that are steady: memory came as before after
+them, and the processors were not moved; where the notes say nothing of that, memory was taken once, and all count.
+*Rounds* are those that count.
 """
 
 
@@ -61,8 +64,9 @@ def _turns(turns: dict[str, int] | None) -> str:
     return (
         "Turns around which a cache line between the first core and the last took another time than is usual in their "
         "round, by more than a quarter, because the hypervisor had moved the processors, were done again, up to three "
-        f"times: {turns['repeated']} times in all; {turns['moved']} turns are of moved processors all the same. Rounds "
-        "in which they did not lie the same for all that is compared do not count where there are others. "
+        f"times, those of more than 20 s never: {turns['repeated']} times in all; {turns['moved']} turns are of moved "
+        "processors all the same. Rounds in which they did not lie the same for all that is compared do not count "
+        "where there are others. "
     )
 
 
@@ -84,11 +88,12 @@ def _quality(printed: dict[str, Any]) -> str:
 def cells_of(row: dict[str, Any]) -> tuple[str, ...]:
     """Return the cells of a row under `HEADER`."""
     if row["found"] is None:
-        return (row["what"], row["promised"], "not measured", "", "", "", "", "")
+        return (row["what"], row["promised"], "not measured", "", "", "", "", "", "")
     found = row["found"]
     met = {True: "yes", False: "no", None: ""}[row["is_met"]]
     spread = tuple(f"{found[name]:.3f}" for name in ("median", "p10", "p90"))
-    return (row["what"], row["promised"], *spread, _quantity(row["measured"]), _quantity(row["limit"]), met)
+    quantities = (_quantity(row["measured"]), _quantity(row["limit"]))
+    return (row["what"], row["promised"], *spread, str(row["num_rounds"]), *quantities, met)
 
 
 def _quantity(measured: dict[str, Any] | None) -> str:
