@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from corebound.engine.bench.markdown import date_and_machine, markdown_table, size_name
 from corebound.engine.bench.peers.tables import format_of, title_of, title_of_run
 from corebound.engine.bench.placements import FAR, NEAR
+from corebound.engine.bench.series import rounds_that_count
 from corebound.engine.bench.session import OURS
 
 _HEADER = ("what", "promised", "found", "ours", "the other", "met")
@@ -19,8 +22,8 @@ _BFLOAT16 = "bfloat16"
 
 _METHOD = """\
 Ours and the other are those with the best median over all rounds. *Found* is the median over the rounds of the ratio
-within a round, where it says so over those in which the processors lay the same around both turns; or the ratio of the
-two medians: of sums, and of engines that were not there in every round.
+within a round, where it says so over those, three at least, in which the processors lay the same around both turns;
+or the ratio of the two medians: of sums, and of engines that were not there in every round.
 """
 
 Row = dict[str, Any]
@@ -33,6 +36,7 @@ class _Compared:
 
     figure: str
     ratio: str
+    per_round: str
     unit: str
     lower_is_better: bool = True
 
@@ -45,9 +49,17 @@ class _Compared:
         return min(rows, key=self.of) if self.lower_is_better else max(rows, key=self.of)
 
 
-_NEXT = _Compared(figure="next_token_ms", ratio="decode_speed_ratio", unit="ms")
-_FIRST = _Compared(figure="first_token_ms", ratio="first_token_ratio", unit="ms")
-_SPEED = _Compared(figure="decode_tokens_per_s", ratio="decode_speed_ratio", unit="tokens/s", lower_is_better=False)
+_NEXT = _Compared(figure="next_token_ms", ratio="decode_speed_ratio", per_round="ratio_per_round", unit="ms")
+_FIRST = _Compared(
+    figure="first_token_ms", unit="ms", ratio="first_token_ratio", per_round="first_token_ratio_per_round"
+)
+_SPEED = _Compared(
+    figure="decode_tokens_per_s",
+    ratio="decode_speed_ratio",
+    per_round="ratio_per_round",
+    unit="tokens/s",
+    lower_is_better=False,
+)
 
 
 def render_against(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -111,15 +123,21 @@ def _held(
     for one in rounds:
         same = all(one[key] == mine[key] for key in ("dtype", "num_ranks", "num_prompt_tokens", "batch_size"))
         if same and one["with"] == theirs["engine"] and by.ratio in one:
-            ratio = float(one[by.ratio])
-            found = f"{ratio:.2f}{_rounds_of(one)}"
+            ratio, counted = _of_rounds(one, by)
+            found = f"{ratio:.2f}{counted}"
     yield (what, f"at least {bound:g}", found, _named(mine, by), _named(theirs, by), _met(ratio, bound))
 
 
-def _rounds_of(one: Row) -> str:
-    """Return how many rounds of a comparison count where that is not all; runs before it was known count all."""
-    counts = one.get("round_counts", [])
-    return "" if all(counts) else f", {sum(counts)} of {len(counts)} rounds"
+def _of_rounds(one: Row, by: _Compared) -> tuple[float, str]:
+    """Return the ratio of a comparison, and how many rounds count where that is not all.
+
+    Runs of before that was known count all rounds, and some counted fewer than are enough.
+    """
+    if "round_counts" not in one:
+        return float(one[by.ratio]), ""
+    counts, ratios = rounds_that_count(one["round_counts"]), one[by.per_round]
+    told = "" if all(counts) else f", {sum(counts)} of {len(counts)} rounds"
+    return statistics.median(itertools.compress(ratios, counts)), told
 
 
 def _sums(rows: Sequence[Row]) -> Iterable[Line]:

@@ -13,6 +13,7 @@ from corebound.engine.bench.ruler import Reading
 from corebound.engine.bench.work import Work
 
 PERCENTILES = (10, 90, 99)
+_MIN_ALIKE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +134,10 @@ def _fractions(values: Sequence[float], ceilings: Sequence[float]) -> list[float
 def compare(ours: Series, theirs: Series) -> dict[str, Any]:
     """Return how much faster we are than another engine, round by round, and how far the tokens agree.
 
-    Medians are over the rounds in which the processors lay the same for both, over all where there is none.
+    Medians are over the rounds in which the processors lay the same for both, see `rounds_that_count`.
     """
     pairs = list(zip(ours.samples, theirs.samples, strict=True))
-    counts = [a.is_alike(b) for a, b in pairs]
-    counts = counts if any(counts) else [True] * len(pairs)
+    counts = rounds_that_count([a.is_alike(b) for a, b in pairs])
     ratios = [b.step_ms / a.step_ms for a, b in pairs]
     firsts = [b.case.first_token_ms / a.case.first_token_ms for a, b in pairs]
     return {
@@ -154,6 +154,11 @@ def compare(ours: Series, theirs: Series) -> dict[str, Any]:
         "num_equal_tokens": num_equal(ours.samples[0].case.token_ids, theirs.samples[0].case.token_ids),
         "num_new_tokens": ours.case.num_new_tokens,
     }
+
+
+def rounds_that_count(are_alike: Sequence[bool]) -> list[bool]:
+    """Return which rounds count: those that are alike if they are three at least, else all, as two are chance."""
+    return list(are_alike) if sum(are_alike) >= min(_MIN_ALIKE, len(are_alike)) else [True] * len(are_alike)
 
 
 def num_equal(tokens: Sequence[int], others: Sequence[int]) -> int:
