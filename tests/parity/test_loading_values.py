@@ -87,6 +87,23 @@ def test_rows_become_what_torch_makes_of_them(variant: str, name: str, inputs: i
         assert torch.equal(found.memory, expected.memory), (name, dtype)
 
 
+@pytest.mark.parametrize("top", [2.0**-120, 1.0, 2.0**100])
+@pytest.mark.parametrize("name", ["int8:channel:sym", "int8:channel:asym", "int4:channel:sym", "int4:channel:asym"])
+def test_codes_are_the_nearest_for_each_input_and_each_scale(variant: str, name: str, top: float) -> None:
+    fractions = torch.arange(128, 256) / 128
+    of_sizes = torch.cat([fractions * 2.0**-size for size in range(11)])
+    values = (torch.minimum(of_sizes.unsqueeze(0), fractions.unsqueeze(1)) * top).to(torch.bfloat16)
+    values = torch.cat((values, -values), 1)  # [scales, inputs]
+    scheme = parse_scheme(name)
+    matrix = empty(*values.shape, panel_format(scheme))
+    load_rows(matrix, 0, values)
+    codes, scales, _ = matrix.rows(0, len(values))
+    expected = quantize(values, scheme)
+    assert scales is not None and torch.equal(scales, expected.scales)
+    assert len(scales.unique()) > 120 or top < 1  # where the smallest scale is that of all
+    assert torch.equal(codes, expected.codes)
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("name", SCHEMES)
 def test_codes_come_out_of_panels_as_they_were_put_in(variant: str, name: str, gated: bool) -> None:
@@ -201,14 +218,14 @@ def test_filling_stops_before_a_piece_with_a_value_that_no_model_has(
     variant: str, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     for wrong in (math.nan, -math.inf):
-        values = torch.ones(4096, 64, dtype=dtype)
-        values[4000, 63] = wrong
+        values = torch.ones(16384, 64, dtype=dtype)
+        values[16000, 63] = wrong
         path = tmp_path / "file"
         path.write_bytes(values.view(torch.uint8).numpy().tobytes())
-        matrix = empty(4096, 64, PanelFormat())
+        matrix = empty(16384, 64, PanelFormat())
         size = dtype.itemsize
         with path.open("rb") as file:
-            for num_rows, least in ((4096, 1024), (4000, 4000)):
+            for num_rows, least in ((16384, 4096), (16000, 16000)):
                 source = FileRows(
                     descriptor=file.fileno(),
                     dtype=dtype,
@@ -219,7 +236,7 @@ def test_filling_stops_before_a_piece_with_a_value_that_no_model_has(
                     num_skipped=0,
                 )
                 scratch = torch.empty(source.scratch_bytes, dtype=torch.uint8)
-                assert least <= fill_rows(matrix, 0, source, 2.0**40, scratch) <= 4000
+                assert least <= fill_rows(matrix, 0, source, 2.0**40, scratch) <= 16000
         path.write_bytes(path.read_bytes()[: 100 * 64 * size])
         with path.open("rb") as file:
             cut = replace(source, descriptor=file.fileno())

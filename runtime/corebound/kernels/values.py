@@ -26,8 +26,8 @@ class _ValueStruct(ctypes.Structure):
     ]
 
 
-# Pieces of rows that one thread reads and packs: with the half of a panel that they become, in the second-level cache.
-_PIECE_BYTES = 1 << 18
+# Pieces of rows that one thread reads and packs: in the caches until they are panels. Smaller ones take more calls.
+_PIECE_BYTES = 1 << 20
 
 
 class _FillStruct(ctypes.Structure):

@@ -1,5 +1,5 @@
-// Half panels at a time from rows in the second-level cache: words of rows turn into lines of the panel in registers,
-// and codes are made on the way. All else, rows that fill no half panel, is done by load_rows.
+// Half panels at a time from rows in the caches: words of rows turn into lines of the panel in registers, and codes are
+// made on the way. All else, rows that fill no half panel, is done by load_rows.
 #include "kernels/panel_fill.h"
 
 #include "kernels/ops_internal.h"
@@ -62,52 +62,54 @@ bool fill_pairs(const PanelMatrix &matrix, const UnitRows &rows, char *to) {
   return found.within(rows.largest);
 }
 
-// How a group of a row becomes codes; the same sums as in panel_load.cpp.
-struct Coding {
-  float scale, inverse, zero;
-  bool divided;
+// How a group of each row becomes codes; the same sums as in panel_load.cpp, for all rows of a unit at once.
+struct Codings {
+  alignas(64) float low[unit], high[unit]; // of the group and of 0
+  alignas(64) float scale[unit], inverse[unit], zero[unit];
+
+  bool within(float limit) const { // false for NaN
+    bool all = true;
+    for (int64_t row = 0; row < unit; ++row) {
+      all &= high[row] <= limit && -low[row] <= limit;
+    }
+    return all;
+  }
+
+  void choose(const PanelMatrix &matrix, float largest) {
+    const auto steps = static_cast<float>((matrix.asymmetric ? 1.0 : 2.0) / static_cast<double>(largest));
+    for (int64_t row = 0; row < unit; ++row) {
+      const float furthest = high[row] > -low[row] ? high[row] : -low[row];
+      const float wanted = (matrix.asymmetric ? high[row] - low[row] : furthest) * steps;
+      const uint32_t bits = bits_of(wanted > 0x1p-126F ? wanted : 0x1p-126F);
+      scale[row] = float_of((bits + 0xffffU) & 0xffff0000U); // the smallest bf16 that is no smaller
+      inverse[row] = 1.0F / scale[row];
+    }
+    constexpr float shift = 12582912.0F; // to nearest even
+    const float middle = matrix.kind == WeightKind::int8 ? 128.0F : 8.0F;
+    for (int64_t row = 0; row < unit; ++row) {
+      zero[row] = matrix.asymmetric ? (-low[row] / scale[row] + shift) - shift : middle;
+    }
+  }
 };
 
-Coding coding_of(const PanelMatrix &matrix, float largest, const Ends &ends) {
-  const auto raised = [](float wanted) { // the smallest bf16 that is no smaller
-    const uint32_t bits = bits_of(wanted > 0x1p-126F ? wanted : 0x1p-126F);
-    return float_of((bits + 0xffffU) & 0xffff0000U);
-  };
-  Coding coding{};
-  if (matrix.asymmetric) {
-    coding.scale = raised((ends.high - ends.low) * static_cast<float>(1.0 / static_cast<double>(largest)));
-    constexpr float shift = 12582912.0F; // to nearest even
-    coding.zero = (-ends.low / coding.scale + shift) - shift;
-  } else {
-    const float furthest = ends.high > -ends.low ? ends.high : -ends.low;
-    coding.scale = raised(furthest * static_cast<float>(2.0 / static_cast<double>(largest)));
-    coding.zero = matrix.kind == WeightKind::int8 ? 128.0F : 8.0F;
-  }
-  coding.inverse = 1.0F / coding.scale;
-  coding.divided = !fused_quotient || coding.scale < 0x1p-90F; // there the remainder below has not all its bits
-  return coding;
-}
-
-// 64 inputs as codes. With x and scale of 8 bits each, the quotient is half way between whole numbers or clearly not:
-// a product with the inverse, corrected by its remainder, is then rounded to the same one as the quotient.
-template <bool divided> void code_line(const uint16_t *values, const Coding &coding, int32_t largest, uint8_t *codes) {
-  const Vec scale = Vec::set(coding.scale), inverse = Vec::set(coding.inverse), nothing = Vec::zero();
-  const auto zero = static_cast<int32_t>(coding.zero);
-  for (int64_t i = 0; i < line; i += Vec::width) {
-    const Vec x = Vec::load(reinterpret_cast<const bf16 *>(values) + i);
-    Vec quotient = nothing;
-    if constexpr (divided) {
-      quotient = x / scale;
-    } else {
-      const Vec near = x * inverse;
-      quotient = fma(fma(nothing - near, scale, x), inverse, near);
+// 64 inputs of a row as codes. With 8 bits each, the quotient of an input and a scale is half way between whole numbers
+// or 2^-10 off at least, and its product with the inverse is 2^-15 off at most: of that, rounded to a multiple of
+// 2^-11, the nearest whole number is the quotient's.
+void code_line(const uint16_t *values, float inverse, float zero, int32_t largest, uint8_t *codes) {
+  const Vec factor = Vec::set(inverse), shift = Vec::set(6144.0F); // 1.5 * 2^12
+  for (int64_t i = 0; i < line; i += 4 * Vec::width) {
+    Vec quotients[4];
+    for (int64_t k = 0; k < 4; ++k) {
+      const Vec x = Vec::load(reinterpret_cast<const bf16 *>(values) + i + k * Vec::width);
+      quotients[k] = fma(x, factor, shift) - shift;
     }
-    store_rounded(quotient, zero, largest, codes + i);
+    store_rounded(quotients, static_cast<int32_t>(zero), largest, codes + i);
   }
 }
 
 // `count` inputs of a row as codes, `beyond` in place of those that do not exist.
-void code_row(const uint16_t *values, int64_t count, const Coding &coding, const PanelMatrix &matrix, uint8_t *codes) {
+void code_row(const uint16_t *values, int64_t count, const Codings &codings, int64_t row, const PanelMatrix &matrix,
+              uint8_t *codes) {
   const int32_t largest = matrix.kind == WeightKind::int8 ? 255 : 15;
   uint16_t padded[line];
   if (count < line) {
@@ -115,11 +117,7 @@ void code_row(const uint16_t *values, int64_t count, const Coding &coding, const
     std::memcpy(padded, values, static_cast<size_t>(count) * 2);
     values = padded;
   }
-  if (coding.divided) {
-    code_line<true>(values, coding, largest, codes);
-  } else {
-    code_line<false>(values, coding, largest, codes);
-  }
+  code_line(values, codings.inverse[row], codings.zero[row], largest, codes);
   if (count < line) {
     std::memset(codes + count, matrix.kind == WeightKind::int8 ? 128 : 8, static_cast<size_t>(line - count));
   }
@@ -140,16 +138,16 @@ void store_codes(const PanelMatrix &matrix, uint8_t *codes, char *to, int64_t qu
 }
 
 // Scales and zeros of a unit whose first output is `output`. Scales are bf16 already, whatever they are kept as.
-void store_scales(const PanelMatrix &matrix, const Coding *codings, char *scales, int64_t output) {
+void store_scales(const PanelMatrix &matrix, const Codings &codings, char *scales, int64_t output) {
   for (int64_t row = 0; row < unit; ++row) {
     if (matrix.scale_kind == ScaleKind::float32) {
-      std::memcpy(scales + (output + row) * 4, &codings[row].scale, 4);
+      std::memcpy(scales + (output + row) * 4, &codings.scale[row], 4);
     } else {
-      const auto narrow = static_cast<uint16_t>(bits_of(codings[row].scale) >> 16);
+      const auto narrow = static_cast<uint16_t>(bits_of(codings.scale[row]) >> 16);
       std::memcpy(scales + (output + row) * 2, &narrow, 2);
     }
     if (matrix.asymmetric) {
-      scales[matrix.scale_bytes() + output + row] = static_cast<char>(static_cast<int32_t>(codings[row].zero));
+      scales[matrix.scale_bytes() + output + row] = static_cast<char>(static_cast<int32_t>(codings.zero[row]));
     }
   }
 }
@@ -160,20 +158,21 @@ bool fill_codes(const PanelMatrix &matrix, const UnitRows &rows, char *panel, in
   for (int64_t group = 0; group < matrix.num_groups(); ++group) {
     char *to = panel + group * matrix.group_bytes();
     const int64_t start = group * size, exist = smaller(size, matrix.inputs - start);
-    Coding codings[unit];
+    Codings codings;
     for (int64_t row = 0; row < unit; ++row) {
-      const uint16_t *values = rows.values + row * rows.stride + start;
-      const Ends ends(values, exist);
-      if (!ends.within(rows.largest)) { // NaN has no code
-        return false;
-      }
-      codings[row] = coding_of(matrix, largest, ends);
+      const Ends ends(rows.values + row * rows.stride + start, exist);
+      codings.low[row] = ends.low;
+      codings.high[row] = ends.high;
     }
+    if (!codings.within(rows.largest)) { // NaN has no code
+      return false;
+    }
+    codings.choose(matrix, largest);
     for (int64_t at = 0; at < size; at += line) {
       alignas(64) uint8_t codes[unit * line];
       const int64_t count = exist > at ? smaller(exist - at, line) : 0;
       for (int64_t row = 0; row < unit; ++row) {
-        code_row(rows.values + row * rows.stride + start + at, count, codings[row], matrix, codes + row * line);
+        code_row(rows.values + row * rows.stride + start + at, count, codings, row, matrix, codes + row * line);
       }
       store_codes(matrix, codes, to + at * matrix.input_bytes() + of_output, smaller(line, size - at) / 4);
     }

@@ -1,5 +1,5 @@
-// Rows of a checkpoint from a file into panels, a piece at a time that stays in the second-level cache from the read to
-// the last store.
+// Rows of a checkpoint from a file into panels, a piece at a time that stays in the caches from the read to the last
+// store.
 #pragma once
 
 #include "kernels/panel_load.h"

@@ -5,16 +5,19 @@
 
 COREBOUND_BEGIN_VARIANT
 
-inline constexpr bool fused_quotient = true;
-
 inline void finish_stores() {}
 
-// Each quotient as a whole number, to nearest even, plus `zero`, from 0 to `top`, as a byte.
-inline void store_rounded(Vec quotient, int32_t zero, int32_t top, uint8_t *to) {
-  const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(quotient.v), _mm256_set1_epi32(zero));
-  const __m256i words = _mm256_min_epi32(_mm256_max_epi32(whole, _mm256_setzero_si256()), _mm256_set1_epi32(top));
-  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm_packus_epi16(halves, halves));
+// Each of four vectors of quotients as whole numbers, to nearest even, plus `zero`, from 0 to `top`, as bytes.
+inline void store_rounded(const Vec *quotients, int32_t zero, int32_t top, uint8_t *to) {
+  const auto pair = [&](int k) {
+    const __m256i words =
+        _mm256_packs_epi32(_mm256_cvtps_epi32(quotients[k].v), _mm256_cvtps_epi32(quotients[k + 1].v));
+    return _mm256_add_epi16(words, _mm256_set1_epi16(static_cast<int16_t>(zero)));
+  };
+  const __m256i bytes = _mm256_packus_epi16(pair(0), pair(2)); // four of each vector in each 128-bit lane
+  const __m256i codes = _mm256_min_epu8(bytes, _mm256_set1_epi8(static_cast<char>(top)));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm256_permutevar8x32_epi32(codes, order));
 }
 
 // Takes 8 rows of 8 words.

@@ -5,13 +5,17 @@
 
 COREBOUND_BEGIN_VARIANT
 
-inline constexpr bool fused_quotient = true;
-
-// Each quotient as a whole number, to nearest even, plus `zero`, from 0 to `top`, as a byte.
-inline void store_rounded(Vec quotient, int32_t zero, int32_t top, uint8_t *to) {
-  const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(quotient.v), _mm512_set1_epi32(zero));
-  const __m512i code = _mm512_min_epi32(_mm512_max_epi32(whole, _mm512_setzero_si512()), _mm512_set1_epi32(top));
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtepi32_epi8(code));
+// Each of four vectors of quotients as whole numbers, to nearest even, plus `zero`, from 0 to `top`, as bytes.
+inline void store_rounded(const Vec *quotients, int32_t zero, int32_t top, uint8_t *to) {
+  const auto pair = [&](int k) {
+    const __m512i words =
+        _mm512_packs_epi32(_mm512_cvtps_epi32(quotients[k].v), _mm512_cvtps_epi32(quotients[k + 1].v));
+    return _mm512_add_epi16(words, _mm512_set1_epi16(static_cast<int16_t>(zero)));
+  };
+  const __m512i bytes = _mm512_packus_epi16(pair(0), pair(2)); // four of each vector in each 128-bit lane
+  const __m512i codes = _mm512_min_epu8(bytes, _mm512_set1_epi8(static_cast<int8_t>(top)));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, codes));
 }
 
 // Past the caches: nothing reads a panel before all of them are filled, and a line that is written whole needs no read.

@@ -5,16 +5,16 @@
 
 COREBOUND_BEGIN_VARIANT
 
-inline constexpr bool fused_quotient = false;
-
 inline void finish_stores() {}
 
-// Each quotient as a whole number, to nearest even, plus `zero`, from 0 to `top`, as a byte.
-inline void store_rounded(Vec quotient, int32_t zero, int32_t top, uint8_t *to) {
-  const Vec whole = round(quotient);
-  for (int i = 0; i < Vec::width; ++i) {
-    const int32_t code = static_cast<int32_t>(whole.v[i]) + zero;
-    to[i] = static_cast<uint8_t>(code < 0 ? 0 : code > top ? top : code);
+// Each of four vectors of quotients as whole numbers, to nearest even, plus `zero`, from 0 to `top`, as bytes.
+inline void store_rounded(const Vec *quotients, int32_t zero, int32_t top, uint8_t *to) {
+  for (int k = 0; k < 4; ++k) {
+    const Vec whole = round(quotients[k]);
+    for (int i = 0; i < Vec::width; ++i) {
+      const int32_t code = static_cast<int32_t>(whole.v[i]) + zero;
+      *to++ = static_cast<uint8_t>(code < 0 ? 0 : code > top ? top : code);
+    }
   }
 }
 

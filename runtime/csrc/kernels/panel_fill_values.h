@@ -71,8 +71,6 @@ struct Ends {
     low = float_of(static_cast<uint32_t>(lowest) << 16);
     high = float_of(static_cast<uint32_t>(highest) << 16);
   }
-
-  bool within(float limit) const { return high <= limit && -low <= limit; } // false for NaN
 };
 
 COREBOUND_END_VARIANT
