@@ -55,13 +55,18 @@ def torch_abi(library_dir: Path = LIBRARY_DIR) -> TorchAbi:
         ) from error
 
 
+def core_library_path() -> Path:
+    """Return where libcorebound.so is, or would be."""
+    return LIBRARY_DIR / "libcorebound.so"
+
+
 @functools.cache
 def core_library() -> ctypes.CDLL:
     """Return libcorebound.so, which needs no torch.
 
     Raises: KernelError when it was not built or cannot be loaded.
     """
-    return _load(LIBRARY_DIR / "libcorebound.so")
+    return _load(core_library_path())
 
 
 @functools.cache

@@ -18,7 +18,7 @@ _NUM_WARM_UP_BLOCKS = 20
 _NUM_GLANCE_BLOCKS = 40
 _NUM_GLANCES, _GLANCE_EVERY_S = 7, 0.15
 # Two cores of one cache differ from two of one core, or of two caches, by 1.7 times and more; readings by a tenth.
-_ALIKE = 1.25
+LINES_ALIKE = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def usual_distance_ns(cpus: Sequence[int]) -> float:
 
 def are_alike(distance: float, other: float) -> bool:
     """Return whether two distances may be of one placement."""
-    return max(distance, other) <= _ALIKE * min(distance, other)
+    return max(distance, other) <= LINES_ALIKE * min(distance, other)
 
 
 def core_pairs(topology: Topology, *, max_cores: int = 8) -> list[tuple[int, int]]:

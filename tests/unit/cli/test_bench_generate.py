@@ -79,6 +79,7 @@ def test_rounds_of_both_engines_alternate_and_are_compared_pair_by_pair(measured
         "first_token_ratio": 1.0,
         "first_token_ratio_per_round": [1.0, 1.0, 1.0],
         "round_counts": [True, True, True],
+        "lines_ns_per_round": [[], [], []],
         "num_equal_tokens": 1,
         "num_new_tokens": 48,
     }

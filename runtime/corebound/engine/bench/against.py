@@ -22,8 +22,9 @@ _BFLOAT16 = "bfloat16"
 
 _METHOD = """\
 Ours and the other are those with the best median over all rounds. *Found* is the median over the rounds of the ratio
-within a round, where it says so over those, three at least, in which the processors lay the same around both turns;
-or the ratio of the two medians: of sums, and of engines that were not there in every round.
+within a round, where it says so over those, three at least, in which the processors lay the same: around both turns, or
+in runs whose results have `lines_ns_per_round` around both cases; or the ratio of the two medians: of sums, and of
+engines that were not there in every round.
 """
 
 Row = dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Sequence
@@ -10,7 +11,14 @@ import torch
 
 from corebound.comm import Collectives
 from corebound.comm.rank_process import leave, run_rank
-from corebound.engine.bench.peers.adapters.protocol import BenchCase, BenchJob, BenchReport, CaseReport, case_report
+from corebound.engine.bench.peers.adapters.protocol import (
+    BenchCase,
+    BenchJob,
+    BenchReport,
+    CaseReport,
+    between_lines,
+    case_report,
+)
 from corebound.engine.job import read_job
 from corebound.engine.llm import LLM
 from corebound.engine.request import RequestOutput, SamplingParams
@@ -25,10 +33,13 @@ def main() -> int:
 def _measure(collectives: Collectives) -> None:
     job = BenchJob.from_json(collectives.broadcast_object(read_job() if collectives.rank == 0 else None))
     llm = LLM(job.model_dir, dtype=job.dtype, text=False, collectives=collectives)
+    if collectives.size > 1:  # the others wait for rank 0 while it times a cache line between their cores
+        library = job.line_library if collectives.rank == 0 else None
+        job = dataclasses.replace(job, max_tries=1, line_library=library)
     cases = []
     for case in job.cases:
         _run(llm, case.for_warm_up(), job.num_warm_up_tokens)
-        cases.append(_run(llm, case, case.num_new_tokens))
+        cases.append(between_lines(job, case, _run, llm, case, case.num_new_tokens))
     ranks = llm.ranks()
     shares = [collectives.broadcast_object(llm.weight_bytes_per_token, root=root) for root in range(collectives.size)]
     if collectives.rank == 0:

@@ -11,6 +11,7 @@ from typing import Any
 from corebound.engine.bench.peers.adapters.protocol import BenchCase, BenchReport, CaseReport
 from corebound.engine.bench.ruler import Reading
 from corebound.engine.bench.work import Work
+from corebound.kernels.latency_probe import are_alike
 
 PERCENTILES = (10, 90, 99)
 _MIN_ALIKE = 3
@@ -32,7 +33,10 @@ class Sample:
         return self.before.is_alike(self.after)
 
     def is_alike(self, other: Sample) -> bool:
-        """Return whether both were taken while the processors lay the same."""
+        """Return whether both were taken while the processors lay the same: around each case, where that is known."""
+        if self.case.lines_ns and other.case.lines_ns:
+            found = self.case.lines_ns + other.case.lines_ns
+            return are_alike(min(found), max(found))
         return self.is_steady and other.is_steady and self.after.is_alike(other.after)
 
     @property
@@ -134,7 +138,8 @@ def _fractions(values: Sequence[float], ceilings: Sequence[float]) -> list[float
 def compare(ours: Series, theirs: Series) -> dict[str, Any]:
     """Return how much faster we are than another engine, round by round, and how far the tokens agree.
 
-    Medians are over the rounds in which the processors lay the same for both, see `rounds_that_count`.
+    Medians are over the rounds in which the processors lay the same for both, see `rounds_that_count`. Of each round
+    `lines_ns_per_round` has how long a cache line took: before and after our case, before and after theirs.
     """
     pairs = list(zip(ours.samples, theirs.samples, strict=True))
     counts = rounds_that_count([a.is_alike(b) for a, b in pairs])
@@ -151,6 +156,7 @@ def compare(ours: Series, theirs: Series) -> dict[str, Any]:
         "first_token_ratio": _median(itertools.compress(firsts, counts), 3),
         "first_token_ratio_per_round": [round(ratio, 3) for ratio in firsts],
         "round_counts": counts,
+        "lines_ns_per_round": [[round(line, 1) for line in a.case.lines_ns + b.case.lines_ns] for a, b in pairs],
         "num_equal_tokens": num_equal(ours.samples[0].case.token_ids, theirs.samples[0].case.token_ids),
         "num_new_tokens": ours.case.num_new_tokens,
     }

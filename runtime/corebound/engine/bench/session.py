@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from corebound.engine.bench.peers import process
-from corebound.engine.bench.peers.adapters.protocol import BenchCase, BenchJob, BenchReport, read_report
+from corebound.engine.bench.peers.adapters.protocol import BenchCase, BenchJob, BenchReport, CaseReport, read_report
 from corebound.engine.bench.peers.catalog import Peer
 from corebound.engine.bench.ruler import Reading, Ruler
 from corebound.engine.bench.series import Sample, Series
 from corebound.engine.bench.work import Work
 from corebound.errors import CoreboundError, LaunchError
+from corebound.kernels.latency_probe import LINES_ALIKE, are_alike
 from corebound.launcher import LaunchSpec, launch
+from corebound.native import core_library_path
 
 OURS = "corebound"
+_MAX_TRIES = 8  # of a case, until the processors lie still and as they should
 _RANK_COMMAND = (sys.executable, "-m", "corebound.engine.bench.rank_main")
 # What a step reads of a weight: int4 has a 16-bit scale for every 128.
 BITS_PER_WEIGHT = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.0, "int4": 4.125}
@@ -94,16 +97,27 @@ def take_turns(
 ) -> Outcome:
     """Return the series of all contenders after `num_rounds` rounds, each in the same order.
 
-    Another engine that fails is left out of later rounds; a failure of ours ends the run. `on_round` gets what there is
-    after each round.
+    Another engine that fails is left out of later rounds; a failure of ours ends the run. Others measure a case again
+    when the processors lie other than for ours of the round, for some tries. `on_round` gets what there is after each
+    round.
     """
     outcome = Outcome(readings=[ruler.read()])
+    if len(ruler.cpus) > 1:
+        job = dataclasses.replace(
+            job,
+            line_library=str(core_library_path()),
+            line_cpus=[ruler.cpus[0], ruler.cpus[-1]],
+            line_tolerance=LINES_ALIKE,
+            max_tries=_MAX_TRIES,
+        )
     series = {id(one): [_series(one, model, work, case) for case in job.cases] for one in contenders}
     running = list(contenders)
     for number in range(num_rounds):
+        wanted: dict[str, list[BenchCase]] = {}
         for one in list(running):
+            cases = wanted.get(one.dtype, job.cases)
             try:
-                report = one.run(dataclasses.replace(job, dtype=one.dtype))
+                report = one.run(dataclasses.replace(job, dtype=one.dtype, cases=cases))
             except process.PeerError as error:
                 outcome.failures.append(Failure(engine=one.engine, dtype=one.dtype, reason=str(error)))
                 running.remove(one)
@@ -113,11 +127,19 @@ def take_turns(
             before, after = outcome.readings[-2:]
             for item, case in zip(series[id(one)], report.cases, strict=True):
                 item.samples.append(Sample(engine=report, case=case, before=before, after=after))
+            if one.engine == OURS:
+                wanted.setdefault(one.dtype, [_like(*pair) for pair in zip(job.cases, report.cases, strict=True)])
             announce(f"round {number + 1} of {num_rounds}: {_line(series[id(one)][0], after)}")
         outcome.series = [item for one in contenders for item in series[id(one)] if item.samples]
         if on_round is not None:
             on_round(outcome)
     return outcome
+
+
+def _like(case: BenchCase, found: CaseReport) -> BenchCase:
+    """Return a case that wants the processors as they lay for a report, if they lay still."""
+    still = found.lines_ns and are_alike(*found.lines_ns)
+    return dataclasses.replace(case, wanted_line_ns=found.lines_ns[-1] if still else None)
 
 
 def _series(one: Contender, model: str, work: Work, case: BenchCase) -> Series:

@@ -86,6 +86,21 @@ def test_two_rounds_in_which_the_processors_lay_alike_are_not_enough(series: Ser
     assert rounds_that_count([]) == [] and rounds_that_count([False]) == [True]
 
 
+def test_lines_around_a_case_say_more_than_those_around_its_turn(series: Series) -> None:
+    def lines(found: Series, *around: list[float]) -> Series:
+        for sample, lines_ns in zip(found.samples, around, strict=True):
+            object.__setattr__(sample, "case", dataclasses.replace(sample.case, lines_ns=lines_ns))
+        return found
+
+    moved = ((50, 50, 210),) * 4
+    ours = lines(of_rounds(series, *moved), [50, 50], [210, 200], [50, 50], [50, 51])
+    theirs = lines(of_rounds(series, *((100, 27, 50),) * 4), [52, 50], [210, 205], [50, 210], [48, 50])
+    found = compare(ours, theirs)
+    assert found["round_counts"] == [True, True, False, True]
+    assert found["lines_ns_per_round"][1] == [210, 200, 210, 205]
+    assert not ours.samples[0].is_alike(of_rounds(series, (50, 50, 50)).samples[0])
+
+
 def test_tokens_agree_until_the_first_that_differs() -> None:
     assert num_equal([1, 2, 3], [1, 2, 4]) == 2
     assert num_equal([1, 2], [1, 2, 4]) == 2

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from corebound.engine.bench.cases import make_cases
-from corebound.engine.bench.peers.adapters.protocol import BenchReport, CaseReport, case_report, read_report
+from corebound.engine.bench.peers.adapters import protocol
+from corebound.engine.bench.peers.adapters.protocol import (
+    BenchJob,
+    BenchReport,
+    CaseReport,
+    between_lines,
+    case_report,
+    read_report,
+)
+from corebound.engine.bench.peers.catalog import ADAPTERS
+from corebound.native import core_library_path
+from corebound.topology import read_topology
 
 
 def test_one_prompt_has_all_its_steps() -> None:
@@ -49,3 +64,78 @@ def test_the_prompts_of_a_warm_up_begin_otherwise() -> None:
     warm_up = case.for_warm_up()
     assert (warm_up.num_prompt_tokens, warm_up.batch_size) == (5, 2)
     assert all(a[0] != b[0] for a, b in zip(case.prompt_token_ids, warm_up.prompt_token_ids, strict=True))
+
+
+(CASE,) = make_cases([5], [1], 8, 100)
+JOB = BenchJob(
+    model_dir="m",
+    dtype="bfloat16",
+    cases=[CASE],
+    num_warm_up_tokens=1,
+    report_path="r",
+    line_library="library",
+    line_cpus=[0, 1],
+    line_tolerance=1.25,
+    max_tries=3,
+)
+
+
+def tries(
+    monkeypatch: pytest.MonkeyPatch, lines: list[float], job: BenchJob = JOB, wanted: float | None = None
+) -> CaseReport:
+    """Return the report of a case, whose steps take as long as it was tried, between lines that take as long."""
+    remaining = iter(lines)
+    monkeypatch.setattr(protocol, "_line_ns", lambda library, cpus: next(remaining))
+    done: list[str] = []
+
+    def measure(what: str) -> CaseReport:
+        done.append(what)
+        return CaseReport(first_token_ms=1.0, step_ms=[float(len(done))], elapsed_s=1.0)
+
+    case = dataclasses.replace(CASE, wanted_line_ns=wanted)
+    return between_lines(job, case, measure, "what is measured")
+
+
+def test_a_case_is_measured_again_until_the_processors_lie_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tries(monkeypatch, [50, 210, 210, 27, 50, 55])
+    assert (found.step_ms, found.lines_ns) == ([3.0], [50, 55])
+    found = tries(monkeypatch, [50, 55])
+    assert (found.step_ms, found.lines_ns) == ([1.0], [50, 55])
+
+
+def test_a_case_is_measured_again_until_they_lie_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tries(monkeypatch, [210, 210, 50, 50], wanted=45)
+    assert (found.step_ms, found.lines_ns) == ([2.0], [50, 50])
+
+
+def test_the_last_try_counts_whatever_the_processors_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tries(monkeypatch, [50, 210] * 3)
+    assert (found.step_ms, found.lines_ns) == ([3.0], [50, 210])
+    monkeypatch.setattr(protocol, "_MAX_REPEATED_S", 0.0)
+    assert tries(monkeypatch, [50, 210]).step_ms == [1.0]
+
+
+def test_a_job_without_a_library_has_one_try_and_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tries(monkeypatch, [], dataclasses.replace(JOB, line_library=None))
+    assert (found.step_ms, found.lines_ns) == ([1.0], [])
+
+
+@pytest.mark.native
+def test_lines_are_timed_where_corebound_is_not_installed() -> None:
+    cpus = [core.cpus[0] for core in read_topology().physical_cores()][:2]
+    if len(cpus) < 2:
+        pytest.skip("this machine lacks a second core")
+    code = (
+        "import dataclasses, json, protocol, sys\n"
+        "job = protocol.read_job()\n"
+        "measure = lambda: protocol.CaseReport(first_token_ms=1.0, step_ms=[], elapsed_s=1.0)\n"
+        "found = protocol.between_lines(job, job.cases[0], measure)\n"
+        "assert 'corebound' not in sys.modules\n"
+        "print(json.dumps(found.lines_ns))\n"
+    )
+    job = dataclasses.replace(JOB, line_library=str(core_library_path()), line_cpus=cpus, max_tries=1)
+    # -I leaves out what is installed for the user, -S what is installed at all.
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ADAPTERS)!r})\n{code}"]
+    out = subprocess.run(command, input=job.to_bytes(), capture_output=True, check=True).stdout
+    before_ns, after_ns = json.loads(out)
+    assert 1 < before_ns < 1e8 and 1 < after_ns < 1e8

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import transformers
-from protocol import BenchCase, BenchJob, CaseReport, StepClock
+from protocol import BenchCase, BenchJob, CaseReport, StepClock, between_lines
 
 
 class _Steps:
@@ -37,7 +37,7 @@ def measure(model: Any, job: BenchJob) -> list[CaseReport]:
     reports = []
     for case in job.cases:
         _generate(model, case.for_warm_up(), job.num_warm_up_tokens)
-        reports.append(_generate(model, case, case.num_new_tokens))
+        reports.append(between_lines(job, case, _generate, model, case, case.num_new_tokens))
     return reports
 
 

@@ -5,10 +5,12 @@ It runs in environments without Corebound and uses the standard library only.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
 import json
 import re
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +18,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+_SETTLE_S = 0.3  # what engines leave spinning after a call has gone to sleep
+_NUM_BLOCKS, _TRIPS_PER_BLOCK = 60, 200
+_MAX_REPEATED_S = 30.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchCase:
-    """Prompts that are continued together, each by `num_new_tokens`, whatever tokens come."""
+    """Prompts that are continued together, each by `num_new_tokens`, whatever tokens come.
+
+    `wanted_line_ns` is how long a cache line should take meanwhile, None where that is all the same.
+    """
 
     prompt_token_ids: list[list[int]]
     num_new_tokens: int
+    wanted_line_ns: float | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -46,6 +56,9 @@ class BenchJob:
     `converted_dir` is where an engine keeps the model in its own format; with `action` "convert" it is only written.
     With `action` "all_reduce" sums of `message_bytes` are timed in place of cases.
     `num_threads`, of each of `num_ranks` processes, is left to the engine when it is None.
+    `line_library` is Corebound's, which times a cache line between the two `line_cpus`; without it nothing is known of
+    their places. Times that differ by `line_tolerance` at most are of the same places. Several ranks have one try for a
+    case, as all of them would have to know of another.
     """
 
     model_dir: str
@@ -58,6 +71,10 @@ class BenchJob:
     action: str = "measure"
     num_ranks: int = 1
     message_bytes: list[int] = field(default_factory=list)
+    line_library: str | None = None
+    line_cpus: list[int] = field(default_factory=list)
+    line_tolerance: float = 1.0
+    max_tries: int = 1
 
     def to_bytes(self) -> bytes:
         """Return the job as standard input of the process that does it."""
@@ -74,13 +91,15 @@ class CaseReport:
     """Times of one case, and the tokens of its first prompt.
 
     Units: `first_token_ms` runs from submission until every prompt has its first token; `step_ms` are the waits
-    between later tokens while all prompts were being continued.
+    between later tokens while all prompts were being continued. `lines_ns` are how long a cache line took between two
+    cores before the case and after it, empty where that was not asked.
     """
 
     first_token_ms: float
     step_ms: list[float]
     elapsed_s: float
     token_ids: list[int] = field(default_factory=list)
+    lines_ns: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +169,36 @@ def case_report(token_times_s: Sequence[Sequence[float]], elapsed_s: float, toke
         elapsed_s=elapsed_s,
         token_ids=list(token_ids),
     )
+
+
+def between_lines(job: BenchJob, case: BenchCase, measure: Callable[..., CaseReport], *args: Any) -> CaseReport:
+    """Return what `measure` reports of a case, and how long a cache line took before and after, where that is asked.
+
+    A hypervisor moves virtual processors every few seconds, which only this process can tell of its cases. Where that
+    happened, or the processors lie other than the case wants, it is measured again while the job grants a try.
+    """
+    if job.line_library is None:
+        return measure(*args)
+    started_s = time.perf_counter()
+    for _ in range(job.max_tries):
+        before_ns = _line_ns(job.line_library, job.line_cpus)
+        report = measure(*args)
+        lines_ns = [before_ns, _line_ns(job.line_library, job.line_cpus)]
+        wanted = lines_ns if case.wanted_line_ns is None else [*lines_ns, case.wanted_line_ns]
+        if max(wanted) <= job.line_tolerance * min(wanted) or time.perf_counter() - started_s > _MAX_REPEATED_S:
+            break
+    return dataclasses.replace(report, lines_ns=lines_ns)
+
+
+def _line_ns(library: str, cpus: Sequence[int]) -> float:
+    time.sleep(_SETTLE_S)
+    times = (ctypes.c_double * _NUM_BLOCKS)()
+    error = ctypes.create_string_buffer(256)
+    first, other = (ctypes.c_int32(cpu) for cpu in cpus)
+    measure = ctypes.CDLL(library).corebound_bench_latency
+    if measure(first, other, _NUM_BLOCKS, _TRIPS_PER_BLOCK, times, error, ctypes.c_size_t(len(error))) != 0:
+        raise SystemExit(f"cache-line latency: {error.value.decode()}")
+    return float(statistics.median(times))
 
 
 class StepClock:

@@ -7,7 +7,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from protocol import BenchCase, BenchJob, BenchReport, CaseReport, StepClock, convert_or_measure, peak_rss_bytes
+from protocol import (
+    BenchCase,
+    BenchJob,
+    BenchReport,
+    CaseReport,
+    StepClock,
+    between_lines,
+    convert_or_measure,
+    peak_rss_bytes,
+)
 from tokenizer import word, write_tokenizer
 
 _TYPES = {"bfloat16": "bfloat16", "float32": "float32", "int8": "int8"}
@@ -39,7 +48,7 @@ def measure(job: BenchJob, target: Path) -> None:
     cases = []
     for case in job.cases:
         run(generator, case.for_warm_up(), job.num_warm_up_tokens)
-        cases.append(run(generator, case, case.num_new_tokens))
+        cases.append(between_lines(job, case, run, generator, case, case.num_new_tokens))
     BenchReport(
         num_threads=job.num_threads or 0,
         peak_rss_bytes=peak_rss_bytes(),

@@ -7,7 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from protocol import BenchCase, BenchJob, BenchReport, CaseReport, StepClock, convert_or_measure, peak_rss_bytes
+from protocol import (
+    BenchCase,
+    BenchJob,
+    BenchReport,
+    CaseReport,
+    StepClock,
+    between_lines,
+    convert_or_measure,
+    peak_rss_bytes,
+)
 
 _FILE = "model.gguf"
 _MICRO_BATCH_TOKENS = 512
@@ -127,7 +136,7 @@ def measure(job: BenchJob, target: Path) -> None:
     for case in job.cases:
         context = _context(model, job, case)
         run(context, case.for_warm_up(), job.num_warm_up_tokens)
-        cases.append(run(context, case, case.num_new_tokens))
+        cases.append(between_lines(job, case, run, context, case, case.num_new_tokens))
         llama_cpp.llama_free(context)
     BenchReport(
         num_threads=job.num_threads or 0,

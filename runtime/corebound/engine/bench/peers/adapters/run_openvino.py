@@ -6,7 +6,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from protocol import BenchCase, BenchJob, BenchReport, CaseReport, StepClock, convert_or_measure, peak_rss_bytes
+from protocol import (
+    BenchCase,
+    BenchJob,
+    BenchReport,
+    CaseReport,
+    StepClock,
+    between_lines,
+    convert_or_measure,
+    peak_rss_bytes,
+)
 from tokenizer import write_tokenizer
 
 
@@ -41,7 +50,7 @@ def measure(job: BenchJob, target: Path) -> None:
     cases = []
     for case in job.cases:
         _generate(pipeline, case.for_warm_up(), job.num_warm_up_tokens, None)
-        cases.append(_single(pipeline, case) if case.batch_size == 1 else _batch(pipeline, case))
+        cases.append(between_lines(job, case, _single if case.batch_size == 1 else _batch, pipeline, case))
     BenchReport(
         num_threads=job.num_threads or 0,
         peak_rss_bytes=peak_rss_bytes(),

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from protocol import BenchCase, BenchReport, CaseReport, case_report, peak_rss_bytes, read_job
+from protocol import BenchCase, BenchReport, CaseReport, between_lines, case_report, peak_rss_bytes, read_job
 
 _MARGIN_TOKENS = 16
 
@@ -37,7 +37,7 @@ def main() -> int:
     cases = []
     for case in job.cases:
         run(llm.llm_engine, case.for_warm_up(), job.num_warm_up_tokens)
-        cases.append(run(llm.llm_engine, case, case.num_new_tokens))
+        cases.append(between_lines(job, case, run, llm.llm_engine, case, case.num_new_tokens))
     BenchReport(
         num_threads=each,
         peak_rss_bytes=peak_rss_bytes() + sum(peak_rss_bytes(pid) for pid in _children()),
