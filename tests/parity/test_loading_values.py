@@ -93,14 +93,17 @@ def test_codes_are_the_nearest_for_each_input_and_each_scale(variant: str, name:
     fractions = torch.arange(128, 256) / 128
     of_sizes = torch.cat([fractions * 2.0**-size for size in range(11)])
     values = (torch.minimum(of_sizes.unsqueeze(0), fractions.unsqueeze(1)) * top).to(torch.bfloat16)
-    values = torch.cat((values, -values), 1)  # [scales, inputs]
     scheme = parse_scheme(name)
+    values = torch.cat((values, -values), 1)  # [scales, inputs]
+    if not scheme.symmetric:  # with all codes for one sign, as well
+        values = torch.cat((values, values.abs(), -values.abs()))
     matrix = empty(*values.shape, panel_format(scheme))
     load_rows(matrix, 0, values)
-    codes, scales, _ = matrix.rows(0, len(values))
+    codes, scales, zeros = matrix.rows(0, len(values))
     expected = quantize(values, scheme)
     assert scales is not None and torch.equal(scales, expected.scales)
-    assert len(scales.unique()) > 120 or top < 1  # where the smallest scale is that of all
+    assert len(scales.unique()) > 120 or top < 1  # where many have the smallest scale that there is
+    assert zeros is None or top < 1 or (float(zeros.min()), float(zeros.max())) == (0, 2**scheme.bits - 1)
     assert torch.equal(codes, expected.codes)
 
 

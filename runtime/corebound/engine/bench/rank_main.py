@@ -33,7 +33,8 @@ def main() -> int:
 def _measure(collectives: Collectives) -> None:
     job = BenchJob.from_json(collectives.broadcast_object(read_job() if collectives.rank == 0 else None))
     llm = LLM(job.model_dir, dtype=job.dtype, text=False, collectives=collectives)
-    if collectives.size > 1:  # the others wait for rank 0 while it times a cache line between their cores
+    # The others sleep while rank 0 times a cache line between their cores, and do not know whether it tries again.
+    if collectives.size > 1:
         library = job.line_library if collectives.rank == 0 else None
         job = dataclasses.replace(job, max_tries=1, line_library=library)
     cases = []

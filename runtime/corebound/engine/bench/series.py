@@ -40,6 +40,12 @@ class Sample:
         return self.is_steady and other.is_steady and self.after.is_alike(other.after)
 
     @property
+    def has_its_ceilings(self) -> bool:
+        """Whether the processors lay the same in the readings as around the case, where that is known."""
+        found = [self.before.line_ns, *self.case.lines_ns, self.after.line_ns]
+        return not self.case.lines_ns or are_alike(min(found), max(found))
+
+    @property
     def read_ceiling_gb_per_s(self) -> float:
         """The bandwidth around the round."""
         return (self.before.read_gb_per_s + self.after.read_gb_per_s) / 2
@@ -75,8 +81,10 @@ class Series:
         """Return the figures of all rounds.
 
         Units: `read_gb_per_s` counts the weights and the cache that one step reads; fractions are medians of each
-        round's own; percentiles are those of the steps of all rounds together.
+        round's own, over the rounds that have their ceilings, see `rounds_that_count`; percentiles are those of the
+        steps of all rounds together.
         """
+        counts = rounds_that_count([sample.has_its_ceilings for sample in self.samples])
         steps = [step for sample in self.samples for step in sample.case.step_ms]
         reads = [self._bytes_per_step(sample) / sample.step_ms / 1e6 for sample in self.samples]
         flop = self.work.prefill_flop(self.case.num_prompt_tokens, self.case.batch_size)
@@ -101,11 +109,13 @@ class Series:
             "cache_bytes_per_step": self._bytes_per_step(self.samples[0]) - self._weight_bytes(self.samples[0]),
             "read_gb_per_s": _median(reads, 3),
             "ceiling_gb_per_s": _median((s.read_ceiling_gb_per_s for s in self.samples), 3),
-            "fraction_of_ceiling": _median(_fractions(reads, [s.read_ceiling_gb_per_s for s in self.samples]), 4),
+            "fraction_of_ceiling": _median(
+                itertools.compress(_fractions(reads, [s.read_ceiling_gb_per_s for s in self.samples]), counts), 4
+            ),
             "prefill_gflop_per_s": _median(prefills, 1),
             "gemm_ceiling_gflop_per_s": _median((s.gemm_ceiling_gflop_per_s for s in self.samples), 1),
             "prefill_fraction_of_gemm": _median(
-                _fractions(prefills, [s.gemm_ceiling_gflop_per_s for s in self.samples]), 4
+                itertools.compress(_fractions(prefills, [s.gemm_ceiling_gflop_per_s for s in self.samples]), counts), 4
             ),
             "peak_rss_bytes": int(statistics.median(s.engine.peak_rss_bytes for s in self.samples)),
         }

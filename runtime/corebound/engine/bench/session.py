@@ -97,9 +97,9 @@ def take_turns(
 ) -> Outcome:
     """Return the series of all contenders after `num_rounds` rounds, each in the same order.
 
-    Another engine that fails is left out of later rounds; a failure of ours ends the run. Others measure a case again
-    when the processors lie other than for ours of the round, for some tries. `on_round` gets what there is after each
-    round.
+    Another engine that fails is left out of later rounds; a failure of ours ends the run. Whoever comes after ours in a
+    round measures a case again, for some tries, when the processors lie other than for ours. `on_round` gets what there
+    is after each round.
     """
     outcome = Outcome(readings=[ruler.read()])
     if len(ruler.cpus) > 1:
@@ -128,7 +128,7 @@ def take_turns(
             for item, case in zip(series[id(one)], report.cases, strict=True):
                 item.samples.append(Sample(engine=report, case=case, before=before, after=after))
             if one.engine == OURS:
-                wanted.setdefault(one.dtype, [_like(*pair) for pair in zip(job.cases, report.cases, strict=True)])
+                wanted[one.dtype] = [_like(*pair) for pair in zip(cases, report.cases, strict=True)]
             announce(f"round {number + 1} of {num_rounds}: {_line(series[id(one)][0], after)}")
         outcome.series = [item for one in contenders for item in series[id(one)] if item.samples]
         if on_round is not None:
@@ -137,9 +137,10 @@ def take_turns(
 
 
 def _like(case: BenchCase, found: CaseReport) -> BenchCase:
-    """Return a case that wants the processors as they lay for a report, if they lay still."""
-    still = found.lines_ns and are_alike(*found.lines_ns)
-    return dataclasses.replace(case, wanted_line_ns=found.lines_ns[-1] if still else None)
+    """Return a case that wants the processors as they lay for a report, if they lay still and it wants nothing yet."""
+    if case.wanted_lines_ns or not found.lines_ns or not are_alike(*found.lines_ns):
+        return case
+    return dataclasses.replace(case, wanted_lines_ns=found.lines_ns)
 
 
 def _series(one: Contender, model: str, work: Work, case: BenchCase) -> Series:

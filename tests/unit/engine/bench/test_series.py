@@ -101,6 +101,18 @@ def test_lines_around_a_case_say_more_than_those_around_its_turn(series: Series)
     assert not ours.samples[0].is_alike(of_rounds(series, (50, 50, 50)).samples[0])
 
 
+def test_a_fraction_is_of_rounds_whose_ceilings_were_read_where_the_processors_lay_for_the_case(series: Series) -> None:
+    for step_ms, lines_ns, around_ns in ((50, 50, 50), (99, 210, 50), (50, 210, 210), (50, 50, 50), (99, 210, 50)):
+        case = CaseReport(first_token_ms=step_ms, step_ms=[step_ms] * 3, elapsed_s=0.5, lines_ns=[lines_ns] * 2)
+        engine = BenchReport(num_threads=2, peak_rss_bytes=5, cases=[case])
+        around = reading(20, 1000, around_ns)
+        series.samples.append(Sample(engine=engine, case=case, before=around, after=around))
+    row = series.row()
+    assert row["fraction_of_ceiling"] == pytest.approx(1.0, abs=0.001)
+    assert row["prefill_fraction_of_gemm"] == pytest.approx(series.work.prefill_flop(8, 2) / 5e10, abs=0.001)
+    assert (row["num_rounds"], row["next_token_ms"]) == (5, 50)
+
+
 def test_tokens_agree_until_the_first_that_differs() -> None:
     assert num_equal([1, 2, 3], [1, 2, 4]) == 2
     assert num_equal([1, 2], [1, 2, 4]) == 2

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,7 +82,7 @@ JOB = BenchJob(
 
 
 def tries(
-    monkeypatch: pytest.MonkeyPatch, lines: list[float], job: BenchJob = JOB, wanted: float | None = None
+    monkeypatch: pytest.MonkeyPatch, lines: list[float], job: BenchJob = JOB, wanted: tuple[float, ...] = ()
 ) -> CaseReport:
     """Return the report of a case, whose steps take as long as it was tried, between lines that take as long."""
     remaining = iter(lines)
@@ -92,7 +93,7 @@ def tries(
         done.append(what)
         return CaseReport(first_token_ms=1.0, step_ms=[float(len(done))], elapsed_s=1.0)
 
-    case = dataclasses.replace(CASE, wanted_line_ns=wanted)
+    case = dataclasses.replace(CASE, wanted_lines_ns=list(wanted))
     return between_lines(job, case, measure, "what is measured")
 
 
@@ -104,8 +105,10 @@ def test_a_case_is_measured_again_until_the_processors_lie_still(monkeypatch: py
 
 
 def test_a_case_is_measured_again_until_they_lie_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tries(monkeypatch, [210, 210, 50, 50], wanted=45)
+    found = tries(monkeypatch, [210, 210, 50, 50], wanted=(45, 55))
     assert (found.step_ms, found.lines_ns) == ([2.0], [50, 50])
+    found = tries(monkeypatch, [70, 72, 50, 50], wanted=(50, 60))  # like the last, and not like the first
+    assert found.lines_ns == [50, 50]
 
 
 def test_the_last_try_counts_whatever_the_processors_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,8 +118,11 @@ def test_the_last_try_counts_whatever_the_processors_do(monkeypatch: pytest.Monk
     assert tries(monkeypatch, [50, 210]).step_ms == [1.0]
 
 
-def test_a_job_without_a_library_has_one_try_and_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tries(monkeypatch, [], dataclasses.replace(JOB, line_library=None))
+@pytest.mark.parametrize("fields", [{"line_library": None}, {"num_ranks": 2}])
+def test_a_job_without_a_library_or_of_several_processes_has_one_try_and_no_lines(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    found = tries(monkeypatch, [], dataclasses.replace(JOB, **fields))
     assert (found.step_ms, found.lines_ns) == ([1.0], [])
 
 

@@ -27,12 +27,12 @@ _MAX_REPEATED_S = 30.0
 class BenchCase:
     """Prompts that are continued together, each by `num_new_tokens`, whatever tokens come.
 
-    `wanted_line_ns` is how long a cache line should take meanwhile, None where that is all the same.
+    `wanted_lines_ns` are the times that a cache line should take meanwhile, none where that is all the same.
     """
 
     prompt_token_ids: list[list[int]]
     num_new_tokens: int
-    wanted_line_ns: float | None = None
+    wanted_lines_ns: list[float] = field(default_factory=list)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -57,8 +57,7 @@ class BenchJob:
     With `action` "all_reduce" sums of `message_bytes` are timed in place of cases.
     `num_threads`, of each of `num_ranks` processes, is left to the engine when it is None.
     `line_library` is Corebound's, which times a cache line between the two `line_cpus`; without it nothing is known of
-    their places. Times that differ by `line_tolerance` at most are of the same places. Several ranks have one try for a
-    case, as all of them would have to know of another.
+    their places. Times that differ by `line_tolerance` at most are of the same places. Each case has `max_tries`.
     """
 
     model_dir: str
@@ -175,17 +174,18 @@ def between_lines(job: BenchJob, case: BenchCase, measure: Callable[..., CaseRep
     """Return what `measure` reports of a case, and how long a cache line took before and after, where that is asked.
 
     A hypervisor moves virtual processors every few seconds, which only this process can tell of its cases. Where that
-    happened, or the processors lie other than the case wants, it is measured again while the job grants a try.
+    happened, or the processors lie other than the case wants, it is measured again while the job grants a try. Engines
+    of several processes are not asked: theirs do not rest on their cores meanwhile.
     """
-    if job.line_library is None:
+    if job.line_library is None or job.num_ranks > 1:
         return measure(*args)
     started_s = time.perf_counter()
     for _ in range(job.max_tries):
         before_ns = _line_ns(job.line_library, job.line_cpus)
         report = measure(*args)
         lines_ns = [before_ns, _line_ns(job.line_library, job.line_cpus)]
-        wanted = lines_ns if case.wanted_line_ns is None else [*lines_ns, case.wanted_line_ns]
-        if max(wanted) <= job.line_tolerance * min(wanted) or time.perf_counter() - started_s > _MAX_REPEATED_S:
+        lines = lines_ns + case.wanted_lines_ns
+        if max(lines) <= job.line_tolerance * min(lines) or time.perf_counter() - started_s > _MAX_REPEATED_S:
             break
     return dataclasses.replace(report, lines_ns=lines_ns)
 

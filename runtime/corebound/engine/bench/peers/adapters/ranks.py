@@ -20,9 +20,7 @@ def rank_job() -> BenchJob | None:
     """Return the job when this process is a rank that `run_ranks` started, else None."""
     if len(sys.argv) != 3 or sys.argv[1] != _JOB_FLAG:
         return None
-    job = BenchJob.from_json(json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))
-    # Of the cores of all ranks one of them may speak, while the others wait for it.
-    return dataclasses.replace(job, max_tries=1, line_library=job.line_library if os.environ["RANK"] == "0" else None)
+    return BenchJob.from_json(json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))
 
 
 def main(measure: Callable[[BenchJob], int]) -> int:
