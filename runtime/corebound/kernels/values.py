@@ -26,7 +26,7 @@ class _ValueStruct(ctypes.Structure):
     ]
 
 
-# Pieces of rows that one thread reads and packs: in the caches until they are panels. Smaller ones take more calls.
+# Pieces of rows that one thread reads and packs have so much at most: in the caches until they are panels.
 _PIECE_BYTES = 1 << 20
 
 

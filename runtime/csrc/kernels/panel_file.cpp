@@ -17,6 +17,10 @@ namespace {
 
 constexpr int64_t readahead_bytes = 128 << 10; // what one call asks for: more than the kernel grants is not remembered
 
+// What one piece has of a file that comes from a disk, or of which nothing is known yet: panels are filled from it
+// while the disk reads on, and larger ones wait for longer. From the page cache, larger ones cost fewer calls.
+constexpr int64_t disk_piece_bytes = 256 << 10;
+
 int64_t element_bytes(ValueKind kind) { return kind == ValueKind::float32 ? 4 : 2; }
 
 // Tells the kernel that the bytes will be read soon.
@@ -44,11 +48,15 @@ public:
     return true;
   }
 
+  // Whether all that was read so far was in the page cache; false before the first.
+  bool is_cached() const { return cached_; }
+
 private:
   bool read_span(int64_t offset, int64_t num_bytes, int64_t row, char *to) {
     while (num_bytes > 0) {
       iovec span{to, static_cast<size_t>(num_bytes)};
       ssize_t count = announced_ ? -1 : preadv2(args_.descriptor, &span, 1, offset, RWF_NOWAIT);
+      cached_ = count > 0;
       if (count <= 0) {
         if (!announced_) { // not in the page cache: let the disk work on all that is left
           announced_ = true;
@@ -77,7 +85,7 @@ private:
   }
 
   const FillArgs &args_;
-  bool announced_ = false;
+  bool announced_ = false, cached_ = false;
 };
 
 } // namespace
@@ -89,11 +97,13 @@ int64_t fill_from_file(const FillArgs &args) {
   auto *rounded = reinterpret_cast<uint16_t *>(args.scratch);
   char *buffer = args.scratch + (rounded_bytes + 63) / 64 * 64;
   const int64_t room = (args.scratch + args.scratch_bytes - buffer) / args.read_bytes;
-  const int64_t step = std::max(fill_rows_unit, room / fill_rows_unit * fill_rows_unit);
+  const auto units = [](int64_t rows) { return std::max(fill_rows_unit, rows / fill_rows_unit * fill_rows_unit); };
+  const int64_t most = units(room), of_disk = std::min(most, units(disk_piece_bytes / args.read_bytes));
   FileRows file(args);
   for (int64_t done = 0; done < args.rows;) {
     // Up to where a unit may end, so that the next piece begins with one.
     const int64_t row = args.first_row + done, half = args.matrix.gated ? args.matrix.outputs / 2 : args.matrix.outputs;
+    const int64_t step = file.is_cached() ? most : of_disk;
     const int64_t count = std::min(args.rows - done, step - row % half % fill_rows_unit);
     if (!file.read(done, count, buffer)) {
       return done;

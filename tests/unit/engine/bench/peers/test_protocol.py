@@ -132,7 +132,7 @@ def test_lines_are_timed_where_corebound_is_not_installed() -> None:
     if len(cpus) < 2:
         pytest.skip("this machine lacks a second core")
     code = (
-        "import dataclasses, json, protocol, sys\n"
+        "import json, protocol, sys\n"
         "job = protocol.read_job()\n"
         "measure = lambda: protocol.CaseReport(first_token_ms=1.0, step_ms=[], elapsed_s=1.0)\n"
         "found = protocol.between_lines(job, job.cases[0], measure)\n"
