@@ -50,6 +50,23 @@ def tokens(task, collectives):
     return {"models": reports, "provider": collectives.name}
 
 
+def together(task, collectives):
+    """Generate with each model step by step, in one call, and with a token whose embedding is not a number."""
+    reports = []
+    for model in task["models"]:
+        runner = Runner(Path(model), collectives, "bfloat16")
+        report = {"tokens": runner.greedy(task["prompts"], task["num_new_tokens"])}
+        report["together"] = runner.greedy_together(task["prompts"], task["num_new_tokens"])
+        known = {token for prompt in task["prompts"] for token in prompt}
+        report["poison"] = next(token for token in report["tokens"][1][3:] if token not in known)
+        decoder = runner.decoder
+        if decoder.vocab_start <= report["poison"] < decoder.vocab_stop:
+            decoder.weights.embedding[report["poison"] - decoder.vocab_start] = float("nan")
+        report["broken"] = runner.greedy_together(task["prompts"], task["num_new_tokens"])
+        reports.append(report)
+    return {"models": reports, "provider": collectives.name}
+
+
 def memory(task, collectives):
     """Load models one after the other and tell for each how the peak of the memory grew and how much was read."""
     torch.ones(8) @ torch.ones(8)
@@ -73,7 +90,7 @@ def memory_of(model, dtype, collectives):
 def main() -> None:
     task = json.loads(Path(sys.argv[1]).read_text())
     collectives = init_distributed()
-    result = {"greedy": greedy, "memory": memory, "tokens": tokens}[task["do"]](task, collectives)
+    result = {"greedy": greedy, "memory": memory, "together": together, "tokens": tokens}[task["do"]](task, collectives)
     Path(f"{task['output']}.{collectives.rank}").write_text(json.dumps(result))
     collectives.close()
 

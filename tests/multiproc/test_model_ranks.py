@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from corebound.launcher import LaunchSpec, launch
 from fixtures.decoding import transformers_greedy
-from fixtures.tiny_models import build_bloom, build_llama
+from fixtures.tiny_models import VOCAB_SIZE, build_bloom, build_llama
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -58,3 +59,25 @@ def test_all_ranks_hold_identical_bits(tmp_path: Path, family: str, num_ranks: i
     if dtype == "float32":
         expected = transformers_greedy(model, PROMPTS, NUM_NEW_TOKENS)
         assert all(report["tokens"] == expected for report in reports)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_steps_in_one_call_choose_what_all_ranks_choose_step_by_step(tmp_path: Path, num_ranks: int) -> None:
+    models = [build_llama(tmp_path / "llama"), build_llama(tmp_path / "ties")]
+    tensors = load_file(models[1] / "model.safetensors")
+    head, half = tensors["lm_head.weight"], VOCAB_SIZE // 2
+    head[half : 2 * half] = head[:half]  # every best word is equalled by one of another rank's
+    save_file(tensors, models[1] / "model.safetensors", metadata={"format": "pt"})
+    task = {"do": "together", "models": [str(path) for path in models], "prompts": PROMPTS, "num_new_tokens": 20}
+    reports = run(tmp_path, num_ranks, task)
+    assert all(report == reports[0] for report in reports)
+    for found in reports[0]["models"]:
+        assert found["together"] == found["tokens"]
+        # All end with the step in which the poisoned token is fed, and only who feeds it has no token there.
+        end = min(row.index(found["poison"]) for row in found["tokens"] if found["poison"] in row) + 1
+        for row, broken in zip(found["tokens"], found["broken"], strict=True):
+            is_fed = row[end - 1] == found["poison"]
+            assert broken == ([*row[:end], None] if is_fed else row[: end + 1])
+    seen = {token for row in reports[0]["models"][1]["tokens"] for token in row}
+    assert seen & set(range(half)) and not seen & set(range(half, 2 * half))

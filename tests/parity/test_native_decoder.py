@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from corebound.comm.single import SingleCollectives
+from corebound.engine.step import SamplingRow, StepInput, decode_step, encode_step
 from corebound.errors import CommError, KernelError
 from corebound.models import loading
 from corebound.models.loading import load_model
@@ -131,6 +132,51 @@ def test_logits_that_are_divided_afterwards_have_no_best_words(tmp_path: Path) -
     assert runner.decoder.description.logits_divisor == 7.0
     runner.logits(PROMPTS)
     assert runner.decoder.best_words is None
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_steps_in_one_call_give_the_tokens_of_single_ones(
+    team: Callable[[int], None], model: Path, size: int, dtype: str
+) -> None:
+    team(size)
+    runner = Runner(model, SingleCollectives(), dtype)
+    assert isinstance(runner.decoder, NativeDecoder)
+    for num_new_tokens in (2, 3, 30):  # across the ends of blocks
+        expected = runner.greedy(PROMPTS, num_new_tokens)
+        assert runner.greedy_together(PROMPTS, num_new_tokens) == expected
+    # Rotary angles for all steps are there before the first.
+    fresh = Runner(model, SingleCollectives(), dtype)
+    assert fresh.greedy_together(PROMPTS, 60) == runner.greedy(PROMPTS, 60)
+
+
+def test_steps_in_one_call_are_for_ranks_that_share_memory_and_logits_as_they_are_found(
+    model: Path, tmp_path: Path
+) -> None:
+    divided = build_family(tmp_path / "granite", "granite", logits_scaling=7.0)
+    assert Runner(divided, SingleCollectives(), "bfloat16").decoder.greedy_steps is None
+    assert Runner(model, SingleCollectives(), "float32").decoder.greedy_steps is None
+
+    def work(group: ThreadCollectives) -> bool:
+        return Runner(model, group, "bfloat16").decoder.greedy_steps is None
+
+    assert run_ranks(2, work) == [True, True]
+
+
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+def test_steps_beyond_the_positions_of_a_model_or_of_several_tokens_are_refused(model: Path, tmp_path: Path) -> None:
+    runner = Runner(model, SingleCollectives(), "bfloat16")
+    steps = runner.decoder.greedy_steps
+    assert steps is not None
+    batch = decode_step(encode_step([StepInput([3, 4], 0, [0, 1], SamplingRow())], 8)).batch
+    with pytest.raises(KernelError, match="one token of every sequence"):
+        steps(batch, runner._cache, 2)
+    learned = Runner(build_family(tmp_path / "opt", "opt"), SingleCollectives(), "bfloat16")
+    longest = learned.decoder.description.max_positions
+    assert longest is not None
+    learned.greedy_together([[5] * (longest - 4)], 5)
+    with pytest.raises(KernelError, match="positions, of which"):
+        learned.greedy_together([[5] * (longest - 4)], 6)
 
 
 def test_long_contexts_are_taken_in_parts_with_the_same_bits_for_a_team_of_any_size(

@@ -16,7 +16,7 @@ import numpy as np
 from corebound.engine.beams import BeamSearch, blocks_for_beams
 from corebound.engine.kv_cache import BlockCopy
 from corebound.engine.request import FinishReason, Request, RequestOutput
-from corebound.engine.sampling import Answer
+from corebound.engine.sampling import Answer, are_greedy
 from corebound.engine.scheduler import Chunk, Scheduler
 from corebound.engine.sequence import Sequence
 from corebound.engine.step import NO_TOKENS, SamplingRow, StepInput, input_of
@@ -31,8 +31,15 @@ class StepRunner(Protocol):
     def vocab_size(self) -> int:
         """How many tokens the model knows."""
 
+    @property
+    def max_greedy_steps(self) -> int:
+        """How many steps to ask `run_greedily` for at most; 0 where it is not to be called."""
+
     def run(self, inputs: list[StepInput], copies: list[BlockCopy]) -> list[Answer]:
         """Compute one step and return the answers of the inputs that have a sampling row."""
+
+    def run_greedily(self, inputs: list[StepInput], num_steps: int) -> list[list[Answer]]:
+        """Compute steps whose answers are the tokens of the next, and return the answers of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +150,7 @@ class Engine:
                 return
 
     def step(self) -> list[Update]:
-        """Run one step on all ranks and return what became known by it.
+        """Run one step on all ranks and return what became known by it; short ones of greedy requests, some together.
 
         Beam searches run one at a time, when nothing else does: the blocks that one may need are then all free.
         """
@@ -151,14 +158,47 @@ class Engine:
 
     def _decode_step(self) -> list[Update]:
         chunks = self._scheduler.schedule()
-        answers = iter(self._runner.run([input_of(chunk, self._row(chunk)) for chunk in chunks], []))
+        rows = [self._row(chunk) for chunk in chunks]
+        num_steps = self._num_greedy_steps(chunks, rows)
+        inputs = [input_of(chunk, row) for chunk, row in zip(chunks, rows, strict=True)]
+        steps = self._runner.run_greedily(inputs, num_steps) if num_steps else [self._runner.run(inputs, [])]
+        now_s = time.perf_counter()
+        updates = []
+        for number, answers in enumerate(steps):
+            updates += self._advance(chunks, answers, now_s, len(steps) - number)
+        return updates
+
+    def _num_greedy_steps(self, chunks: list[Chunk], rows: list[SamplingRow | None]) -> int:
+        """Return how many steps of these chunks to do together, with blocks for them taken; 0 where one is sampled."""
+        most = self._runner.max_greedy_steps
+        greedy = [row for row in rows if row is not None]
+        if not most or len(greedy) < len(rows) or not are_greedy(greedy):
+            return 0
+        if any(chunk.num_tokens > 1 for chunk in chunks):
+            return 0
+        if not all(chunk.sequence.num_generated for chunk in chunks):
+            return 1  # somebody waits for a first token
+        # What is generated after a request's end is lost, but its places in the cache have an end.
+        left = min([chunk.sequence.max_length - len(chunk.sequence.token_ids) for chunk in chunks])
+        return self._scheduler.reserve(chunks, min(most, left))
+
+    def _advance(self, chunks: list[Chunk], answers: list[Answer], now_s: float, num_left: int) -> list[Update]:
+        """Take in one step's answers. The `num_left` steps that end now share the time since the last token alike."""
+        of_rows = iter(answers)
         updates = []
         for chunk in chunks:
             wants_logits = chunk.wants_logits
+            answer = next(of_rows) if wants_logits else None
+            active = self._active.get(chunk.sequence)
+            if active is None:  # ended by an earlier one of these steps
+                continue
             self._scheduler.complete(chunk)
-            if wants_logits:
-                active, token_ids = self._active[chunk.sequence], next(answers).token_ids
-                updates.append(self._append(active, token_ids[0]) if token_ids else self._fail(active))
+            if answer is not None and answer.token_ids:
+                times = chunk.sequence.token_times_s
+                times.append(now_s if num_left == 1 else times[-1] + (now_s - times[-1]) / num_left)
+                updates.append(self._append(active, answer.token_ids[0]))
+            elif answer is not None:
+                updates.append(self._fail(active))
         return updates
 
     def _beam_step(self) -> list[Update]:
@@ -222,7 +262,6 @@ class Engine:
     def _append(self, active: _Active, token_id: int) -> Update:
         sequence = active.sequence
         sequence.token_ids.append(token_id)
-        sequence.token_times_s.append(time.perf_counter())
         active.stream.add(token_id)
         reason = self._finish_reason(active, token_id)
         new_text = active.stream.take(is_last=reason is not None)

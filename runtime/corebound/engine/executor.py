@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from array import array
 from collections.abc import Sequence as Rows
 from typing import Protocol
@@ -13,7 +14,8 @@ from corebound.comm.base import Collectives
 from corebound.engine import sampling
 from corebound.engine.kv_cache import BlockCopy, KVCache, copy_blocks
 from corebound.engine.step import SamplingRow, Step, StepInput, decode_step, encode_step
-from corebound.models.batch import BestWords, StepBatch
+from corebound.engine.together import steps_together
+from corebound.models.batch import BestWords, GreedySteps, StepBatch
 
 # The first message of a step: two words of header, then the step itself if it fits, else a second message. 4 KiB
 # carry a decode step of dozens of sequences.
@@ -31,6 +33,10 @@ class Decoder(Protocol):
     def forward(self, batch: StepBatch, kv_cache: KVCache) -> torch.Tensor:
         """Return the local logits, fp32 [R, vocab_stop - vocab_start]."""
 
+    @property
+    def greedy_steps(self) -> GreedySteps | None:
+        """Several steps in one call, or None where there is no such call."""
+
 
 class Executor:
     """One rank's model, cache and place in the group. Rank 0 calls `run`, `check` and `stop`, the others `follow`."""
@@ -43,9 +49,14 @@ class Executor:
         self._message = torch.zeros(_INLINE_WORDS, dtype=torch.int32)
         self._message_words = self._message.numpy()
         self._is_in_step = False
-        width = torch.tensor([decoder.vocab_stop - decoder.vocab_start], dtype=torch.int32)
+        steps = decoder.greedy_steps
+        mine = torch.tensor([decoder.vocab_stop - decoder.vocab_start, steps is not None], dtype=torch.int32)
         # Ranks come here when they have loaded, each in its own time; the death of one still ends the wait.
-        self._shard_widths = [int(value) for value in collectives.all_gather(width, math.inf).reshape(-1)]
+        told = collectives.all_gather(mine, math.inf).reshape(-1, 2).tolist()
+        self._shard_widths = [width for width, _ in told]
+        # One rank decides for all, so all must be able to.
+        self._greedy_steps = steps if all(is_able for _, is_able in told) else None
+        self._last_step_s = math.inf
 
     @property
     def is_in_step(self) -> bool:
@@ -57,11 +68,35 @@ class Executor:
         """How many tokens the model knows."""
         return sum(self._shard_widths)
 
+    @property
+    def max_greedy_steps(self) -> int:
+        """How many steps `run_greedily` is to be asked for: as many as the last one was fast; 0 where it cannot be."""
+        return steps_together(self._last_step_s) if self._greedy_steps is not None else 0
+
+    def run_greedily(self, inputs: Rows[StepInput], num_steps: int) -> list[list[sampling.Answer]]:
+        """Compute `num_steps` steps on all ranks and return the answers of each, an answer for every input.
+
+        Every input is one token with a greedy row, and has blocks for all steps; its answer is its next token. Steps
+        end after one in which some answer has no token.
+
+        Raises: CommError when a rank is gone.
+        """
+        started_s = time.perf_counter()
+        words = encode_step(inputs, self._block_size, (), num_steps)
+        self._is_in_step = True
+        if self._collectives.size > 1:
+            self._send(words)
+        found = self._continue(decode_step(words))
+        self._is_in_step = False
+        self._last_step_s = (time.perf_counter() - started_s) / len(found)
+        return [sampling.greedy_answers(best, 0) for best in found]
+
     def run(self, inputs: Rows[StepInput], copies: Rows[BlockCopy] = ()) -> list[sampling.Answer]:
         """Compute one step on all ranks and return the answer of every input that has a sampling row, in order.
 
         Raises: CommError when a rank is gone.
         """
+        self._last_step_s = math.inf  # of a single token nothing is known yet
         words = encode_step(inputs, self._block_size, copies)
         self._is_in_step = True
         if self._collectives.size > 1:
@@ -99,14 +134,20 @@ class Executor:
         self._is_in_step = True
         while (words := self._receive()) is not None:
             step = decode_step(words)
-            logits = self._compute(step)
-            self._gather(logits, step.rows)
+            if step.num_greedy_steps:
+                self._continue(step)
+            else:
+                self._gather(self._compute(step), step.rows)
         self._is_in_step = False
 
     def _compute(self, step: Step) -> torch.Tensor:
         if step.copies:
             copy_blocks(self._kv_cache, step.copies)
         return self._decoder.forward(step.batch, self._kv_cache)
+
+    def _continue(self, step: Step) -> list[BestWords]:
+        assert self._greedy_steps is not None, "rank 0 was told that not all ranks can"
+        return self._greedy_steps(step.batch, self._kv_cache, step.num_greedy_steps)
 
     def _best_words(self, logits: torch.Tensor) -> BestWords:
         return self._decoder.best_words or sampling.find_best_words(logits)

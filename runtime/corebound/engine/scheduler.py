@@ -94,6 +94,21 @@ class Scheduler:
         assert chunks or not self.has_work, "work left, but nothing can run"
         return chunks
 
+    def reserve(self, chunks: list[Chunk], num_steps: int) -> int:
+        """Take blocks for more steps after that of `chunks`, of a token of each sequence; return how many steps fit.
+
+        That is half of `num_steps`, half of that and so on where too few blocks are free: nobody has to give way.
+        """
+        sequences = [chunk.sequence for chunk in chunks]
+        while num_steps > 1:
+            needed = [blocks_for(len(sequence.token_ids) + num_steps - 1, self.block_size) for sequence in sequences]
+            if sum(needed) - sum([len(sequence.blocks) for sequence in sequences]) <= self.allocator.num_free:
+                break
+            num_steps //= 2
+        for sequence in sequences:
+            self._take_blocks(sequence, num_steps - 1)
+        return num_steps
+
     def complete(self, chunk: Chunk) -> None:
         """Record that the tokens of `chunk` are now in the KV cache."""
         chunk.sequence.num_computed += chunk.num_tokens
@@ -131,8 +146,8 @@ class Scheduler:
         self._take_blocks(sequence)
         return True
 
-    def _take_blocks(self, sequence: Sequence) -> None:
-        while len(sequence.blocks) < blocks_for(len(sequence.token_ids), self.block_size):
+    def _take_blocks(self, sequence: Sequence, num_ahead: int = 0) -> None:
+        while len(sequence.blocks) < blocks_for(len(sequence.token_ids) + num_ahead, self.block_size):
             sequence.blocks.append(self.allocator.allocate())
 
     def _preempt(self, sequence: Sequence) -> None:

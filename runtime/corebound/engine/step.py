@@ -38,17 +38,21 @@ class SamplingRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Everything that a rank needs to run one step."""
+    """Everything that a rank needs to run one step, or the first of `num_greedy_steps` that need nobody between them.
+
+    0 of those where the answers are sampled from logits.
+    """
 
     batch: StepBatch
     rows: list[SamplingRow]
     copies: list[BlockCopy] = field(default_factory=list)
+    num_greedy_steps: int = 0
 
 
 # temperature, top_k, top_p, repetition_penalty, seed, position, num_best, num_seen, unused
 _ROW = struct.Struct("<fiffQiiii")
 _ROW_WORDS = _ROW.size // 4
-_HEADER_WORDS = 6  # num_tokens, num_sequences, max_blocks, num_rows, num_copies, num_seen
+_HEADER_WORDS = 7  # num_tokens, num_sequences, max_blocks, num_rows, num_copies, num_seen, num_greedy_steps
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ def input_of(chunk: Chunk, row: SamplingRow | None) -> StepInput:
     return StepInput(sequence.token_ids[first : first + chunk.num_tokens], first, sequence.blocks, row)
 
 
-def encode_step(inputs: Rows[StepInput], block_size: int, copies: Rows[BlockCopy] = ()) -> array[int]:
+def encode_step(
+    inputs: Rows[StepInput], block_size: int, copies: Rows[BlockCopy] = (), num_greedy_steps: int = 0
+) -> array[int]:
     """Return the words of a step over `inputs`; `decode_step` reads them back.
 
     Lists and arrays of Python, because most steps have few words: after a step, which reads all weights, the code of
@@ -95,7 +101,7 @@ def encode_step(inputs: Rows[StepInput], block_size: int, copies: Rows[BlockCopy
             rows.append(part.row)
             logits_rows.append(len(token_ids) - 1)
     words = array("i", [len(token_ids), len(inputs), max_blocks, len(rows), len(copies)])
-    words.append(sum([len(row.seen) for row in rows]))
+    words.extend((sum([len(row.seen) for row in rows]), num_greedy_steps))
     for row in rows:
         words.frombytes(_encode_row(row))
     for row in rows:
@@ -110,7 +116,7 @@ def encode_step(inputs: Rows[StepInput], block_size: int, copies: Rows[BlockCopy
 
 def decode_step(words: array[int]) -> Step:
     """Return the step that `encode_step` wrote. The batch shares memory with `words`."""
-    num_tokens, num_sequences, max_blocks, num_rows, num_copies, num_seen = words[:_HEADER_WORDS]
+    num_tokens, num_sequences, max_blocks, num_rows, num_copies, num_seen, num_greedy_steps = words[:_HEADER_WORDS]
     seen_at = _HEADER_WORDS + num_rows * _ROW_WORDS
     copies_at = seen_at + num_seen
     tokens_at = copies_at + 2 * num_copies
@@ -122,6 +128,7 @@ def decode_step(words: array[int]) -> Step:
         batch=StepBatch(array("q", words[tokens_at:tables_at]), words, tables_at, num_tokens, num_sequences, num_rows),
         rows=_decode_rows(words[_HEADER_WORDS:seen_at].tobytes(), words[seen_at:copies_at]),
         copies=[BlockCopy(*pair) for pair in zip(copies[::2], copies[1::2], strict=True)],
+        num_greedy_steps=num_greedy_steps,
     )
 
 

@@ -280,6 +280,7 @@ def library() -> Any:
         "panel_multiply": (None, [pointer, pointer, number, number, pointer, ctypes.c_int]),
         "decoder_create": (pointer, [pointer, pointer, ctypes.c_int]),
         "decoder_run": (ctypes.c_int, [pointer, pointer]),
+        "decoder_run_greedily": (ctypes.c_int, [pointer, pointer, number, pointer, pointer, pointer]),
         "decoder_time_readings": (ctypes.c_int, [pointer, pointer]),
         "decoder_read_as": (None, [pointer, ctypes.c_int]),
         "decoder_destroy": (None, [pointer]),

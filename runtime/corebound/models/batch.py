@@ -6,7 +6,7 @@ Letters: T tokens of the step, B sequences, R rows whose logits are wanted, M bl
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
@@ -111,6 +111,12 @@ class BestWords(NamedTuple):
 
     values: array[float]
     words: array[int]
+
+
+# Takes a batch of one token of every sequence, with blocks for all steps, the cache, and how many steps; the best word
+# of a step is the token of the next. Returns the best words of the whole vocabulary in each, equal on all ranks. Steps
+# end after one in which logits are not numbers.
+GreedySteps = Callable[[StepBatch, Sequence[tuple[torch.Tensor, torch.Tensor]], int], list[BestWords]]
 
 
 class LogitsRoom:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from corebound import kernels
 from corebound.comm import Collectives
-from corebound.models.batch import BestWords, StepBatch
+from corebound.models.batch import BestWords, GreedySteps, StepBatch
 from corebound.models.description import ModelDescription
 from corebound.models.experts import mix_experts, require_one_variant
 from corebound.models.rope import RotaryTable
@@ -63,6 +63,7 @@ class Decoder:
         self.dtype: torch.dtype = weights.embedding.dtype
         self._collectives = collectives
         share = plan.shares[collectives.rank]
+        self.greedy_steps: GreedySteps | None = None
         self.best_words: BestWords | None = None  # torch looks for them where they are asked for
         self.num_layers = description.num_layers
         self.num_heads = len(share.query_heads)

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import itertools
 import weakref
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -21,18 +22,18 @@ from corebound.errors import KernelError
 from corebound.kernels import active_isa
 from corebound.kernels.panels import ACTIVATIONS, PanelMatrix, library
 from corebound.logs import get_logger
-from corebound.models.batch import BestWords, LogitsRoom, StepBatch
+from corebound.models.batch import BestWords, GreedySteps, LogitsRoom, StepBatch
 from corebound.models.decoder_reading import SumOverRanks, tune
 from corebound.models.description import ModelDescription
 from corebound.models.experts import require_one_variant
 from corebound.models.native_structs import (
     ALL_REDUCE,
     ExpertStruct,
-    HeadGroupStruct,
     LayerStruct,
     ModelStruct,
     NormStruct,
     StepStruct,
+    head_groups,
 )
 from corebound.models.native_weights import NativeWeights
 from corebound.models.rope import RotaryTable
@@ -40,7 +41,6 @@ from corebound.sharding import ShardPlan, alibi_slopes
 
 _log = get_logger(__name__)
 KvCache = Sequence[tuple[Tensor, Tensor]]
-_MAX_GROUP_HEADS = 8  # kernels::max_group_heads
 _FAILED_ITSELF = 100  # csrc/decoder/decoder_api.cpp
 
 
@@ -126,8 +126,40 @@ class NativeDecoder:
 
         Raises: CommError when a sum over the ranks fails; KernelError for a failure of the step itself.
         """
+        step = self._step(batch, kv_cache, batch.longest_context)
+        code = library().corebound_decoder_run(self._handle, ctypes.byref(step))
+        if code:
+            raise self._error(code)
+        if self.description.logits_divisor != 1.0:
+            self.best_words = None  # what differs now may be equal then
+            return self._room.logits.div_(self.description.logits_divisor)
+        self.best_words = self._room.best
+        return self._room.logits
+
+    @property
+    def greedy_steps(self) -> GreedySteps | None:
+        """Several steps in one call, where logits are as they are found, and ranks share memory; else None.
+
+        Raises: as `forward`.
+        """
+        is_shared = self._collectives.size == 1 or isinstance(self._collectives, ShmCollectives)
+        return self._run_greedily if is_shared and self.description.logits_divisor == 1.0 else None
+
+    def _run_greedily(self, batch: StepBatch, kv_cache: KvCache, num_steps: int) -> list[BestWords]:
+        step = self._step(batch, kv_cache, batch.longest_context + num_steps - 1)
+        rows = batch.num_rows
+        values, words = array("f", bytes(4 * rows * num_steps)), array("i", bytes(4 * rows * num_steps))
+        num_done = ctypes.c_int64()
+        found = (values.buffer_info()[0], words.buffer_info()[0], ctypes.byref(num_done))
+        code = library().corebound_decoder_run_greedily(self._handle, ctypes.byref(step), num_steps, *found)
+        if code:
+            raise self._error(code)
+        ends = range(rows, rows * num_done.value + 1, rows)
+        return [BestWords(values[end - rows : end], words[end - rows : end]) for end in ends]
+
+    def _step(self, batch: StepBatch, kv_cache: KvCache, longest: int) -> StepStruct:
+        """Return the step as the library reads it, with rotary angles for `longest` positions."""
         # After a step, which reads all weights, none of this is in a cache: so few calls, and of torch hardly any.
-        longest = batch.longest_context
         table = self.weights.position_embedding
         if table is not None and longest > table.shape[0] - self.description.position_offset:
             raise KernelError(f"native decoder: {longest} positions, of which {self.description.name} has fewer")
@@ -137,8 +169,7 @@ class NativeDecoder:
             self._angle_pointers = (self._angles[0].data_ptr(), self._angles[1].data_ptr())
         if batch.num_rows != self._room.num_rows:
             self._room = LogitsRoom(batch.num_rows, self.vocab_stop - self.vocab_start)
-        logits, best = self._room.logits, self._room.best
-        step = StepStruct(
+        return StepStruct(
             batch.num_tokens,
             batch.num_sequences,
             batch.max_blocks,
@@ -148,14 +179,6 @@ class NativeDecoder:
             *self._angle_pointers,
             *self._room.addresses,
         )
-        code = library().corebound_decoder_run(self._handle, ctypes.byref(step))
-        if code:
-            raise self._error(code)
-        if self.description.logits_divisor != 1.0:
-            self.best_words = None  # what differs now may be equal then
-            return logits.div_(self.description.logits_divisor)
-        self.best_words = best
-        return logits
 
     def _error(self, code: int) -> BaseException:
         if self._failure is not None:
@@ -181,7 +204,7 @@ class NativeDecoder:
     def _model(self, kv_head_map: Sequence[int]) -> ModelStruct:
         description, weights = self.description, self.weights
         layers = (LayerStruct * self.num_layers)(*(self._layer(index) for index in range(self.num_layers)))
-        groups = _head_groups(kv_head_map)
+        groups = head_groups(kv_head_map)
         first_head = (ctypes.c_int32 * (self.num_kv_heads + 1))(
             *(sum(kv < head for kv in kv_head_map) for head in range(self.num_kv_heads + 1))
         )
@@ -285,17 +308,6 @@ class NativeDecoder:
             return 0
 
         return 0, ALL_REDUCE(all_reduce)
-
-
-def _head_groups(kv_head_map: Sequence[int]) -> ctypes.Array[HeadGroupStruct]:
-    """Return runs of query heads that read the same kv head, each no longer than the kernel takes at once."""
-    groups: list[list[int]] = []
-    for head, kv in enumerate(kv_head_map):
-        if groups and groups[-1][2] == kv and groups[-1][1] < _MAX_GROUP_HEADS:
-            groups[-1][1] += 1
-        else:
-            groups.append([head, 1, kv])
-    return (HeadGroupStruct * len(groups))(*(HeadGroupStruct(*group) for group in groups))
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 from corebound.kernels.panel_format import MatrixStruct
 
 _POINTER, _INT64, _FLOAT, _BOOL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_bool
+_MAX_GROUP_HEADS = 8  # kernels::max_group_heads
 ALL_REDUCE = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _INT64)
 
 
@@ -48,6 +50,17 @@ class HeadGroupStruct(ctypes.Structure):
     """kernels::HeadGroup."""
 
     _fields_ = [("first", ctypes.c_int32), ("count", ctypes.c_int32), ("kv_head", ctypes.c_int32)]
+
+
+def head_groups(kv_head_map: Sequence[int]) -> ctypes.Array[HeadGroupStruct]:
+    """Return runs of query heads that read the same kv head, each no longer than the kernel takes at once."""
+    groups: list[list[int]] = []
+    for head, kv in enumerate(kv_head_map):
+        if groups and groups[-1][2] == kv and groups[-1][1] < _MAX_GROUP_HEADS:
+            groups[-1][1] += 1
+        else:
+            groups.append([head, 1, kv])
+    return (HeadGroupStruct * len(groups))(*(HeadGroupStruct(*group) for group in groups))
 
 
 class ModelStruct(ctypes.Structure):

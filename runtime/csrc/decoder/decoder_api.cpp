@@ -99,4 +99,14 @@ COREBOUND_API int corebound_decoder_run(void *decoder, const Step *step) {
   }
 }
 
+COREBOUND_API int corebound_decoder_run_greedily(void *decoder, const Step *step, int64_t num_steps, float *values,
+                                                 int32_t *words, int64_t *num_done) {
+  try {
+    return static_cast<Walker *>(decoder)->run_greedily(*step, num_steps, values, words, num_done);
+  } catch (const std::exception &error) {
+    last_error = error.what();
+    return failed_itself;
+  }
+}
+
 COREBOUND_API void corebound_decoder_destroy(void *decoder) { delete static_cast<Walker *>(decoder); }

@@ -16,6 +16,10 @@ public:
 
   // Computes the logits of a step, and stores its keys and values. Returns 0, or the code of a failed all-reduce.
   int run(const Step &step);
+  // Computes so many steps, the first of them given: one token of every sequence, whose blocks have room for all steps.
+  // Leaves the best word of every row and step, [num_steps, rows], as words of the whole vocabulary, and how many steps
+  // were done: fewer after one with logits that are not numbers. Returns as run() does, or the code of a failed gather.
+  int run_greedily(const Step &first, int64_t num_steps, float *values, int32_t *words, int64_t *num_done);
   // Reads some of the weights in each way (kernels/pace.h); the least seconds of each. Results do not depend on how
   // they are read.
   void time_readings(double *seconds);
@@ -52,6 +56,11 @@ private:
     const Expert *expert;
     int64_t first, rows, first_tile, inner, outer;
   };
+  // What differs from step to step in run_greedily().
+  struct Progress {
+    std::vector<int64_t> token_ids, positions, slots;
+    std::vector<int32_t> context_lengths;
+  };
   struct Mixture {
     Buffer<float> scores;
     Buffer<Choice> choices;
@@ -60,6 +69,8 @@ private:
     int64_t tiles = 0, inner_panels = 0, outer_panels = 0;
   };
 
+  bool advance(const Step &step);
+  int choose_among_ranks(const Step &step);
   void make_room(const Step &step);
   void walk(Member &member);
   bool embed(Member &member); // false when the sum over the ranks failed
@@ -107,6 +118,8 @@ private:
   const Step *step_ = nullptr;
   Rows x_{}, stream_{}, normed_{}, qkv_{}, attended_{}, inner_{}, branch_{}, gathered_{}, mixed_{}, routed_{};
   Mixture mixture_;
+  Progress progress_;
+  Buffer<kernels::Best> offers_; // of this rank, then of all
   uint16_t *q_ = nullptr;
   uint16_t *tiles_ = nullptr;
   kernels::RoundedRows rounded_{};

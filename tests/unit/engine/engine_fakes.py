@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from corebound.engine.kv_cache import BlockAllocator
 from corebound.engine.request import Request, SamplingParams
-from corebound.engine.sampling import Answer
+from corebound.engine.sampling import Answer, are_greedy
 from corebound.engine.scheduler import Scheduler
 from corebound.engine.sequence import Sequence
+from corebound.engine.step import StepInput
 
 VOCAB_SIZE = 97
 
@@ -28,9 +29,10 @@ class FakeRunner:
 
     vocab_size = VOCAB_SIZE
 
-    def __init__(self, block_size, broken=lambda seen: False):
+    def __init__(self, block_size, broken=lambda seen: False, max_greedy_steps=0):
         """Where `broken` of the tokens is true, the logits after them are not numbers."""
         self.block_size = block_size
+        self.max_greedy_steps = max_greedy_steps
         self.broken = broken
         self.slots = {}
         self.steps = []
@@ -52,6 +54,20 @@ class FakeRunner:
                 logprobs = [-1.0 - place for place in range(part.row.num_best)]
                 answers.append(Answer([], []) if self.broken(seen) else Answer(best, logprobs))
         return answers
+
+    def run_greedily(self, inputs, num_steps):
+        assert 1 <= num_steps <= self.max_greedy_steps
+        steps = []
+        for _ in range(num_steps):
+            assert all(len(part.token_ids) == 1 and are_greedy([part.row]) for part in inputs)
+            steps.append(self.run(inputs, []))
+            if not all(answer.token_ids for answer in steps[-1]):
+                break
+            inputs = [
+                StepInput(answer.token_ids, part.first_position + 1, part.blocks, part.row)
+                for part, answer in zip(inputs, steps[-1], strict=True)
+            ]
+        return steps
 
     def _slot(self, part, position):
         return part.blocks[position // self.block_size], position % self.block_size

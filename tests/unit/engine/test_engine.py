@@ -1,5 +1,7 @@
 """The engine over a fake model: right tokens whatever the order, the batch and the memory."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,9 +19,9 @@ from unit.engine.engine_fakes import (
 )
 
 
-def make_engine(num_blocks=64, block_size=4, eos=(), max_context=None, **options):
+def make_engine(num_blocks=64, block_size=4, eos=(), max_context=None, max_greedy_steps=0, **options):
     scheduler = make_scheduler(num_blocks, block_size, **options)
-    runner = FakeRunner(block_size)
+    runner = FakeRunner(block_size, max_greedy_steps=max_greedy_steps)
     engine = Engine(runner, scheduler, LetterTokenizer(), eos_token_ids=frozenset(eos), max_context=max_context)
     return engine, runner, scheduler
 
@@ -39,26 +41,97 @@ def run(engine, max_steps=2000):
 
 @settings(deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 25), st.integers(1, 12)), min_size=1, max_size=7),
+    st.lists(st.tuples(st.integers(1, 25), st.integers(1, 12), st.booleans()), min_size=1, max_size=7),
     st.integers(10, 30),
     st.integers(1, 4),
     st.integers(1, 30),
+    st.integers(0, 9),
 )
-def test_every_request_gets_its_own_continuation(shapes, num_blocks, max_num_sequences, max_step_tokens):
-    engine, _, scheduler = make_engine(num_blocks, max_num_sequences=max_num_sequences, max_step_tokens=max_step_tokens)
-    prompts = [[(index * 31 + position) % VOCAB_SIZE for position in range(n)] for index, (n, _) in enumerate(shapes)]
-    for index, (prompt, (_, count)) in enumerate(zip(prompts, shapes, strict=True)):
-        engine.submit(make_request(index, prompt, max_new_tokens=count))
+def test_every_request_gets_its_own_continuation(
+    shapes, num_blocks, max_num_sequences, max_step_tokens, max_greedy_steps
+):
+    engine, _, scheduler = make_engine(
+        num_blocks,
+        max_num_sequences=max_num_sequences,
+        max_step_tokens=max_step_tokens,
+        max_greedy_steps=max_greedy_steps,
+    )
+    prompts = [[(index * 31 + position) % VOCAB_SIZE for position in range(n)] for index, (n, *_) in enumerate(shapes)]
+    for index, (prompt, (_, count, is_drawn)) in enumerate(zip(prompts, shapes, strict=True)):
+        engine.submit(make_request(index, prompt, max_new_tokens=count, temperature=float(is_drawn)))
     outputs, texts = run(engine)
-    for index, (prompt, (_, count)) in enumerate(zip(prompts, shapes, strict=True)):
+    for index, (prompt, (_, count, _)) in enumerate(zip(prompts, shapes, strict=True)):
         assert list(outputs[index].token_ids) == continuation(prompt, count)
         assert outputs[index].finish_reason == "length"
+        assert len(outputs[index].token_gaps_s) == count - 1 and min(outputs[index].token_gaps_s, default=0) >= 0
         assert texts[index] == outputs[index].text == LetterTokenizer().decode(continuation(prompt, count))
     assert scheduler.allocator.num_free == num_blocks
 
 
-def test_a_preempted_request_continues_where_it_was():
-    engine, _, scheduler = make_engine(num_blocks=6, block_size=4)
+class Counted(FakeRunner):
+    """Keeps how many greedy steps it was asked for at once, which take a while."""
+
+    def __init__(self, block_size, **options):
+        super().__init__(block_size, **options)
+        self.together = []
+
+    def run_greedily(self, inputs, num_steps):
+        self.together.append(num_steps)
+        time.sleep(0.01)
+        return super().run_greedily(inputs, num_steps)
+
+
+def test_steps_done_together_end_with_the_first_request_and_each_has_its_share_of_the_time():
+    runner = Counted(4, max_greedy_steps=5)
+    engine = Engine(runner, make_scheduler(64, 4), LetterTokenizer())
+    engine.submit(make_request(0, [5, 6], max_new_tokens=8))
+    engine.submit(make_request(1, [7], max_new_tokens=14))
+    outputs, _ = run(engine)
+    assert runner.together == [5, 2, 5, 1]
+    gaps = outputs[1].token_gaps_s
+    assert gaps[:5] == pytest.approx([sum(gaps[:5]) / 5] * 5) and sum(gaps[:5]) >= 0.01
+    assert gaps[5:7] == pytest.approx([sum(gaps[5:7]) / 2] * 2) and sum(gaps) >= 0.04
+
+
+@pytest.mark.parametrize("params", [{"temperature": 1.0}, {"repetition_penalty": 1.5}])
+def test_a_request_that_is_sampled_has_every_step_to_itself(params):
+    runner = Counted(4, max_greedy_steps=5)
+    engine = Engine(runner, make_scheduler(64, 4), LetterTokenizer())
+    engine.submit(make_request(0, [5, 6], max_new_tokens=8))
+    engine.submit(make_request(1, [7], max_new_tokens=4, **params))
+    run(engine)
+    assert runner.together == [4]
+
+
+def test_steps_are_done_together_as_far_as_blocks_are_free_and_nobody_gives_way_for_them():
+    runner = Counted(4, max_greedy_steps=32)
+    scheduler = make_scheduler(5, 4)
+    engine = Engine(runner, scheduler, LetterTokenizer())
+    engine.submit(make_request(0, [5] * 4, max_new_tokens=12))
+    engine.submit(make_request(1, [7] * 4, max_new_tokens=4))
+    outputs, _ = run(engine)
+    # Three blocks hold the tokens of one, two those of the other: after the second's end the rest is taken at once.
+    assert (runner.together, scheduler.num_preemptions) == ([3, 8], 0)
+    assert list(outputs[0].token_ids) == continuation([5] * 4, 12)
+    assert scheduler.allocator.num_free == 5
+
+
+@pytest.mark.parametrize("max_greedy_steps", [0, 3, 8])
+def test_what_follows_the_end_of_a_request_in_the_same_steps_is_lost(max_greedy_steps):
+    tokens = continuation([5, 6], 20)
+    engine, _, scheduler = make_engine(eos=[tokens[4]], max_greedy_steps=max_greedy_steps)
+    engine.submit(make_request(0, [5, 6], max_new_tokens=20))
+    engine.submit(make_request(1, [7, 8], max_new_tokens=20, ignore_eos=True))
+    outputs, texts = run(engine)
+    assert list(outputs[0].token_ids) == tokens[: tokens.index(tokens[4]) + 1]
+    assert texts[0] == outputs[0].text
+    assert list(outputs[1].token_ids) == continuation([7, 8], 20)
+    assert scheduler.allocator.num_free == 64
+
+
+@pytest.mark.parametrize("max_greedy_steps", [0, 1, 4])
+def test_a_preempted_request_continues_where_it_was(max_greedy_steps):
+    engine, _, scheduler = make_engine(num_blocks=6, block_size=4, max_greedy_steps=max_greedy_steps)
     for index in range(3):
         engine.submit(make_request(index, [index + 1] * 7, max_new_tokens=14))
     outputs, _ = run(engine)
@@ -110,9 +183,14 @@ def test_a_cancelled_beam_search_releases_its_blocks_and_the_next_one_runs(num_s
     assert scheduler.allocator.num_free == 8
 
 
-def test_logits_that_are_not_numbers_end_their_own_request_and_no_other():
+@pytest.mark.parametrize("max_greedy_steps", [0, 2, 7])
+def test_logits_that_are_not_numbers_end_their_own_request_and_no_other(max_greedy_steps):
     tokens = continuation([5, 6], 8)
-    runner = FakeRunner(4, broken=lambda seen: seen[:2] == [5, 6] and len(seen) == 6)
+
+    def is_broken(seen):
+        return seen[:2] == [5, 6] and len(seen) == 6
+
+    runner = FakeRunner(4, broken=is_broken, max_greedy_steps=max_greedy_steps)
     scheduler = make_scheduler(16, 4)
     engine = Engine(runner, scheduler, LetterTokenizer())
     prompts = {0: [5, 6], 1: [7, 8, 9]}

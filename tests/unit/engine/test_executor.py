@@ -15,6 +15,7 @@ class FakeDecoder:
     """Logits that depend on the tokens of the step; keeps every batch it saw."""
 
     best_words = None
+    greedy_steps = None
 
     def __init__(self, rank, size):
         cuts = [VOCAB_SIZE * index // size for index in range(size + 1)]
@@ -86,3 +87,59 @@ def test_best_words_that_the_decoder_found_are_not_looked_for_again(num_ranks, m
     monkeypatch.setitem(globals(), "FakeDecoder", Found)
     answers, _ = run_on(num_ranks, greedy)
     assert answers == expected
+
+
+class Stepping(FakeDecoder):
+    """A decoder that takes steps together, as a loop around its own forward and a gather."""
+
+    def __init__(self, rank, size, num_able):
+        super().__init__(rank, size)
+        self.greedy_steps = self.step_on if rank < num_able else None
+        self.num_together = []
+
+    def join(self, collectives):
+        self.collectives = collectives
+
+    def step_on(self, batch, kv_cache, num_steps):
+        self.num_together.append(num_steps)
+        found, tokens = [], batch.token_ids.tolist()
+        for ahead in range(num_steps):
+            words = module.encode_step([StepInput([token], 3 + ahead, [0, 1, 2], SamplingRow()) for token in tokens], 4)
+            best = module.sampling.find_best_words(self.forward(module.decode_step(words).batch, kv_cache))
+            gathered = self.collectives.all_gather(module.sampling.greedy_offer(best, self.vocab_start))
+            answers = module.sampling.merge(gathered, [SamplingRow()] * len(tokens), [])
+            tokens = [answer.token_ids[0] for answer in answers]
+            found.append(module.BestWords(module.array("f", [1.0] * len(tokens)), module.array("i", tokens)))
+        return found
+
+
+@pytest.mark.parametrize(("num_ranks", "num_able"), [(1, 1), (2, 2), (3, 3), (3, 2), (2, 0)])
+def test_steps_are_done_together_where_all_ranks_can(num_ranks, num_able):
+    decoders = [Stepping(rank, num_ranks, num_able) for rank in range(num_ranks)]
+    parts = [StepInput([token], 3, [0, 1, 2], SamplingRow()) for token in (5, 900)]
+
+    def rank_main(collectives):
+        decoder = decoders[collectives.rank]
+        decoder.join(collectives)
+        executor = Executor(decoder, [], collectives, block_size=4)
+        if collectives.rank:
+            return executor.follow()
+        assert executor.max_greedy_steps == (1 if num_able == num_ranks else 0)
+        answers = executor.run_greedily(parts, 4) if executor.max_greedy_steps else []
+        assert not executor.is_in_step
+        assert executor.max_greedy_steps in (range(1, 33) if answers else (0,))
+        executor.run(parts)
+        assert executor.max_greedy_steps == min(1, len(answers))
+        executor.stop()
+        return answers
+
+    answers = run_ranks(num_ranks, rank_main)[0]
+    expected = []
+    for _ in answers:
+        expected.append(run_on(1, [parts])[0][0])
+        parts = [
+            StepInput(answer.token_ids, part.first_position + 1, part.blocks, SamplingRow())
+            for part, answer in zip(parts, expected[-1], strict=True)
+        ]
+    assert answers == expected and len(answers) == (4 if num_able == num_ranks else 0)
+    assert [decoder.num_together for decoder in decoders] == [[4] if answers else []] * num_ranks

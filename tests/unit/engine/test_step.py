@@ -1,13 +1,16 @@
 """A step on the wire: what goes in comes out, and the model's view of it is right."""
 
 import itertools
+import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from corebound.engine.kv_cache import BlockCopy
 from corebound.engine.step import SamplingRow, StepInput, decode_step, encode_step
+from corebound.engine.together import steps_together
 
 BLOCK_SIZE = 4
 float32s = st.floats(0, 1000, width=32)
@@ -39,9 +42,14 @@ def as_plain(row):
     return (*(getattr(row, name) for name in vars(row) if name != "seen"), row.seen.tolist())
 
 
-@given(st.lists(inputs(), min_size=1, max_size=4), st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99))))
-def test_a_step_survives_the_wire(parts, copies):
-    step = decode_step(encode_step(parts, BLOCK_SIZE, copies))
+@given(
+    st.lists(inputs(), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99))),
+    st.integers(0, 99),
+)
+def test_a_step_survives_the_wire(parts, copies, num_greedy_steps):
+    step = decode_step(encode_step(parts, BLOCK_SIZE, copies, num_greedy_steps))
+    assert step.num_greedy_steps == num_greedy_steps
     batch = step.batch
     assert batch.token_ids.tolist() == [token for part in parts for token in part.token_ids]
     starts = batch.query_starts.tolist()
@@ -60,6 +68,11 @@ def test_a_step_survives_the_wire(parts, copies):
     assert batch.logits_rows.tolist() == [starts[index + 1] - 1 for index in with_row]
     assert [as_plain(row) for row in step.rows] == [as_plain(parts[index].row) for index in with_row]
     assert step.copies == [BlockCopy(*copy) for copy in copies]
+
+
+@pytest.mark.parametrize(("step_s", "expected"), [(math.inf, 1), (1.0, 1), (0.004, 2), (0.001, 10), (1e-6, 32)])
+def test_short_steps_are_done_together(step_s, expected):
+    assert steps_together(step_s) == expected
 
 
 def test_the_tensors_have_the_types_of_the_contract():

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from corebound.engine.predict.ceilings import Ceilings
+from corebound.engine.together import steps_together
 from corebound.models.architecture import Architecture
 from corebound.models.storage import RankStorage, StoredMatrix
 from corebound.sharding import ShardPlan
@@ -86,8 +87,10 @@ class StepTimes:
             (self._of_rank(rank, before, tokens, num_logits) for rank in range(self.plan.num_ranks)),
             key=lambda times: times.total_s,
         )
-        rows = tokens * len(before)
-        return slowest + Times(all_reduce_s=self._all_reduces(rows, num_logits), overhead_s=PYTHON_STEP_S)
+        found = slowest + Times(all_reduce_s=self._all_reduces(tokens * len(before), num_logits))
+        # The tokens of short steps are waited for together: as for greedy requests.
+        num_together = steps_together(found.total_s + PYTHON_STEP_S) if tokens == 1 else 1
+        return found + Times(overhead_s=PYTHON_STEP_S / num_together)
 
     def _of_rank(self, rank: int, before: list[int], tokens: int, num_logits: int) -> Times:
         """Return what a rank does between all-reduces. Ranks of a host work at once, on equal shares of its cores."""

@@ -71,7 +71,7 @@ def two_cpus(topology: Topology) -> tuple[int, int]:
 
 def cached_turns(settings: Settings, vocab_size: int, cpus: tuple[int, int]) -> list[PlannedTurn]:
     """Return the turns of one rank on the first of two CPUs, and of two ranks on one each."""
-    cases = [settings.decode(vocab_size)]
+    cases = [settings.cached_decode(vocab_size)]
     return [
         PlannedTurn(who=Who(dtype="bfloat16", num_ranks=1, cpus=cpus[:1]), cases=cases),
         PlannedTurn(who=Who(dtype="bfloat16", num_ranks=2, cpus=cpus), cases=cases),

@@ -32,7 +32,7 @@ class Settings:
     """Shapes and lengths. The first shape is measured by all lines, others by `decode`, `memory` and `plan`."""
 
     shapes: tuple[str, ...] = ("llama-1.1b", "bloom-560m")
-    cached_shapes: tuple[str, ...] = ("llama-110m", "llama-tiny")
+    cached_shapes: tuple[str, ...] = ("llama-110m", "llama-tiny", "llama-9m")
     prompt_tokens: int = 512
     short_prompt_tokens: int = 32
     context: int = 8000
@@ -48,6 +48,10 @@ class Settings:
     def decode(self, vocab_size: int) -> TurnCase:
         """Return a short prompt that is continued for long."""
         return self.one("decode", self.short_prompt_tokens, self.new_tokens, vocab_size)
+
+    def cached_decode(self, vocab_size: int) -> TurnCase:
+        """Return a short prompt that is continued for long, so many times that short steps outlast disturbances."""
+        return dataclasses.replace(self.decode(vocab_size), num_times=15)
 
     def prompt(self, vocab_size: int, num_times: int = 3) -> TurnCase:
         """Return a long prompt that is continued a little, `num_times` times."""
