@@ -51,13 +51,17 @@ def generate_with_a_callback_that_fails() -> None:
     LLMS[0].generate([[5, 6], [7]], SamplingParams(max_new_tokens=8, ignore_eos=True), on_text=fail)
 
 
-def fail_within_a_step(rank: int) -> list[list[int]]:
-    """Generate while the model of one rank fails before its part of a step."""
+def fail_within_a_step(rank: int, together: bool) -> list[list[int]]:
+    """Generate while the model of one rank fails before its part of a step, or of steps that are done together."""
     llm = LLMS[0]
     if llm.collectives.rank == rank:
 
         def fail(*_: object) -> None:
             raise MemoryError("no room for activations")
 
-        llm._decoder.forward = fail
+        if together:
+            assert llm._executor._greedy_steps is not None
+            llm._executor._greedy_steps = fail
+        else:
+            llm._decoder.forward = fail
     return generate([[5, 6]])

@@ -47,12 +47,14 @@ def test_a_callback_that_fails_ends_the_call_on_both_ranks_and_no_later_one_star
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("provider", ["auto", "gloo"])
-def test_a_rank_that_fails_within_a_step_ends_the_call_of_the_other_at_once(provider: str, rank: int) -> None:
+@pytest.mark.parametrize(("provider", "together"), [("auto", False), ("auto", True), ("gloo", False)])
+def test_a_rank_that_fails_within_a_step_ends_the_call_of_the_other_at_once(
+    provider: str, together: bool, rank: int
+) -> None:
     with start_ranks(2, COREBOUND_COMM=provider) as job:
         job.run(tasks.make, timeout_s=60)
         start_s = time.monotonic()
-        job.start(tasks.fail_within_a_step, rank)
+        job.start(tasks.fail_within_a_step, rank, together)
         outcomes = job.finish(timeout_s=30)
         assert time.monotonic() - start_s < 10
         assert outcomes[rank].error_type == "MemoryError"

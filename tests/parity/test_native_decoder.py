@@ -17,7 +17,7 @@ import torch
 from corebound.comm.single import SingleCollectives
 from corebound.engine.step import SamplingRow, StepInput, decode_step, encode_step
 from corebound.errors import CommError, KernelError
-from corebound.models import loading
+from corebound.models import loading, rope
 from corebound.models.loading import load_model
 from corebound.models.native_decoder import NativeDecoder
 from corebound.quantization.reference import dequantize
@@ -137,7 +137,7 @@ def test_logits_that_are_divided_afterwards_have_no_best_words(tmp_path: Path) -
 @pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_steps_in_one_call_give_the_tokens_of_single_ones(
-    team: Callable[[int], None], model: Path, size: int, dtype: str
+    team: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, model: Path, size: int, dtype: str
 ) -> None:
     team(size)
     runner = Runner(model, SingleCollectives(), dtype)
@@ -145,7 +145,8 @@ def test_steps_in_one_call_give_the_tokens_of_single_ones(
     for num_new_tokens in (2, 3, 30):  # across the ends of blocks
         expected = runner.greedy(PROMPTS, num_new_tokens)
         assert runner.greedy_together(PROMPTS, num_new_tokens) == expected
-    # Rotary angles for all steps are there before the first.
+    # Rotary angles for all steps are there before the first: those of the prompts are for 64 positions.
+    monkeypatch.setattr(rope, "_FIRST_POSITIONS", 1)
     fresh = Runner(model, SingleCollectives(), dtype)
     assert fresh.greedy_together(PROMPTS, 60) == runner.greedy(PROMPTS, 60)
 

@@ -169,7 +169,7 @@ class Engine:
         return updates
 
     def _num_greedy_steps(self, chunks: list[Chunk], rows: list[SamplingRow | None]) -> int:
-        """Return how many steps of these chunks to do together, with blocks for them taken; 0 where one is sampled."""
+        """Return how many steps of these chunks to do together, with blocks for them taken; 0 for `run`."""
         most = self._runner.max_greedy_steps
         greedy = [row for row in rows if row is not None]
         if not most or len(greedy) < len(rows) or not are_greedy(greedy):

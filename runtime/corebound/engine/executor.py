@@ -81,12 +81,14 @@ class Executor:
 
         Raises: CommError when a rank is gone.
         """
+        # A step that reads beyond a table of blocks would write over another sequence's keys.
+        assert all(part.first_position + num_steps <= len(part.blocks) * self._block_size for part in inputs)
         started_s = time.perf_counter()
         words = encode_step(inputs, self._block_size, (), num_steps)
         self._is_in_step = True
         if self._collectives.size > 1:
             self._send(words)
-        found = self._continue(decode_step(words))
+        found = self._run_greedy_steps(decode_step(words))
         self._is_in_step = False
         self._last_step_s = (time.perf_counter() - started_s) / len(found)
         return [sampling.greedy_answers(best, 0) for best in found]
@@ -135,7 +137,7 @@ class Executor:
         while (words := self._receive()) is not None:
             step = decode_step(words)
             if step.num_greedy_steps:
-                self._continue(step)
+                self._run_greedy_steps(step)
             else:
                 self._gather(self._compute(step), step.rows)
         self._is_in_step = False
@@ -145,7 +147,7 @@ class Executor:
             copy_blocks(self._kv_cache, step.copies)
         return self._decoder.forward(step.batch, self._kv_cache)
 
-    def _continue(self, step: Step) -> list[BestWords]:
+    def _run_greedy_steps(self, step: Step) -> list[BestWords]:
         assert self._greedy_steps is not None, "rank 0 was told that not all ranks can"
         return self._greedy_steps(step.batch, self._kv_cache, step.num_greedy_steps)
 

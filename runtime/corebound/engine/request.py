@@ -122,7 +122,8 @@ class Request:
 class RequestOutput:
     """The continuation of one prompt. `token_ids` are the new tokens only, with the one that ended them.
 
-    Units: `first_token_s` counts from submission; `token_gaps_s` are the waits between later tokens.
+    Units: `first_token_s` counts from submission; `token_gaps_s` are the waits between later tokens, of
+    which those that came together share theirs alike.
     """
 
     prompt: str

@@ -101,8 +101,13 @@ class Scheduler:
         """
         sequences = [chunk.sequence for chunk in chunks]
         while num_steps > 1:
-            needed = [blocks_for(len(sequence.token_ids) + num_steps - 1, self.block_size) for sequence in sequences]
-            if sum(needed) - sum([len(sequence.blocks) for sequence in sequences]) <= self.allocator.num_free:
+            lengths = [len(sequence.token_ids) + num_steps - 1 for sequence in sequences]
+            # Who has more than it needs, as steps together may end early, keeps it.
+            missing = [
+                max(0, blocks_for(length, self.block_size) - len(sequence.blocks))
+                for length, sequence in zip(lengths, sequences, strict=True)
+            ]
+            if sum(missing) <= self.allocator.num_free:
                 break
             num_steps //= 2
         for sequence in sequences:

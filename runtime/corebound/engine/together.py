@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# Steps that are done together give out their tokens together. Streamed text that comes a hundred times a second still
-# flows, and a new request waits no longer for the ranks.
+# Steps that are done together give out their tokens together, and a new request, or one that is cancelled, waits for
+# all of them. Streamed text that comes a hundred times a second still flows.
 _TOGETHER_S = 0.01
 _MOST_TOGETHER = 32
 

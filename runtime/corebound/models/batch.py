@@ -106,7 +106,8 @@ def _cut(tensor: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
 class BestWords(NamedTuple):
     """The largest logit of each row, NaN where the row holds one, and the lowest word that has it.
 
-    Shapes: `values` [R] float32; `words` [R] int32, counted from the rank's first word.
+    Shapes: `values` [R] float32; `words` [R] int32, counted from the rank's first word; from `GreedySteps`, which knows
+    those of all ranks, from the first of all.
     """
 
     values: array[float]

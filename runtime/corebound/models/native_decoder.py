@@ -140,7 +140,7 @@ class NativeDecoder:
     def greedy_steps(self) -> GreedySteps | None:
         """Several steps in one call, where logits are as they are found, and ranks share memory; else None.
 
-        Raises: as `forward`.
+        The call raises as `forward` does.
         """
         is_shared = self._collectives.size == 1 or isinstance(self._collectives, ShmCollectives)
         return self._run_greedily if is_shared and self.description.logits_divisor == 1.0 else None

@@ -105,15 +105,18 @@ def test_a_request_that_is_sampled_has_every_step_to_itself(params):
 
 def test_steps_are_done_together_as_far_as_blocks_are_free_and_nobody_gives_way_for_them():
     runner = Counted(4, max_greedy_steps=32)
-    scheduler = make_scheduler(5, 4)
+    scheduler = make_scheduler(6, 4)
     engine = Engine(runner, scheduler, LetterTokenizer())
-    engine.submit(make_request(0, [5] * 4, max_new_tokens=12))
-    engine.submit(make_request(1, [7] * 4, max_new_tokens=4))
+    for index in range(2):
+        engine.submit(make_request(index, [index + 5] * 4, max_new_tokens=12))
+    for _ in range(3):
+        engine.step()
+    # After the first token 11 are left, and each has three blocks, for 12 tokens: 11 more do not fit, nor 6 after 5.
+    assert (runner.together, scheduler.num_preemptions, scheduler.allocator.num_free) == ([5, 3], 0, 0)
     outputs, _ = run(engine)
-    # Three blocks hold the tokens of one, two those of the other: after the second's end the rest is taken at once.
-    assert (runner.together, scheduler.num_preemptions) == ([3, 8], 0)
-    assert list(outputs[0].token_ids) == continuation([5] * 4, 12)
-    assert scheduler.allocator.num_free == 5
+    for index in range(2):
+        assert list(outputs[index].token_ids) == continuation([index + 5] * 4, 12)
+    assert scheduler.allocator.num_free == 6
 
 
 @pytest.mark.parametrize("max_greedy_steps", [0, 3, 8])
@@ -150,8 +153,11 @@ def test_a_request_can_join_while_others_run():
     assert list(outputs[1].token_ids) == continuation([7, 8, 9], 2)
 
 
-def test_a_cancelled_request_ends_at_once_wherever_it_is_and_the_others_are_what_they_were():
-    engine, _, scheduler = make_engine(num_blocks=8, max_num_sequences=3, max_step_tokens=8)
+@pytest.mark.parametrize("max_greedy_steps", [0, 3])
+def test_a_cancelled_request_ends_at_once_wherever_it_is_and_the_others_are_what_they_were(max_greedy_steps):
+    engine, _, scheduler = make_engine(
+        num_blocks=8, max_num_sequences=3, max_step_tokens=8, max_greedy_steps=max_greedy_steps
+    )
     prompts = {index: [index + 1] * (5 + index) for index in range(6)}
     for index, prompt in prompts.items():
         engine.submit(make_request(index, prompt, max_new_tokens=8))

@@ -101,3 +101,16 @@ def test_no_more_sequences_run_than_asked_for():
     for index in range(3):
         scheduler.add(make_sequence(1, index=index))
     assert len(scheduler.schedule()) == 2
+
+
+def test_blocks_that_one_has_to_spare_are_no_room_for_another():
+    scheduler = make_scheduler(num_blocks=5, block_size=4)
+    spare, full = make_sequence(3, max_new_tokens=8, index=0), make_sequence(7, max_new_tokens=8, index=1)
+    for sequence in (spare, full):
+        scheduler.add(sequence)
+    run(scheduler, scheduler.schedule())
+    chunks = scheduler.schedule()
+    assert scheduler.reserve(chunks[:1], 8) == 8  # 11 tokens: three blocks for one that has 4
+    assert scheduler.allocator.num_free == 0
+    # The other's second step is at the edge of a block, and none is free.
+    assert scheduler.reserve(chunks, 2) == 1

@@ -106,7 +106,7 @@ def predict(
         num_ranks=plan.num_ranks,
         num_hosts=num_hosts,
         first_token=model.first_token(work.prompt_tokens),
-        next_token=model.step([work.context - 1] * work.batch, 1, work.batch),
+        next_token=model.next_token([work.context - 1] * work.batch),
         weight_bytes=stored[heaviest].num_bytes,
         cache_bytes=caches[heaviest],
         rank_bytes=needs[heaviest],

@@ -87,10 +87,18 @@ class StepTimes:
             (self._of_rank(rank, before, tokens, num_logits) for rank in range(self.plan.num_ranks)),
             key=lambda times: times.total_s,
         )
-        found = slowest + Times(all_reduce_s=self._all_reduces(tokens * len(before), num_logits))
-        # The tokens of short steps are waited for together: as for greedy requests.
-        num_together = steps_together(found.total_s + PYTHON_STEP_S) if tokens == 1 else 1
-        return found + Times(overhead_s=PYTHON_STEP_S / num_together)
+        rows = tokens * len(before)
+        return slowest + Times(all_reduce_s=self._all_reduces(rows, num_logits), overhead_s=PYTHON_STEP_S)
+
+    def next_token(self, before: list[int]) -> Times:
+        """Return the time of a step of one token of each sequence, of greedy requests.
+
+        Short ones are done together, and share Python's time, as by NativeDecoder.greedy_steps.
+        """
+        alone = self.step(before, 1, len(before))
+        is_together = self.num_hosts == 1 and self.architecture.logits_divisor == 1.0
+        num_together = steps_together(alone.total_s) if is_together else 1
+        return alone + Times(overhead_s=PYTHON_STEP_S / num_together - PYTHON_STEP_S)
 
     def _of_rank(self, rank: int, before: list[int], tokens: int, num_logits: int) -> Times:
         """Return what a rank does between all-reduces. Ranks of a host work at once, on equal shares of its cores."""

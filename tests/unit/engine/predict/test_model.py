@@ -15,13 +15,14 @@ from corebound.engine.predict.model import (
     predict,
 )
 from corebound.engine.predict.splits import best, compare, rank_counts
-from corebound.engine.predict.times import PYTHON_STEP_S, attention_flop
+from corebound.engine.predict.times import PYTHON_STEP_S, StepTimes, attention_flop
 from corebound.errors import ShardingError
 from corebound.kernels.panel_format import KINDS
 from corebound.kernels.panel_probe import ProductRate
 from corebound.models.architecture import Architecture
 from corebound.models.config_reader import ConfigReader
 from corebound.models.families import ARCHITECTURES
+from corebound.models.storage import rank_storage
 from corebound.sharding import shard_plan
 
 GIB = 1 << 30
@@ -77,6 +78,20 @@ def one(
     dtype: str = "bfloat16", ranks: int = 1, hosts: int = 1, work: Workload | None = None, **changes: object
 ) -> Prediction:
     return predict(LLAMA, dtype, ranks, hosts, ceilings(**changes), work or Workload())
+
+
+@pytest.mark.parametrize(("hosts", "divisor", "num_together"), [(1, 1.0, 3), (2, 1.0, 1), (1, 7.0, 1)])
+def test_short_steps_share_the_time_of_python_where_they_are_done_together(
+    hosts: int, divisor: float, num_together: int
+) -> None:
+    small = dataclasses.replace(shape("llama-tiny"), logits_divisor=divisor)
+    found = predict(small, "bfloat16", 1, hosts, ceilings(), Workload(context=1)).next_token
+    plan = shard_plan(small, hosts)
+    stored = tuple(rank_storage(small, plan, rank, None) for rank in range(hosts))
+    alone = StepTimes(small, plan, stored, ceilings(), 1, hosts).step([0], 1, 1)
+    assert hosts == 2 or 0.01 / 4 < alone.total_s <= 0.01 / 3
+    assert alone.overhead_s - found.overhead_s == pytest.approx(PYTHON_STEP_S * (1 - 1 / num_together))
+    assert found.memory_s == alone.memory_s
 
 
 def test_a_next_token_takes_the_weights_and_the_cache_once_and_what_layers_cost_beside_them() -> None:

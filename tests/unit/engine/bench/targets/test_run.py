@@ -69,12 +69,24 @@ def two_sockets(last_level_mib: int, allowed: tuple[int, ...]) -> Topology:
 
 
 @pytest.mark.parametrize(
-    ("last_level_mib", "allowed", "is_measured"),
+    ("shape", "last_level_mib", "allowed", "is_measured"),
     # Half of a cache has to hold the 27.7 MB of llama-tiny. Two sockets of 40 MiB have that together only.
-    [(40, (0, 1), False), (40, (0, 56), False), (60, (0, 1), True), (60, (0, 56), True), (60, (0,), False)],
+    [
+        ("llama-tiny", 40, (0, 1), False),
+        ("llama-tiny", 40, (0, 56), False),
+        ("llama-tiny", 60, (0, 1), True),
+        ("llama-tiny", 60, (0, 56), True),
+        ("llama-tiny", 60, (0,), False),
+        ("llama-9m", 32, (0, 1), True),
+    ],
 )
 def test_a_cached_model_fits_the_cache_of_the_one_core_that_reads_all_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_level_mib: int, allowed: tuple[int, ...], is_measured: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: str,
+    last_level_mib: int,
+    allowed: tuple[int, ...],
+    is_measured: bool,
 ) -> None:
     turns: list[Who] = []
 
@@ -85,7 +97,7 @@ def test_a_cached_model_fits_the_cache_of_the_one_core_that_reads_all_of_it(
     monkeypatch.setattr(module, "run_rounds", rounds)
     run = Run(
         topology=two_sockets(last_level_mib, allowed),
-        settings=Settings(cached_shapes=("llama-tiny",)),
+        settings=Settings(cached_shapes=(shape,)),
         lines=["ranks"],
         model_dir=lambda shape: shapes.write_shape(shape, tmp_path, lambda text: None),
         announce=lambda text: None,
