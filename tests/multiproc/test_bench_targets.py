@@ -23,12 +23,13 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     # A real reading needs gigabytes and seconds; what is tested is everything around it.
     reading = Reading(read_gb_per_s=20.0, best_read_gb_per_s=21.0, gemm_gflop_per_s=1000.0)
     monkeypatch.setattr(Ruler, "read", lambda self: reading)
-    monkeypatch.setattr(Ruler, "usual_line_ns", lambda self: reading.line_ns)
+    for name in ("usual_line_ns", "line_ns"):
+        monkeypatch.setattr(Ruler, name, lambda self: reading.line_ns)
     words = ["--shapes", "llama-tiny", "--rounds", "2", "--prompt-tokens", "40"]
     words += ["--new-tokens", "8", "--only", "ranks,beams,busy"]
     words += ["--cache-dir", str(tmp_path / "shapes"), "--results", str(tmp_path / "targets.json"), "--json"]
     # One that every machine's caches hold.
-    monkeypatch.setattr(bench_targets, "Settings", partial(Settings, cached_shapes=("llama-tiny",)))
+    monkeypatch.setattr(bench_targets, "Settings", partial(Settings, cached_shapes=("llama-tiny",), num_pairs=2))
     done = CliRunner().invoke(bench_targets.targets, words)
     assert done.exit_code == 0, done.output
     # Ranks that keep their models share cores on purpose; the launchers write to the descriptor itself.

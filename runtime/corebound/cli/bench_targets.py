@@ -54,8 +54,9 @@ def targets(
     """Measure every promised figure that needs no other engine, beside the limit that it is held against.
 
     Models are loaded once and do their turns in rounds; before and after a turn the same cores read memory and multiply
-    bfloat16 matrices, and a ratio is that of one round. A promise is kept when the median of the rounds keeps it. What
-    this machine cannot show is in the table with the reason. All lines take an hour and more on two cores.
+    bfloat16 matrices, and a ratio is that of one round. What is held against something of ours takes short turns with
+    it instead. A promise is kept when the median of the rounds keeps it. What this machine cannot show is in the table
+    with the reason. All lines take an hour and more on two cores.
 
     \b
     Lines:

@@ -70,6 +70,13 @@ class Ruler:
             is_steady=is_steady,
         )
 
+    def line_ns(self) -> float:
+        """Return how long a cache line takes from the first CPU to the last now, 0 where there is one.
+
+        Raises: KernelError when it cannot be measured.
+        """
+        return distance_ns(self.cpus)
+
     def usual_line_ns(self) -> float:
         """Return how long a cache line takes from the first CPU to the last most of the time, 0 where there is one.
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from corebound.engine.bench.series import Sample
 from corebound.engine.bench.targets.finding import ONE_CORE, Finding, Measured, NotMeasured, Sense, promise, ratios_of
-from corebound.engine.bench.targets.samples import Samples, Who, moved_note, steady
+from corebound.engine.bench.targets.planned import Who
+from corebound.engine.bench.targets.samples import Samples, moved_note, steady
 from corebound.engine.bench.targets.settings import BATCHES, NUM_BEAMS, Settings
 from corebound.engine.bench.work import Work
 
@@ -91,25 +92,25 @@ def prefill(samples: Samples, shape: str, work: Work, settings: Settings) -> lis
 def two_ranks(samples: Samples, shape: str, settings: Settings) -> list[Finding | NotMeasured]:
     """Return how long two ranks of a share of the cores take against one rank of all of them."""
     wanted = (
-        ("decode", f"next token after {settings.short_prompt_tokens}", "step_ms"),
-        ("short", f"first token of {settings.short_prompt_tokens}", "first_ms"),
-        ("prompt", f"first token of {settings.prompt_tokens}", "first_ms"),
+        ("ranks: decode", f"next token after {settings.short_prompt_tokens}", "step_ms"),
+        ("ranks: short", f"first token of {settings.short_prompt_tokens}", "first_ms"),
+        ("ranks: prompt", f"first token of {settings.prompt_tokens}", "first_ms"),
     )
     findings: list[Finding | NotMeasured] = []
     for case, name, figure in wanted:
         what = f"2 ranks over 1, {name}: {shape}, bfloat16"
         one, two = samples.find(ONE_RANK, case), samples.find(TWO_RANKS, case)
-        if one and not two:
+        if two:
+            findings.append(_times("ranks", what, "at most", TWO_RANKS_BOUND, two, one, figure))
+        else:
             promised = promise("at most", TWO_RANKS_BOUND)
             findings.append(NotMeasured(line="ranks", what=what, promised=promised, reason=ONE_CORE))
-        elif one:
-            findings.append(_times("ranks", what, "at most", TWO_RANKS_BOUND, two, one, figure))
     return findings
 
 
 def cached_two_ranks(samples: Samples, shape: str, alone: Who, pair: Who, note: str) -> list[Finding]:
     """Return how many times as fast two ranks on a core each are as one rank on one core."""
-    one, two = samples.find(alone, "decode"), samples.find(pair, "decode")
+    one, two = samples.find(alone, "cached"), samples.find(pair, "cached")
     if not one or not two:
         return []
     what = f"1 core over 2 ranks, next token: {shape}, bfloat16"

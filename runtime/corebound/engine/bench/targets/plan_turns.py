@@ -4,63 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from corebound.engine.bench.targets.judge import DTYPES, ONE_RANK
-from corebound.engine.bench.targets.samples import PlannedTurn, Who
+from corebound.engine.bench.targets.judge import DTYPES, ONE_RANK, TWO_RANKS
+from corebound.engine.bench.targets.planned import PlannedPair, PlannedTurn, Side, Who
 from corebound.engine.bench.targets.settings import Settings
 from corebound.topology import Topology
 
 # What a shape after the first is measured for.
 _LINES_OF_OTHERS = ("decode", "memory", "plan")
+# Pairs of steps in the caches are short, so that more of them tell more.
+_CACHED_TIMES = 3
 
 
 def main_turns(
     lines: Collection[str], settings: Settings, vocab_size: int, num_cores: int, *, is_first: bool
-) -> list[PlannedTurn]:
-    """Return the turns of a round on one shape.
-
-    What one and two ranks are compared by is a turn of its own, two right after one: the shorter a turn, the likelier
-    it is that a hypervisor leaves the processors where they are from the reading before it to the one after it.
-    """
+) -> list[PlannedTurn | PlannedPair]:
+    """Return the turns and pairs of a round on one shape."""
     asked = [line for line in lines if is_first or line in _LINES_OF_OTHERS]
-    turns = []
+    turns: list[PlannedTurn | PlannedPair] = []
     for dtype in DTYPES:
         everyone = [Who(dtype=dtype, num_ranks=num_ranks) for num_ranks in ((1, 2) if num_cores > 1 else (1,))]
-        wanted = (
-            (settings.decode, [who for who in everyone if _wants_decode(asked, who, is_first=is_first)]),
-            (settings.short_prompt, [who for who in everyone if _compares_ranks(asked, who.dtype)]),
-            (settings.prompt, [who for who in everyone if _wants_prompt(asked, who)]),
-        )
-        turns += [PlannedTurn(who=who, cases=[case(vocab_size)]) for case, found in wanted for who in found]
+        # Of the larger vocabulary only bfloat16 is promised.
+        if "decode" in asked and (is_first or dtype == "bfloat16"):
+            turns.append(PlannedTurn(who=everyone[0], cases=[settings.decode(vocab_size)]))
+        turns += [
+            PlannedTurn(who=who, cases=[settings.prompt(vocab_size)]) for who in everyone if _wants_prompt(asked, who)
+        ]
+    if "ranks" in asked and num_cores > 1:
+        turns += [
+            _pair(Side(who=TWO_RANKS, case=case), Side(who=ONE_RANK, case=case), settings.num_pairs)
+            for case in settings.ranks(vocab_size)
+        ]
     if "context" in asked:
         turns.append(PlannedTurn(who=ONE_RANK, cases=[settings.long_context(vocab_size)]))
     if "beams" in asked:
-        turns.append(PlannedTurn(who=ONE_RANK, cases=settings.beams(vocab_size)))
+        batch, beams = settings.beams(vocab_size)
+        turns.append(_pair(Side(who=ONE_RANK, case=beams), Side(who=ONE_RANK, case=batch), settings.num_pairs))
     if "batches" in asked:
         turns.append(PlannedTurn(who=ONE_RANK, cases=settings.batches(vocab_size), is_read=False))
     if "busy" in asked:
-        free, taken = (settings.busy(vocab_size, is_taken=is_taken) for is_taken in (False, True))
-        turns.append(PlannedTurn(who=ONE_RANK, cases=[free]))
-        turns.append(PlannedTurn(who=ONE_RANK, cases=[taken], is_busy=True))
+        free, taken = settings.busy(vocab_size)
+        sides = Side(who=ONE_RANK, case=taken, is_busy=True), Side(who=ONE_RANK, case=free)
+        turns.append(_pair(*sides, settings.num_pairs))
     return turns
 
 
-def _compares_ranks(asked: Collection[str], dtype: str) -> bool:
-    return "ranks" in asked and dtype == "bfloat16"
-
-
-def _wants_decode(asked: Collection[str], who: Who, *, is_first: bool) -> bool:
-    if who.num_ranks == 1 and "decode" in asked:
-        # Of the larger vocabulary only bfloat16 is promised.
-        return is_first or who.dtype == "bfloat16"
-    return _compares_ranks(asked, who.dtype)
+def _pair(one: Side, other: Side, num_times: int) -> PlannedPair:
+    return PlannedPair(one=one, other=other, num_times=num_times)
 
 
 def _wants_prompt(asked: Collection[str], who: Who) -> bool:
-    if "plan" in asked:
-        return True
-    if who.num_ranks == 1 and ("prefill" in asked or "memory" in asked):
-        return True
-    return _compares_ranks(asked, who.dtype)
+    return "plan" in asked or (who.num_ranks == 1 and ("prefill" in asked or "memory" in asked))
 
 
 def two_cpus(topology: Topology) -> tuple[int, int]:
@@ -69,10 +62,8 @@ def two_cpus(topology: Topology) -> tuple[int, int]:
     return first, second
 
 
-def cached_turns(settings: Settings, vocab_size: int, cpus: tuple[int, int]) -> list[PlannedTurn]:
-    """Return the turns of one rank on the first of two CPUs, and of two ranks on one each."""
-    cases = [settings.cached_decode(vocab_size)]
-    return [
-        PlannedTurn(who=Who(dtype="bfloat16", num_ranks=1, cpus=cpus[:1]), cases=cases),
-        PlannedTurn(who=Who(dtype="bfloat16", num_ranks=2, cpus=cpus), cases=cases),
-    ]
+def cached_pair(settings: Settings, vocab_size: int, cpus: tuple[int, int]) -> PlannedPair:
+    """Return the pair of one rank on the first of two CPUs, and of two ranks on one each."""
+    case = settings.cached_ranks(vocab_size)
+    alone, both = (Who(dtype="bfloat16", num_ranks=len(some), cpus=some) for some in (cpus[:1], cpus))
+    return _pair(Side(who=alone, case=case), Side(who=both, case=case), _CACHED_TIMES * settings.num_pairs)

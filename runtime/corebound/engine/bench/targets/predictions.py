@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from corebound.engine.bench.ruler import Ruler
 from corebound.engine.bench.series import Sample
 from corebound.engine.bench.targets.finding import ONE_CORE, Finding, Measured, NotMeasured, promise, ratios_of
-from corebound.engine.bench.targets.samples import Samples, Who, moved_note, steady
+from corebound.engine.bench.targets.planned import Who
+from corebound.engine.bench.targets.samples import Samples, moved_note, steady
 from corebound.engine.predict.measure import measure_ceilings
 from corebound.engine.predict.model import Prediction, Workload, predict
 from corebound.kernels.latency_probe import are_alike

@@ -14,16 +14,22 @@ METHOD = """\
 
 Our ranks load each model once and then take turns; between turns the same cores read memory that no cache holds and
 multiply bfloat16 matrices. *Found* is the median over the rounds of the ratio of *measured* and *limit*, each of the
-same round, beside its p10 and p90; what is timed against something of ours is timed right after it. The first
-token of a round is the median of nine short prompts, or of three long ones. A round of the long
-context computes its prompt anew and is judged by the steps after it. Predictions are made from ceilings that every
-round measures again. Memory is that of the process after its first prompt. What is promised is the part that came with
-the model, less what Python and torch held before any model was there, since the promise is that weights are in memory
-once; the whole process is told beside it. Between `cat` and each load as much fresh memory as the weights take is got
-and given back, until that takes as long twice running, so that what a hypervisor must give first is not taken for the
-work of loading; the notes say how long that took. Rounds of loading count that are steady: memory came as before after
-them, and the processors were not moved; where the notes say nothing of that, memory was taken once, and all count.
-*Rounds* are those that count.
+same round, beside its p10 and p90. The first token is the median of three long prompts. A round of the long context
+computes its prompt anew and is judged by the steps after it. Predictions are made from ceilings that every round
+measures again.
+
+What is held against something of ours needs no reading of the machine between the two. They take short turns, several
+times in every round, each time again, up to twice as often in all, where a cache line between the first core and the
+last took another time than in most of the round. A round is the medians over the pairs of turns that are left. In runs
+before 2026-11-23 both had one long turn a round, with a reading after it, nine short prompts or three long ones.
+
+Memory is that of the process after its first prompt. What is promised is the part that came with the model, less what
+Python and torch held before any model was there, since the promise is that weights are in memory once; the whole
+process is told beside it. Between `cat` and each load as much fresh memory as the weights take is got and given back,
+until that takes as long twice running, so that what a hypervisor must give first is not taken for the work of loading;
+the notes say how long that took. Rounds of loading count that are steady: memory came as before after them, and the
+processors were not moved; where the notes say nothing of that, memory was taken once, and all count. *Rounds* are those
+that count.
 """
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from corebound.engine.bench.ruler import Reading, Ruler
 from corebound.engine.bench.targets import commands, judge
 from corebound.engine.bench.targets.finding import ONE_CORE, Finding, NotMeasured, promise
-from corebound.engine.bench.targets.plan_turns import cached_turns, main_turns, two_cpus
+from corebound.engine.bench.targets.plan_turns import cached_pair, main_turns, two_cpus
+from corebound.engine.bench.targets.planned import PlannedPair, PlannedTurn
 from corebound.engine.bench.targets.predictions import Predictions, compare, without_two_ranks
-from corebound.engine.bench.targets.samples import PlannedTurn, Samples, run_rounds
+from corebound.engine.bench.targets.samples import Samples, run_rounds
 from corebound.engine.bench.targets.settings import Settings
 from corebound.engine.bench.targets.sizes import checkpoint_bytes, last_level_bytes, prompt_cache_bytes
 from corebound.engine.bench.targets.turn_files import TurnCase
@@ -76,7 +77,7 @@ class Run:
     def _rounds(
         self,
         directory: Path,
-        turns: Sequence[PlannedTurn],
+        turns: Sequence[PlannedTurn | PlannedPair],
         warm: TurnCase,
         each_round: Callable[[], object] = lambda: None,
     ) -> Samples:
@@ -109,7 +110,7 @@ class Run:
         predictions = Predictions(
             topology=self.topology,
             architecture=description,
-            everyone=list(dict.fromkeys(turn.who for turn in turns)),
+            everyone=list(dict.fromkeys(who for turn in turns for who in turn.everyone)),
             work=Workload(prompt_tokens=length, context=length + self.settings.few_tokens // 2),
         )
         samples = self._rounds(
@@ -180,9 +181,9 @@ class Run:
             f"{num_bytes / 1e6:.0f} MB of weights; the last-level cache of the one core has {of_one >> 20} MiB, "
             f"those of the two {of_both >> 20} MiB"
         )
-        turns = cached_turns(self.settings, description.vocab_size, cpus)
-        samples = self._rounds(directory, turns, self.settings.decode(description.vocab_size))
-        return list(judge.cached_two_ranks(samples, shape, turns[0].who, turns[1].who, note))
+        pair = cached_pair(self.settings, description.vocab_size, cpus)
+        samples = self._rounds(directory, [pair], self.settings.decode(description.vocab_size))
+        return list(judge.cached_two_ranks(samples, shape, pair.one.who, pair.other.who, note))
 
     def _all_reduce(self) -> list[Finding | NotMeasured]:
         if self._num_cores < 2:

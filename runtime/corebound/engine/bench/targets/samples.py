@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from corebound.engine.bench.peers.adapters.protocol import BenchReport, CaseReport
 from corebound.engine.bench.ruler import Reading, Ruler
 from corebound.engine.bench.series import Sample
+from corebound.engine.bench.targets.pairs import alternate
+from corebound.engine.bench.targets.planned import PlannedPair, PlannedTurn, Side, Who
 from corebound.engine.bench.targets.resident import ResidentRanks
 from corebound.engine.bench.targets.turn_files import TurnCase, TurnReport
 from corebound.kernels.latency_probe import are_alike
@@ -21,34 +22,6 @@ from corebound.kernels.latency_probe import are_alike
 # hypervisor leaves the processors where they are, as that of a very long prompt.
 _MAX_TRIES = 4
 _MAX_REPEATED_S = 20.0
-# A loop that never rests, as a process that shares a core may be.
-_BUSY = "while True: pass"
-
-
-@dataclass(frozen=True, kw_only=True, order=True)
-class Who:
-    """Ranks with one dtype; without `cpus` they share all allowed cores."""
-
-    dtype: str
-    num_ranks: int
-    cpus: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        where = f" on CPU {self.cpus[0]}" if len(self.cpus) == 1 else ""
-        return f"{self.dtype}, {self.num_ranks} rank{'s' * (self.num_ranks > 1)}{where}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedTurn:
-    """Cases that some ranks do in every round; if `is_busy`, while another process never rests on their last CPU.
-
-    Without `is_read` no reading follows: its cases are compared with each other only.
-    """
-
-    who: Who
-    cases: Sequence[TurnCase]
-    is_read: bool = True
-    is_busy: bool = False
 
 
 @dataclass(kw_only=True)
@@ -69,6 +42,11 @@ class Samples:
         """Return the samples of one case of some ranks; none where it was not measured."""
         return self.of_case.get((who, case), [])
 
+    def add(self, who: Who, name: str, engine: BenchReport, case: CaseReport, before: Reading, after: Reading) -> None:
+        """Add what a case came to in the next round of it."""
+        found = self.of_case.setdefault((who, name), [])
+        found.append(Sample(engine=engine, case=case, before=before, after=after, number=len(found)))
+
 
 def steady(found: Sequence[Sample]) -> Sequence[Sample]:
     """Return the rounds during which the processors were not moved, where there are any."""
@@ -82,7 +60,7 @@ def moved_note(found: Sequence[Sample]) -> str:
 
 def run_rounds(
     model_dir: Path,
-    turns: Sequence[PlannedTurn],
+    turns: Sequence[PlannedTurn | PlannedPair],
     first_cases: Sequence[TurnCase],
     *,
     ruler: Ruler,
@@ -99,7 +77,7 @@ def run_rounds(
     samples = Samples()
     with contextlib.ExitStack() as stack:
         ranks: dict[Who, ResidentRanks] = {}
-        for who in dict.fromkeys(turn.who for turn in turns):
+        for who in dict.fromkeys(who for turn in turns for who in turn.everyone):
             announce(f"{model_dir.name}: loading {who}")
             one = ResidentRanks(model_dir, who.dtype, who.num_ranks, kv_cache_gib=kv_cache_gib, cpus=who.cpus or None)
             ranks[who] = stack.enter_context(one)
@@ -109,20 +87,38 @@ def run_rounds(
             usual_ns = ruler.usual_line_ns()
             samples.readings.append(ruler.read())
             for turn in turns:
-                _do(turn, ranks[turn.who], samples, ruler, usual_ns)
-                last = samples.find(turn.who, turn.cases[-1].name)[-1]
-                announce(f"round {number + 1} of {num_rounds}: {turn.who}: {turn.cases[-1].name} {last.step_ms:.2f} ms")
+                if isinstance(turn, PlannedPair):
+                    done = _do_pair(turn, ranks, samples, ruler)
+                else:
+                    done = _do(turn, ranks[turn.who], samples, ruler, usual_ns)
+                announce(f"round {number + 1} of {num_rounds}: {done}")
     return samples
 
 
-def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler, usual_ns: float) -> None:
-    cpus = samples.first[turn.who].report.cpus
-    assert cpus, "our ranks report them"
+def _do_pair(pair: PlannedPair, ranks: Mapping[Who, ResidentRanks], samples: Samples, ruler: Ruler) -> str:
+    """Do a pair, add the sample of either side, and return what is to be announced."""
+    last_cpus = {who: found.report.cpus[-1] for who, found in samples.first.items() if found.report.cpus}
+    found = alternate(pair, ranks, last_cpus, ruler)
+    samples.num_repeated += 2 * found.num_repeated
+    samples.num_moved += 0 if found.lay_still else 2
+    for side, report in ((pair.one, found.one), (pair.other, found.other)):
+        reading = samples.readings[-1]
+        samples.add(side.who, side.case.name, report, report.cases[0], reading, reading)
+    return f"{_told(pair.one, found.one)}; {_told(pair.other, found.other)}"
+
+
+def _told(side: Side, report: BenchReport) -> str:
+    (case,) = report.cases
+    step_ms = statistics.median(case.step_ms)
+    return f"{side.who}: {side.case.name}: first token {case.first_token_ms:.2f} ms, next {step_ms:.2f} ms"
+
+
+def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler, usual_ns: float) -> str:
+    """Do a turn, add the samples of its cases, and return what is to be announced."""
     for number in range(_MAX_TRIES if turn.is_read else 1):
         samples.num_repeated += number > 0
         started_s = time.monotonic()
-        with busy(cpus[-1] if turn.is_busy else None):
-            found = ranks.turn(turn.cases)
+        found = ranks.turn(turn.cases)
         lasted_s = time.monotonic() - started_s
         before = samples.readings[-1]
         if turn.is_read:
@@ -133,20 +129,6 @@ def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler,
             break
     samples.num_moved += turn.is_read and not lay_still
     for case, report in zip(turn.cases, found.report.cases, strict=True):
-        of_case = samples.of_case.setdefault((turn.who, case.name), [])
-        of_case.append(Sample(engine=found.report, case=report, before=before, after=after, number=len(of_case)))
-
-
-@contextlib.contextmanager
-def busy(cpu: int | None) -> Iterator[None]:
-    """Enter with another process that never rests on a CPU; with none without a CPU."""
-    if cpu is None:
-        yield
-        return
-    process = subprocess.Popen([sys.executable, "-S", "-c", _BUSY])
-    try:
-        os.sched_setaffinity(process.pid, {cpu})
-        yield
-    finally:
-        process.kill()
-        process.wait()
+        samples.add(turn.who, case.name, found.report, report, before, after)
+    last = samples.find(turn.who, turn.cases[-1].name)[-1]
+    return f"{turn.who}: {turn.cases[-1].name}: {last.step_ms:.2f} ms"

@@ -39,6 +39,7 @@ class Settings:
     new_tokens: int = 48
     few_tokens: int = 16
     num_rounds: int = 5
+    num_pairs: int = 4
 
     def one(self, name: str, num_prompt_tokens: int, num_new_tokens: int, vocab_size: int, batch: int = 1) -> TurnCase:
         """Return the case of prompts of one length."""
@@ -49,19 +50,25 @@ class Settings:
         """Return a short prompt that is continued for long."""
         return self.one("decode", self.short_prompt_tokens, self.new_tokens, vocab_size)
 
-    def cached_decode(self, vocab_size: int) -> TurnCase:
-        """Return a short prompt that is continued for long, so many times that short steps outlast disturbances."""
-        return dataclasses.replace(self.decode(vocab_size), num_times=15)
-
     def prompt(self, vocab_size: int, num_times: int = 3) -> TurnCase:
         """Return a long prompt that is continued a little, `num_times` times."""
         case = self.one("prompt", self.prompt_tokens, self.few_tokens, vocab_size)
         return dataclasses.replace(case, num_times=num_times)
 
-    def short_prompt(self, vocab_size: int) -> TurnCase:
-        """Return a short prompt, so many times that one that is disturbed does not count."""
-        case = self.one("short", self.short_prompt_tokens, 2, vocab_size)
-        return dataclasses.replace(case, num_times=9)
+    def ranks(self, vocab_size: int) -> list[TurnCase]:
+        """Return what two ranks and one do in pairs: some steps, a short prompt, and a long one."""
+        short = self.one("ranks: short", self.short_prompt_tokens, 2, vocab_size)
+        return [
+            self.one("ranks: decode", self.short_prompt_tokens, self.few_tokens, vocab_size),
+            # So short that one which is disturbed should not be all.
+            dataclasses.replace(short, num_times=3),
+            self.one("ranks: prompt", self.prompt_tokens, 2, vocab_size),
+        ]
+
+    def cached_ranks(self, vocab_size: int) -> TurnCase:
+        """Return a short prompt that is continued, some times: steps in the caches are short."""
+        case = self.one("cached", self.short_prompt_tokens, self.new_tokens, vocab_size)
+        return dataclasses.replace(case, num_times=3)
 
     def long_context(self, vocab_size: int) -> TurnCase:
         """Return a very long prompt, which every round computes anew."""
@@ -74,13 +81,13 @@ class Settings:
             for batch in BATCHES
         ]
 
-    def beams(self, vocab_size: int) -> list[TurnCase]:
-        """Return as many short prompts as beams, and then the beams of one."""
-        batch = self.one("beams: batch", self.short_prompt_tokens, self.new_tokens // 2, vocab_size, NUM_BEAMS)
-        single = self.one("beams: beam", self.short_prompt_tokens, self.new_tokens // 2, vocab_size)
-        return [batch, TurnCase(name=single.name, case=single.case, num_beams=NUM_BEAMS)]
+    def beams(self, vocab_size: int) -> tuple[TurnCase, TurnCase]:
+        """Return as many short prompts as beams, and the beams of one."""
+        batch = self.one("beams: batch", self.short_prompt_tokens, self.few_tokens, vocab_size, NUM_BEAMS)
+        single = self.one("beams: beam", self.short_prompt_tokens, self.few_tokens, vocab_size)
+        return batch, dataclasses.replace(single, num_beams=NUM_BEAMS)
 
-    def busy(self, vocab_size: int, *, is_taken: bool) -> TurnCase:
-        """Return a short prompt, continued with and without another process on one core."""
-        name = "busy: taken" if is_taken else "busy: free"
-        return self.one(name, self.short_prompt_tokens, self.new_tokens // 2, vocab_size)
+    def busy(self, vocab_size: int) -> tuple[TurnCase, TurnCase]:
+        """Return a short prompt, continued without and with another process on one core."""
+        free = self.one("busy: free", self.short_prompt_tokens, self.few_tokens, vocab_size)
+        return free, dataclasses.replace(free, name="busy: taken")

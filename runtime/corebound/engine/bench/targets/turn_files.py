@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,16 @@ class TurnReport:
         report = fields["report"]
         cases = [CaseReport(**case) for case in report["cases"]]
         return cls(**{**fields, "report": BenchReport(**{**report, "cases": cases})})
+
+
+def together(reports: Sequence[CaseReport]) -> CaseReport:
+    """Return the report of a case that was done several times: the median first token, and all steps."""
+    return dataclasses.replace(
+        reports[0],
+        first_token_ms=statistics.median(report.first_token_ms for report in reports),
+        step_ms=[step for report in reports for step in report.step_ms],
+        elapsed_s=sum(report.elapsed_s for report in reports),
+    )
 
 
 def write_whole(path: Path, fields: object) -> None:

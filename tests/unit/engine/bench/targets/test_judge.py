@@ -9,7 +9,8 @@ from corebound.engine.bench.ruler import Reading
 from corebound.engine.bench.series import Sample
 from corebound.engine.bench.targets import judge
 from corebound.engine.bench.targets.finding import Finding
-from corebound.engine.bench.targets.samples import Samples, Who
+from corebound.engine.bench.targets.planned import Who
+from corebound.engine.bench.targets.samples import Samples
 from corebound.engine.bench.targets.settings import Settings
 from corebound.engine.bench.targets.turn_files import TurnReport
 from corebound.engine.bench.work import Work
@@ -77,12 +78,12 @@ def test_prefill_is_held_against_the_products_around_it() -> None:
 def test_two_ranks_are_held_against_one_in_every_figure() -> None:
     found = Samples(
         of_case={
-            (ONE, "decode"): [sample(100, 1), sample(50, 1)],
-            (TWO, "decode"): [sample(104, 1), sample(52, 1)],
-            (ONE, "short"): [sample(1, 200), sample(1, 100)],
-            (TWO, "short"): [sample(1, 220), sample(1, 110)],
-            (ONE, "prompt"): [sample(1, 500)],
-            (TWO, "prompt"): [sample(1, 500)],
+            (ONE, "ranks: decode"): [sample(100, 1), sample(50, 1)],
+            (TWO, "ranks: decode"): [sample(104, 1), sample(52, 1)],
+            (ONE, "ranks: short"): [sample(1, 200), sample(1, 100)],
+            (TWO, "ranks: short"): [sample(1, 220), sample(1, 110)],
+            (ONE, "ranks: prompt"): [sample(1, 500)],
+            (TWO, "ranks: prompt"): [sample(1, 500)],
         }
     )
     judged = judge.two_ranks(found, "x", SETTINGS)
@@ -90,7 +91,7 @@ def test_two_ranks_are_held_against_one_in_every_figure() -> None:
     assert [one.ratios for one in measured] == [pytest.approx([1.04] * 2), pytest.approx([1.1] * 2), [1.0]]
     assert [one.is_met for one in measured] == [True, False, True]
     alone = Who(dtype="bfloat16", num_ranks=1, cpus=(0,))
-    found.of_case[alone, "decode"] = [sample(208), sample(104)]
+    found.of_case |= {(alone, "cached"): [sample(208), sample(104)], (TWO, "cached"): [sample(104), sample(52)]}
     (cached,) = judge.cached_two_ranks(found, "x", alone, TWO, "small")
     assert cached.ratios == pytest.approx([2.0, 2.0]) and cached.is_met
 
@@ -138,8 +139,7 @@ def test_memory_is_promised_less_what_python_and_torch_held_and_the_whole_proces
 
 
 def test_two_ranks_of_one_core_are_rows_with_the_reason() -> None:
-    found = Samples(of_case={(ONE, name): [sample(100, 200)] for name in ("decode", "short", "prompt")})
-    rows = [one.row() for one in judge.two_ranks(found, "x", SETTINGS)]
+    rows = [one.row() for one in judge.two_ranks(Samples(), "x", SETTINGS)]
     assert len(rows) == 3
     assert {(row["found"], row["promised"], row["note"]) for row in rows} == {
         (None, "at most 1.05", "this machine has one core")
@@ -158,4 +158,4 @@ def test_a_prediction_has_to_lie_on_either_side_of_what_is_measured() -> None:
 def test_what_nobody_measured_is_no_finding() -> None:
     empty = Samples()
     assert judge.decode(empty, "x", WORK, SETTINGS) == judge.prefill(empty, "x", WORK, SETTINGS) == []
-    assert judge.beams(empty, "x") == judge.batches(empty, "x") == judge.two_ranks(empty, "x", SETTINGS) == []
+    assert judge.beams(empty, "x") == judge.batches(empty, "x") == judge.busy_core(empty, "x") == []

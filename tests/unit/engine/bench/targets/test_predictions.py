@@ -7,8 +7,9 @@ import pytest
 from corebound.engine.bench.peers.adapters.protocol import BenchReport, CaseReport
 from corebound.engine.bench.ruler import Reading
 from corebound.engine.bench.series import Sample
+from corebound.engine.bench.targets.planned import Who
 from corebound.engine.bench.targets.predictions import RoundPredictions, compare, without_two_ranks
-from corebound.engine.bench.targets.samples import Samples, Who
+from corebound.engine.bench.targets.samples import Samples
 from corebound.engine.bench.targets.turn_files import TurnReport
 from corebound.engine.predict.model import Prediction, Times
 

@@ -13,10 +13,11 @@ from corebound.engine.bench.peers.adapters.protocol import CaseReport
 from corebound.engine.bench.targets import run as module
 from corebound.engine.bench.targets.finding import NotMeasured
 from corebound.engine.bench.targets.plan_turns import main_turns
-from corebound.engine.bench.targets.resident_rank import together
+from corebound.engine.bench.targets.planned import PlannedPair, PlannedTurn, Who
 from corebound.engine.bench.targets.run import Run, longer_model
-from corebound.engine.bench.targets.samples import PlannedTurn, Samples, Who
+from corebound.engine.bench.targets.samples import Samples
 from corebound.engine.bench.targets.settings import LINES, Settings
+from corebound.engine.bench.targets.turn_files import together
 from corebound.topology import Topology, read_topology
 from fixtures.topology_trees import shared_machine
 
@@ -37,25 +38,28 @@ def test_a_longer_context_shares_the_weights(tmp_path: Path) -> None:
     assert longer_model(source, tmp_path, 16000) is None
 
 
-def test_two_ranks_follow_one_and_one_core_has_no_two_ranks() -> None:
-    turns = main_turns({"ranks"}, SETTINGS, 1000, 2, is_first=True)
-    assert [turn.who for turn in turns] == [Who(dtype="bfloat16", num_ranks=count) for count in (1, 2)] * 3
-    names = [["decode"], ["decode"], ["short"], ["short"], ["prompt"], ["prompt"]]
-    assert [[case.name for case in turn.cases] for turn in turns] == names
-    assert {turn.who.num_ranks for turn in main_turns(set(LINES), SETTINGS, 1000, 1, is_first=True)} == {1}
+def test_two_ranks_are_paired_with_one_on_the_same_case_and_one_core_has_no_two_ranks() -> None:
+    pairs = main_turns({"ranks"}, SETTINGS, 1000, 2, is_first=True)
+    assert [[who.num_ranks for who in pair.everyone] for pair in pairs] == [[2, 1]] * 3
+    cases = [(pair.one.case, pair.other.case) for pair in pairs if isinstance(pair, PlannedPair)]
+    assert [one.name for one, other in cases if one == other] == ["ranks: decode", "ranks: short", "ranks: prompt"]
+    on_one_core = main_turns(set(LINES), SETTINGS, 1000, 1, is_first=True)
+    assert {who.num_ranks for turn in on_one_core for who in turn.everyone} == {1}
 
 
 def test_a_second_shape_is_measured_for_what_is_promised_of_it() -> None:
-    turns = main_turns({"decode", "beams", "busy"}, SETTINGS, 1000, 2, is_first=False)
-    assert [(turn.who.dtype, [case.name for case in turn.cases]) for turn in turns] == [("bfloat16", ["decode"])]
+    (turn,) = main_turns({"decode", "beams", "busy"}, SETTINGS, 1000, 2, is_first=False)
+    assert isinstance(turn, PlannedTurn)
+    assert (turn.who.dtype, [case.name for case in turn.cases]) == ("bfloat16", ["decode"])
     predicted = main_turns({"plan"}, SETTINGS, 1000, 2, is_first=False)
-    assert len(predicted) == 6 and {turn.who.num_ranks for turn in predicted} == {1, 2}
+    assert len(predicted) == 6 and {who.num_ranks for turn in predicted for who in turn.everyone} == {1, 2}
 
 
-def test_only_one_turn_has_a_busy_core() -> None:
-    turns = main_turns({"busy"}, SETTINGS, 1000, 2, is_first=True)
-    assert [turn.is_busy for turn in turns] == [False, True]
-    assert turns[0].cases[0].case == turns[1].cases[0].case
+def test_the_same_prompts_are_continued_with_and_without_a_busy_core() -> None:
+    (pair,) = main_turns({"busy"}, SETTINGS, 1000, 2, is_first=True)
+    assert isinstance(pair, PlannedPair)
+    assert (pair.one.is_busy, pair.other.is_busy, pair.one.who) == (True, False, pair.other.who)
+    assert pair.one.case.case == pair.other.case.case
 
 
 def two_sockets(last_level_mib: int, allowed: tuple[int, ...]) -> Topology:
@@ -90,8 +94,8 @@ def test_a_cached_model_fits_the_cache_of_the_one_core_that_reads_all_of_it(
 ) -> None:
     turns: list[Who] = []
 
-    def rounds(directory: Path, planned: list[PlannedTurn], cases: object, **options: object) -> Samples:
-        turns.extend(turn.who for turn in planned)
+    def rounds(directory: Path, planned: list[PlannedPair], cases: object, **options: object) -> Samples:
+        turns.extend(who for pair in planned for who in pair.everyone)
         return Samples()
 
     monkeypatch.setattr(module, "run_rounds", rounds)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,8 +13,10 @@ import pytest
 from corebound.engine.bench import ruler
 from corebound.engine.bench.peers.adapters.protocol import BenchCase, BenchReport, CaseReport
 from corebound.engine.bench.ruler import Reading, Ruler
+from corebound.engine.bench.targets import pairs
 from corebound.engine.bench.targets import samples as module
-from corebound.engine.bench.targets.samples import PlannedTurn, Who, run_rounds
+from corebound.engine.bench.targets.planned import PlannedPair, PlannedTurn, Side, Who
+from corebound.engine.bench.targets.samples import run_rounds
 from corebound.engine.bench.targets.turn_files import TurnCase, TurnReport
 from corebound.kernels.gemm_probe import GemmPeak
 from corebound.kernels.memory_probe import ReadBandwidth
@@ -37,7 +41,7 @@ class FakeRanks:
     def turn(self, cases: Sequence[TurnCase]) -> TurnReport:
         case = CaseReport(first_token_ms=1.0, step_ms=[float(self.num_turns)], elapsed_s=1.0)
         self.num_turns += 1
-        report = BenchReport(num_threads=1, peak_rss_bytes=1, cases=[case for _ in cases], cpus=[0])
+        report = BenchReport(num_threads=1, peak_rss_bytes=1, cases=[case for _ in cases], cpus=[0, 1])
         return TurnReport(report=report, resident_bytes=1, before_load_bytes=1)
 
 
@@ -50,12 +54,15 @@ class FakeRuler:
     def usual_line_ns(self) -> float:
         return 50.0
 
+    def line_ns(self) -> float:
+        return next(self._lines_ns)
+
     def read(self) -> Reading:
         line_ns = next(self._lines_ns)
         return Reading(read_gb_per_s=1.0, best_read_gb_per_s=1.0, gemm_gflop_per_s=1.0, line_ns=line_ns)
 
 
-def rounds(monkeypatch: pytest.MonkeyPatch, fake: FakeRuler, turn: PlannedTurn) -> Any:
+def rounds(monkeypatch: pytest.MonkeyPatch, fake: FakeRuler, turn: PlannedTurn | PlannedPair) -> Any:
     monkeypatch.setattr(module, "ResidentRanks", FakeRanks)
     return run_rounds(
         Path("model"),
@@ -96,6 +103,53 @@ def test_a_turn_that_lasts_long_is_done_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "_MAX_REPEATED_S", -1.0)
     found = rounds(monkeypatch, FakeRuler(50, 190), PlannedTurn(who=ONE, cases=[CASE]))
     assert (found.num_repeated, found.num_moved) == (0, 1)
+
+
+def test_a_pair_is_one_sample_of_either_side_that_is_of_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = TurnCase(name="other", case=CASE.case)
+    pair = PlannedPair(one=Side(who=ONE, case=CASE), other=Side(who=ONE, case=other), num_times=2)
+    # The first is the reading of the round. The processors are moved in the second of three pairs.
+    found = rounds(monkeypatch, FakeRuler(50, 50, 52, 51, 27, 50, 49, 50), pair)
+    ((one,), (two,)) = found.find(ONE, "c"), found.find(ONE, "other")
+    assert (one.case.step_ms, two.case.step_ms) == ([1.0, 5.0], [2.0, 6.0])
+    assert one.is_alike(two) and one.case.lines_ns == [50]
+    assert (len(found.readings), found.num_repeated, found.num_moved) == (1, 2, 0)
+
+
+def test_a_pair_that_never_lay_still_is_told_and_is_not_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = PlannedPair(one=Side(who=ONE, case=CASE), other=Side(who=ONE, case=CASE), num_times=1)
+    found = rounds(monkeypatch, FakeRuler(50, 50, 27, 50, 27, 195), pair)
+    one, other = found.find(ONE, "c")
+    assert (one.case.step_ms, other.case.step_ms) == ([1.0, 3.0], [2.0, 4.0])
+    assert not one.is_alike(other)
+    assert (found.num_repeated, found.num_moved) == (2, 2)
+
+
+def test_another_process_takes_the_last_cpu_of_the_busy_side_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    @contextlib.contextmanager
+    def busy(cpu: int | None) -> Iterator[None]:
+        taken.append(cpu)
+        yield
+
+    monkeypatch.setattr(pairs, "busy", busy)
+    pair = PlannedPair(one=Side(who=ONE, case=CASE, is_busy=True), other=Side(who=ONE, case=CASE), num_times=2)
+    rounds(monkeypatch, FakeRuler(*[50] * 6), pair)
+    assert taken == [1, None] * 2
+
+
+def test_a_busy_process_is_where_it_should_be_and_leaves_with_the_turn() -> None:
+    cpu = max(os.sched_getaffinity(0))
+    before = set(Path("/proc").glob("[0-9]*"))
+    with pairs.busy(cpu):
+        (mine,) = [
+            path
+            for path in set(Path("/proc").glob("[0-9]*")) - before
+            if path.joinpath("cmdline").read_bytes().endswith(b"while True: pass\0")
+        ]
+        assert os.sched_getaffinity(int(mine.name)) == {cpu}
+    assert not mine.exists()
 
 
 def test_a_reading_is_taken_again_while_the_processors_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
