@@ -54,9 +54,9 @@ def targets(
     """Measure every promised figure that needs no other engine, beside the limit that it is held against.
 
     Models are loaded once and do their turns in rounds; before and after a turn the same cores read memory and multiply
-    bfloat16 matrices, and a ratio is that of one round. What is held against something of ours takes short turns with
-    it instead. A promise is kept when the median of the rounds keeps it. What this machine cannot show is in the table
-    with the reason. All lines take an hour and more on two cores.
+    bfloat16 matrices, and a ratio is that of one round. Two ranks and one, or beams and a batch, take short turns with
+    each other instead. A promise is kept when the median of the rounds keeps it. What this machine cannot show is in
+    the table with the reason. All lines take an hour and more on two cores.
 
     \b
     Lines:
@@ -113,6 +113,7 @@ def measure(lines: list[str], settings: Settings, results: Path | None, cache_di
             "rows": [finding.row() for finding in run.found],
             "readings": [vars(reading) for reading in run.readings],
             "turns": {"repeated": run.num_repeated, "moved": run.num_moved},
+            "pairs": {"done": run.num_pairs, "still": run.num_still_pairs},
             "quality": run.quality,
             "load": watch.finish().to_json(),
             "elapsed_s": round(time.monotonic() - started_s, 1),

@@ -32,8 +32,8 @@ class Finding:
     """A promise, and the ratio of every round that it is judged by.
 
     With `sense` "within" the median ratio has to lie within `bound` of 1. A figure without a `bound` is told, and
-    promises nothing. `measured` over `limit` is the ratio, or the other way round; `note` says how rounds were made
-    where that is not plain.
+    promises nothing. `measured` over `limit` is the ratio, or the other way round; `pairs_per_round` are the pairs of
+    turns that count, where rounds are made of such; `note` says how rounds were made where that is not plain.
     """
 
     line: str
@@ -43,6 +43,7 @@ class Finding:
     ratios: Sequence[float]
     measured: Measured | None = None
     limit: Measured | None = None
+    pairs_per_round: Sequence[int] = ()
     note: str = ""
 
     @property
@@ -70,6 +71,7 @@ class Finding:
             "bound": self.bound,
             "found": spread(self.ratios),
             "num_rounds": len(self.ratios),
+            "pairs_per_round": list(self.pairs_per_round),
             "rounds": [round(ratio, _DIGITS) for ratio in self.ratios],
             "measured": None if self.measured is None else self.measured.to_json(),
             "limit": None if self.limit is None else self.limit.to_json(),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
+from typing import Literal
 
+from corebound.engine.bench.peers.adapters.protocol import CaseReport
 from corebound.engine.bench.series import Sample
 from corebound.engine.bench.targets.finding import ONE_CORE, Finding, Measured, NotMeasured, Sense, promise, ratios_of
+from corebound.engine.bench.targets.pairs import Pair, rounds_that_count
 from corebound.engine.bench.targets.planned import Who
 from corebound.engine.bench.targets.samples import Samples, moved_note, steady
 from corebound.engine.bench.targets.settings import BATCHES, NUM_BEAMS, Settings
@@ -21,6 +25,8 @@ LONG_CONTEXT_BOUND = 0.85
 BEAMS_BOUND = 1.15
 MEMORY_BOUND = 1.10
 BUSY_CORE_BOUND = 2.5
+Figure = Literal["first", "next"]
+_NEVER_ALIKE = "in no round did the processors lay the same for both"
 ONE_RANK, TWO_RANKS = Who(dtype="bfloat16", num_ranks=1), Who(dtype="bfloat16", num_ranks=2)
 
 
@@ -89,42 +95,45 @@ def prefill(samples: Samples, shape: str, work: Work, settings: Settings) -> lis
     return findings
 
 
-def two_ranks(samples: Samples, shape: str, settings: Settings) -> list[Finding | NotMeasured]:
+def two_ranks(samples: Samples, shape: str, settings: Settings) -> list[Finding]:
     """Return how long two ranks of a share of the cores take against one rank of all of them."""
-    wanted = (
-        ("ranks: decode", f"next token after {settings.short_prompt_tokens}", "step_ms"),
-        ("ranks: short", f"first token of {settings.short_prompt_tokens}", "first_ms"),
-        ("ranks: prompt", f"first token of {settings.prompt_tokens}", "first_ms"),
-    )
-    findings: list[Finding | NotMeasured] = []
-    for case, name, figure in wanted:
-        what = f"2 ranks over 1, {name}: {shape}, bfloat16"
-        one, two = samples.find(ONE_RANK, case), samples.find(TWO_RANKS, case)
-        if two:
-            findings.append(_times("ranks", what, "at most", TWO_RANKS_BOUND, two, one, figure))
-        else:
-            promised = promise("at most", TWO_RANKS_BOUND)
-            findings.append(NotMeasured(line="ranks", what=what, promised=promised, reason=ONE_CORE))
-    return findings
+    return [
+        finding
+        for name, (what, figure) in _two_ranks(shape, settings).items()
+        for finding in _paired("ranks", what, "at most", TWO_RANKS_BOUND, samples.of_pair.get(name, []), figure)
+    ]
 
 
-def cached_two_ranks(samples: Samples, shape: str, alone: Who, pair: Who, note: str) -> list[Finding]:
+def without_two_ranks(shape: str, settings: Settings) -> list[NotMeasured]:
+    """Return the rows that `two_ranks` would have on a machine of more than one core."""
+    promised = promise("at most", TWO_RANKS_BOUND)
+    return [
+        NotMeasured(line="ranks", what=what, promised=promised, reason=ONE_CORE)
+        for what, _ in _two_ranks(shape, settings).values()
+    ]
+
+
+def _two_ranks(shape: str, settings: Settings) -> dict[str, tuple[str, Figure]]:
+    """Return the words and the figure of every pair by its name."""
+    short, long = settings.short_prompt_tokens, settings.prompt_tokens
+    figures: dict[str, tuple[str, Figure]] = {
+        "ranks: decode": (f"next token after {short}", "next"),
+        "ranks: short": (f"first token of {short}", "first"),
+        "ranks: prompt": (f"first token of {long}", "first"),
+    }
+    return {name: (f"2 ranks over 1, {what}: {shape}, bfloat16", figure) for name, (what, figure) in figures.items()}
+
+
+def cached_two_ranks(samples: Samples, shape: str, note: str) -> list[Finding]:
     """Return how many times as fast two ranks on a core each are as one rank on one core."""
-    one, two = samples.find(alone, "cached"), samples.find(pair, "cached")
-    if not one or not two:
-        return []
     what = f"1 core over 2 ranks, next token: {shape}, bfloat16"
-    bound = CACHED_TWO_RANKS_BOUND
-    return [_times("ranks", what, "at least", bound, one, two, note=note)]
+    return _paired("ranks", what, "at least", CACHED_TWO_RANKS_BOUND, samples.of_pair.get("cached", []), "next", note)
 
 
 def beams(samples: Samples, shape: str) -> list[Finding]:
     """Return what a step of beams takes against one of as many prompts."""
-    batch, beam = samples.find(ONE_RANK, "beams: batch"), samples.find(ONE_RANK, "beams: beam")
-    if not batch or not beam:
-        return []
     what = f"beam {NUM_BEAMS} over batch {NUM_BEAMS}, next token: {shape}, bfloat16"
-    return [_times("beams", what, "at most", BEAMS_BOUND, beam, batch)]
+    return _paired("beams", what, "at most", BEAMS_BOUND, samples.of_pair.get("beams", []), "next")
 
 
 def batches(samples: Samples, shape: str) -> list[Finding]:
@@ -190,22 +199,12 @@ def memory(samples: Samples, shape: str, checkpoint_bytes: dict[str, int], cache
 
 
 def _times(
-    line: str,
-    what: str,
-    sense: Sense,
-    bound: float,
-    mine: Sequence[Sample],
-    theirs: Sequence[Sample],
-    figure: str = "step_ms",
-    note: str = "",
+    line: str, what: str, sense: Sense, bound: float, mine: Sequence[Sample], theirs: Sequence[Sample]
 ) -> Finding:
-    """Return time over time, of the rounds in which the processors lay the same for both, where there are any."""
+    """Return step over step, of the rounds in which the processors lay the same for both, where there are any."""
     rounds = list(zip(mine, theirs, strict=True))
     alike = [(one, other) for one, other in rounds if one.is_alike(other)]
-    if not alike:
-        moved = "in no round did the processors lay the same for both"
-        note = f"{note}; {moved}" if note else moved
-    values, others = ([_ms(sample, figure) for sample in each] for each in zip(*(alike or rounds), strict=True))
+    values, others = ([sample.step_ms for sample in each] for each in zip(*(alike or rounds), strict=True))
     return Finding(
         line=line,
         what=what,
@@ -214,9 +213,45 @@ def _times(
         ratios=ratios_of(values, others),
         measured=Measured(name="time", unit="ms", rounds=values),
         limit=Measured(name="time of the other", unit="ms", rounds=others),
-        note=note,
+        note="" if alike else _NEVER_ALIKE,
     )
 
 
-def _ms(sample: Sample, figure: str) -> float:
-    return sample.step_ms if figure == "step_ms" else sample.case.first_token_ms
+def _paired(
+    line: str,
+    what: str,
+    sense: Sense,
+    bound: float,
+    rounds: Sequence[Sequence[Pair]],
+    figure: Figure,
+    note: str = "",
+) -> list[Finding]:
+    """Return one side over the other: a round is the median of its pairs that lay still, in all rounds with enough.
+
+    Where no round has enough of them, all pairs of all rounds count.
+    """
+    if not rounds:
+        return []
+    if not (kept := rounds_that_count(rounds)):
+        kept = [list(of_round) for of_round in rounds]
+        note = f"{note}; {_NEVER_ALIKE}" if note else _NEVER_ALIKE
+    ones, others = (
+        [[_ms(getattr(pair, side), figure) for pair in pairs] for pairs in kept] for side in ("one", "other")
+    )
+    return [
+        Finding(
+            line=line,
+            what=what,
+            sense=sense,
+            bound=bound,
+            ratios=[statistics.median(ratios_of(*both)) for both in zip(ones, others, strict=True)],
+            measured=Measured(name="time", unit="ms", rounds=[statistics.median(times) for times in ones]),
+            limit=Measured(name="time of the other", unit="ms", rounds=[statistics.median(times) for times in others]),
+            pairs_per_round=[len(pairs) for pairs in kept],
+            note=note,
+        )
+    ]
+
+
+def _ms(report: CaseReport, figure: Figure) -> float:
+    return statistics.median(report.step_ms) if figure == "next" else report.first_token_ms

@@ -1,96 +1,80 @@
-"""Two sides that take turns so shortly after each other that the processors lie the same for both."""
+"""Two sides that take turns so shortly after each other that the processors mostly lie the same for both."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import os
+import itertools
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from corebound.engine.bench.peers.adapters.protocol import BenchReport
+from corebound.engine.bench.peers.adapters.protocol import CaseReport
 from corebound.engine.bench.ruler import Ruler
 from corebound.engine.bench.targets.planned import PlannedPair, Side, Who
 from corebound.engine.bench.targets.resident import ResidentRanks
-from corebound.engine.bench.targets.turn_files import together
 from corebound.kernels.latency_probe import are_alike
 
-# So many tries for each pair that is wanted.
+# A round has so many tries for each pair that it wants, and begins none of those beyond the wanted after so long.
 _MAX_TRIES = 2
-# A loop that never rests, as a process that shares a core may be.
-_BUSY = "while True: pass"
+_MAX_REPEATED_S = 30.0
+# Fewer of a round's pairs are chance.
+_LEAST_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairRound:
-    """What both sides came to in a round, one case each, over the pairs that count; how many were done again.
+class Pair:
+    """What one turn of either side came to; `lines_ns` is how long a cache line took before, between and after them."""
 
-    Pairs count around and between whose turns a cache line took as long as it mostly did in this round. Where none
-    does, all are told, and `lay_still` is False.
-    """
-
-    one: BenchReport
-    other: BenchReport
-    num_repeated: int
-    lay_still: bool
-
-
-class _Try(NamedTuple):
-    reports: tuple[BenchReport, BenchReport]
+    one: CaseReport
+    other: CaseReport
     lines_ns: tuple[float, float, float]
 
+    @property
+    def lay_still(self) -> bool:
+        """Whether the processors lay the same for both sides."""
+        return are_alike(min(self.lines_ns), max(self.lines_ns))
 
-def alternate(
-    pair: PlannedPair, ranks: Mapping[Who, ResidentRanks], last_cpus: Mapping[Who, int], ruler: Ruler
-) -> PairRound:
-    """Return one round of a pair; `last_cpus` are those that a busy process takes.
 
-    Raises: LaunchError when ranks have ended, or take longer than a turn may.
+def alternate(pair: PlannedPair, ranks: Mapping[Who, ResidentRanks], ruler: Ruler) -> list[Pair]:
+    """Return all pairs of one round, those that did not lie still too. Either side goes first in every other one.
+
+    Raises: LaunchError when ranks have ended, or take longer than a turn may; KernelError when no latency can be had.
     """
-
-    def do(side: Side) -> BenchReport:
-        with busy(last_cpus[side.who] if side.is_busy else None):
-            return ranks[side.who].turn([side.case]).report
-
-    tries: list[_Try] = []
-    counting: list[_Try] = []
+    done: list[Pair] = []
+    started_s = time.monotonic()
     line_ns = ruler.line_ns()
-    while len(counting) < pair.num_times and len(tries) < _MAX_TRIES * pair.num_times:
-        before_ns, one = line_ns, do(pair.one)
-        between_ns, other = ruler.line_ns(), do(pair.other)
+    while sum(made.lay_still for made in done) < pair.num_times:
+        is_late = time.monotonic() - started_s > _MAX_REPEATED_S
+        if len(done) >= (pair.num_times if is_late else _MAX_TRIES * pair.num_times):
+            break
+        sides = (pair.one, pair.other) if len(done) % 2 == 0 else (pair.other, pair.one)
+        before_ns, first = line_ns, _do(sides[0], ranks, is_cold=not done)
+        between_ns, second = ruler.line_ns(), _do(sides[1], ranks, is_cold=not done)
         line_ns = ruler.line_ns()
-        tries.append(_Try(reports=(one, other), lines_ns=(before_ns, between_ns, line_ns)))
-        usual_ns = statistics.median_low([line for made in tries for line in made.lines_ns])
-        counting = [made for made in tries if all(are_alike(usual_ns, line) for line in made.lines_ns)]
-    chosen = counting or tries
-    lines_ns = [usual_ns] if counting else [line for made in tries for line in made.lines_ns]
-    return PairRound(
-        one=_summed_up([made.reports[0] for made in chosen], lines_ns),
-        other=_summed_up([made.reports[1] for made in chosen], lines_ns),
-        num_repeated=max(0, len(tries) - pair.num_times),
-        lay_still=bool(counting),
-    )
+        one, other = (first, second) if sides[0] is pair.one else (second, first)
+        done.append(Pair(one=one, other=other, lines_ns=(before_ns, between_ns, line_ns)))
+    return done
 
 
-def _summed_up(reports: Sequence[BenchReport], lines_ns: list[float]) -> BenchReport:
-    case = together([case for report in reports for case in report.cases])
-    return dataclasses.replace(reports[-1], cases=[dataclasses.replace(case, lines_ns=lines_ns)])
+def _do(side: Side, ranks: Mapping[Who, ResidentRanks], *, is_cold: bool) -> CaseReport:
+    (case,) = ranks[side.who].turn([side.case], warm_up=is_cold).report.cases
+    return case
 
 
-@contextlib.contextmanager
-def busy(cpu: int | None) -> Iterator[None]:
-    """Enter with another process that never rests on a CPU; with none without a CPU."""
-    if cpu is None:
-        yield
-        return
-    process = subprocess.Popen([sys.executable, "-S", "-c", _BUSY])
-    try:
-        os.sched_setaffinity(process.pid, {cpu})
-        yield
-    finally:
-        process.kill()
-        process.wait()
+def rounds_that_count(rounds: Sequence[Sequence[Pair]]) -> list[list[Pair]]:
+    """Return the pairs that lay still of the rounds that have enough of them; none where no round has."""
+    still = [[made for made in of_round if made.lay_still] for of_round in rounds]
+    return [kept for kept, tried in zip(still, rounds, strict=True) if len(kept) >= _LEAST_SHARE * len(tried)]
+
+
+def told(pair: PlannedPair, done: Sequence[Pair]) -> str:
+    """Return the round of a pair as one line."""
+    of_one, of_other = ([getattr(made, side) for made in done] for side in ("one", "other"))
+    still = sum(made.lay_still for made in done)
+    return f"{_told(pair.one, of_one)}; {_told(pair.other, of_other)}; {still} of {len(done)} pairs lay still"
+
+
+def _told(side: Side, reports: Sequence[CaseReport]) -> str:
+    first_ms = statistics.median(report.first_token_ms for report in reports)
+    step_ms = statistics.median(itertools.chain.from_iterable(report.step_ms for report in reports))
+    return f"{side.who}: {side.case.name}: first token {first_ms:.2f} ms, next {step_ms:.2f} ms"

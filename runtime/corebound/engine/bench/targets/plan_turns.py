@@ -31,25 +31,27 @@ def main_turns(
         ]
     if "ranks" in asked and num_cores > 1:
         turns += [
-            _pair(Side(who=TWO_RANKS, case=case), Side(who=ONE_RANK, case=case), settings.num_pairs)
-            for case in settings.ranks(vocab_size)
+            PlannedPair(
+                name=name,
+                one=Side(who=TWO_RANKS, case=case),
+                other=Side(who=ONE_RANK, case=case),
+                num_times=settings.num_pairs,
+            )
+            for name, case in settings.ranks(vocab_size).items()
         ]
     if "context" in asked:
         turns.append(PlannedTurn(who=ONE_RANK, cases=[settings.long_context(vocab_size)]))
     if "beams" in asked:
-        batch, beams = settings.beams(vocab_size)
-        turns.append(_pair(Side(who=ONE_RANK, case=beams), Side(who=ONE_RANK, case=batch), settings.num_pairs))
+        batch, beams = (Side(who=ONE_RANK, case=case) for case in settings.beams(vocab_size))
+        turns.append(PlannedPair(name="beams", one=beams, other=batch, num_times=settings.num_pairs))
     if "batches" in asked:
         turns.append(PlannedTurn(who=ONE_RANK, cases=settings.batches(vocab_size), is_read=False))
     if "busy" in asked:
-        free, taken = settings.busy(vocab_size)
-        sides = Side(who=ONE_RANK, case=taken, is_busy=True), Side(who=ONE_RANK, case=free)
-        turns.append(_pair(*sides, settings.num_pairs))
+        # No pair: who was held up on a core leaves it out for seconds after it is free again.
+        free, taken = (settings.busy(vocab_size, is_taken=is_taken) for is_taken in (False, True))
+        turns.append(PlannedTurn(who=ONE_RANK, cases=[free]))
+        turns.append(PlannedTurn(who=ONE_RANK, cases=[taken], is_busy=True))
     return turns
-
-
-def _pair(one: Side, other: Side, num_times: int) -> PlannedPair:
-    return PlannedPair(one=one, other=other, num_times=num_times)
 
 
 def _wants_prompt(asked: Collection[str], who: Who) -> bool:
@@ -65,5 +67,7 @@ def two_cpus(topology: Topology) -> tuple[int, int]:
 def cached_pair(settings: Settings, vocab_size: int, cpus: tuple[int, int]) -> PlannedPair:
     """Return the pair of one rank on the first of two CPUs, and of two ranks on one each."""
     case = settings.cached_ranks(vocab_size)
-    alone, both = (Who(dtype="bfloat16", num_ranks=len(some), cpus=some) for some in (cpus[:1], cpus))
-    return _pair(Side(who=alone, case=case), Side(who=both, case=case), _CACHED_TIMES * settings.num_pairs)
+    alone, both = (
+        Side(who=Who(dtype="bfloat16", num_ranks=len(some), cpus=some), case=case) for some in (cpus[:1], cpus)
+    )
+    return PlannedPair(name="cached", one=alone, other=both, num_times=_CACHED_TIMES * settings.num_pairs)

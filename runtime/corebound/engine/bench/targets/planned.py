@@ -23,11 +23,15 @@ class Who:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTurn:
-    """Cases that some ranks do in every round. Without `is_read` no reading of the machine follows."""
+    """Cases that some ranks do in every round; if `is_busy`, while another process never rests on their last CPU.
+
+    Without `is_read` no reading of the machine follows.
+    """
 
     who: Who
     cases: Sequence[TurnCase]
     is_read: bool = True
+    is_busy: bool = False
 
     @property
     def everyone(self) -> tuple[Who, ...]:
@@ -37,21 +41,21 @@ class PlannedTurn:
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of two that are compared; if `is_busy`, while another process never rests on the last CPU of its ranks."""
+    """One of two that are held against each other."""
 
     who: Who
     case: TurnCase
-    is_busy: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPair:
-    """Two sides that are held against each other and take turns, `num_times` times in every round.
+    """Two sides that are held against each other, and not against the machine: no reading of it comes between them.
 
-    They need no reading of the machine between them. So both are over long before a hypervisor moves the processors
-    once more, which lie the same for one and the other.
+    They take turns `num_times` times in every round, so shortly after each other that a hypervisor mostly leaves the
+    processors where they are from one to the other. What a side does must not linger: the other comes right after.
     """
 
+    name: str
     one: Side
     other: Side
     num_times: int

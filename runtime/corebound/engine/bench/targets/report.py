@@ -18,10 +18,12 @@ same round, beside its p10 and p90. The first token is the median of three long 
 computes its prompt anew and is judged by the steps after it. Predictions are made from ceilings that every round
 measures again.
 
-What is held against something of ours needs no reading of the machine between the two. They take short turns, several
-times in every round, each time again, up to twice as often in all, where a cache line between the first core and the
-last took another time than in most of the round. A round is the medians over the pairs of turns that are left. In runs
-before 2026-11-23 both had one long turn a round, with a reading after it, nine short prompts or three long ones.
+Two ranks are held against one, beams against a batch, and not against the machine: no reading comes between them. Both
+take short turns, several in every round and either first in every other pair, with a glance at how long a cache line
+takes between two cores before, between and after them. A pair counts when the glances are alike, a round when a quarter
+of its pairs do, up to twice as many as it wants; its ratio is the median of theirs. Runs that say nothing of pairs are
+older: there both had one long turn a round, one right after the other, with a reading between; the first token was the
+median of nine short prompts or three long ones.
 
 Memory is that of the process after its first prompt. What is promised is the part that came with the model, less what
 Python and torch held before any model was there, since the promise is that weights are in memory once; the whole
@@ -38,7 +40,7 @@ def render_run(result: dict[str, Any]) -> list[str]:
     rows, load = result["rows"], result["load"]
     conditions = (
         f"{result['num_rounds']} rounds in {result['elapsed_s'] / 60:.0f} minutes. {_readings(result['readings'])}"
-        f"{_turns(result.get('turns'))}"
+        f"{_turns(result.get('turns'))}{_pairs(result.get('pairs'))}"
         f"Other processes took {load['other_share']:.0%} of the processors' time, the hypervisor "
         f"{load['steal_share']:.0%}. {count_met(rows)}"
     )
@@ -73,6 +75,15 @@ def _turns(turns: dict[str, int] | None) -> str:
         f"times, those of more than 20 s never: {turns['repeated']} times in all; {turns['moved']} turns are of moved "
         "processors all the same. Rounds in which they did not lie the same for all that is compared do not count "
         "where there are others. "
+    )
+
+
+def _pairs(pairs: dict[str, int] | None) -> str:
+    if pairs is None or pairs["done"] == 0:
+        return ""
+    return (
+        f"In {pairs['still']} of {pairs['done']} pairs of turns that are held against each other the processors lay "
+        "still, and those count. "
     )
 
 

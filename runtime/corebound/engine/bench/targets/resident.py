@@ -62,14 +62,14 @@ class ResidentRanks:
             stack.callback(self._end)
             self._stack = stack.pop_all()
 
-    def turn(self, cases: Sequence[TurnCase]) -> TurnReport:
-        """Return what one turn found.
+    def turn(self, cases: Sequence[TurnCase], *, warm_up: bool = True) -> TurnReport:
+        """Return what one turn found; with `warm_up` each case is done once before it counts, with other prompts.
 
         Raises: LaunchError when the ranks have ended, or take longer than a turn may.
         """
         number = self._num_turns
         self._num_turns += 1
-        write_whole(self._job.turn_path(number), dataclasses.asdict(Turn(cases=cases)))
+        write_whole(self._job.turn_path(number), dataclasses.asdict(Turn(cases=cases, warm_up=warm_up)))
         report = self._job.report_path(number)
         end_s = time.monotonic() + self._turn_within_s
         while not report.is_file():

@@ -9,7 +9,9 @@ import dataclasses
 import itertools
 import json
 import os
+import statistics
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from corebound.comm import Collectives
 from corebound.comm.rank_process import leave, run_rank
 from corebound.engine.bench.peers.adapters.protocol import BenchReport, CaseReport
 from corebound.engine.bench.rank_main import report_of
-from corebound.engine.bench.targets.turn_files import ResidentJob, Turn, TurnCase, TurnReport, together, write_whole
+from corebound.engine.bench.targets.turn_files import ResidentJob, Turn, TurnCase, TurnReport, write_whole
 from corebound.engine.job import read_job
 from corebound.engine.llm import LLM
 from corebound.engine.request import SamplingParams
@@ -50,7 +52,8 @@ def _serve(collectives: Collectives) -> None:
         cases = []
         for case in turn.cases:
             state(f"turn {number}, {case.name}")
-            _run(llm, case.for_warm_up())
+            if turn.warm_up:
+                _run(llm, case.for_warm_up())
             cases.append(together([_run(llm, case) for _ in range(case.num_times)]))
         state(f"turn {number}, summing up")
         resident = _sum(collectives, resident_bytes())
@@ -86,6 +89,16 @@ def _run(llm: LLM, case: TurnCase) -> CaseReport:
     started_s = time.perf_counter()
     outputs = llm.generate(case.case.prompt_token_ids, params)
     return report_of(outputs, time.perf_counter() - started_s)
+
+
+def together(reports: Sequence[CaseReport]) -> CaseReport:
+    """Return the report of a case that was done several times: the median first token, and all steps."""
+    return dataclasses.replace(
+        reports[0],
+        first_token_ms=statistics.median(report.first_token_ms for report in reports),
+        step_ms=[step for report in reports for step in report.step_ms],
+        elapsed_s=sum(report.elapsed_s for report in reports),
+    )
 
 
 def _sum(collectives: Collectives, value: int) -> int:

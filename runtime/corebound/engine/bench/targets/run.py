@@ -48,6 +48,8 @@ class Run:
     quality: dict[str, Any] | None = None
     num_repeated: int = 0
     num_moved: int = 0
+    num_pairs: int = 0
+    num_still_pairs: int = 0
 
     def all_groups(self) -> None:
         """Measure every line that was asked for."""
@@ -80,13 +82,14 @@ class Run:
         turns: Sequence[PlannedTurn | PlannedPair],
         warm: TurnCase,
         each_round: Callable[[], object] = lambda: None,
+        cpus: Sequence[int] | None = None,
     ) -> Samples:
-        """Return the samples of all rounds of a model; `warm` is what its ranks do first, unmeasured."""
+        """Return the samples of all rounds of a model, on all cores or `cpus`; `warm` comes first, unmeasured."""
         samples = run_rounds(
             directory,
             turns,
             [warm],
-            ruler=Ruler.of(self.topology),
+            ruler=Ruler.of(self.topology, cpus),
             num_rounds=self.settings.num_rounds,
             kv_cache_gib=_KV_CACHE_GIB,
             announce=self.announce,
@@ -95,6 +98,9 @@ class Run:
         self.readings += samples.readings
         self.num_repeated += samples.num_repeated
         self.num_moved += samples.num_moved
+        pairs = [pair for rounds in samples.of_pair.values() for of_round in rounds for pair in of_round]
+        self.num_pairs += len(pairs)
+        self.num_still_pairs += sum(pair.lay_still for pair in pairs)
         return samples
 
     def _main(self, shape: str, *, is_first: bool) -> list[Finding | NotMeasured]:
@@ -104,8 +110,10 @@ class Run:
         # A long context needs a model of its own.
         lines = set(self.lines) - {"context"}
         turns = main_turns(lines, self.settings, description.vocab_size, self._num_cores, is_first=is_first)
+        lacks_two_ranks = "ranks" in lines and is_first and self._num_cores < 2
+        missing = judge.without_two_ranks(shape, self.settings) if lacks_two_ranks else []
         if not turns:
-            return []
+            return [*missing]
         length, work = self.settings.prompt_tokens, work_of(description)
         predictions = Predictions(
             topology=self.topology,
@@ -123,7 +131,7 @@ class Run:
         by_line: dict[str, Sequence[Finding | NotMeasured]] = {
             "decode": judge.decode(samples, shape, work, self.settings),
             "prefill": judge.prefill(samples, shape, work, self.settings),
-            "ranks": judge.two_ranks(samples, shape, self.settings),
+            "ranks": [*judge.two_ranks(samples, shape, self.settings), *missing],
             "beams": judge.beams(samples, shape),
             "batches": judge.batches(samples, shape),
             "memory": judge.memory(samples, shape, checkpoint_bytes(description, judge.DTYPES), cache),
@@ -182,8 +190,8 @@ class Run:
             f"those of the two {of_both >> 20} MiB"
         )
         pair = cached_pair(self.settings, description.vocab_size, cpus)
-        samples = self._rounds(directory, [pair], self.settings.decode(description.vocab_size))
-        return list(judge.cached_two_ranks(samples, shape, pair.one.who, pair.other.who, note))
+        samples = self._rounds(directory, [pair], self.settings.decode(description.vocab_size), cpus=cpus)
+        return list(judge.cached_two_ranks(samples, shape, note))
 
     def _all_reduce(self) -> list[Finding | NotMeasured]:
         if self._num_cores < 2:

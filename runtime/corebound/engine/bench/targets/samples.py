@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from corebound.engine.bench.peers.adapters.protocol import BenchReport, CaseReport
 from corebound.engine.bench.ruler import Reading, Ruler
 from corebound.engine.bench.series import Sample
-from corebound.engine.bench.targets.pairs import alternate
-from corebound.engine.bench.targets.planned import PlannedPair, PlannedTurn, Side, Who
+from corebound.engine.bench.targets.pairs import Pair, alternate, told
+from corebound.engine.bench.targets.planned import PlannedPair, PlannedTurn, Who
 from corebound.engine.bench.targets.resident import ResidentRanks
 from corebound.engine.bench.targets.turn_files import TurnCase, TurnReport
 from corebound.kernels.latency_probe import are_alike
@@ -22,17 +23,20 @@ from corebound.kernels.latency_probe import are_alike
 # hypervisor leaves the processors where they are, as that of a very long prompt.
 _MAX_TRIES = 4
 _MAX_REPEATED_S = 20.0
+# A loop that never rests, as a process that shares a core may be.
+_BUSY = "while True: pass"
 
 
 @dataclass(kw_only=True)
 class Samples:
-    """The samples of every case in the order of rounds, each rank's first turn, and all readings.
+    """The samples of every case in the order of rounds, the pairs of every round, first turns, and all readings.
 
     `num_repeated` turns were done again because the readings around them told of two placements of the processors, or
     of another than is usual in this round; `num_moved` are kept though they tell it of their last try as well.
     """
 
     of_case: dict[tuple[Who, str], list[Sample]] = field(default_factory=dict)
+    of_pair: dict[str, list[list[Pair]]] = field(default_factory=dict)
     first: dict[Who, TurnReport] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
     num_repeated: int = 0
@@ -41,11 +45,6 @@ class Samples:
     def find(self, who: Who, case: str) -> list[Sample]:
         """Return the samples of one case of some ranks; none where it was not measured."""
         return self.of_case.get((who, case), [])
-
-    def add(self, who: Who, name: str, engine: BenchReport, case: CaseReport, before: Reading, after: Reading) -> None:
-        """Add what a case came to in the next round of it."""
-        found = self.of_case.setdefault((who, name), [])
-        found.append(Sample(engine=engine, case=case, before=before, after=after, number=len(found)))
 
 
 def steady(found: Sequence[Sample]) -> Sequence[Sample]:
@@ -82,43 +81,33 @@ def run_rounds(
             one = ResidentRanks(model_dir, who.dtype, who.num_ranks, kv_cache_gib=kv_cache_gib, cpus=who.cpus or None)
             ranks[who] = stack.enter_context(one)
             samples.first[who] = one.turn(first_cases)
+        is_read = any(isinstance(turn, PlannedTurn) for turn in turns)
         for number in range(num_rounds):
             each_round()
-            usual_ns = ruler.usual_line_ns()
-            samples.readings.append(ruler.read())
+            usual_ns = ruler.usual_line_ns() if is_read else 0.0
+            if is_read:
+                samples.readings.append(ruler.read())
             for turn in turns:
                 if isinstance(turn, PlannedPair):
-                    done = _do_pair(turn, ranks, samples, ruler)
+                    done = alternate(turn, ranks, ruler)
+                    samples.of_pair.setdefault(turn.name, []).append(done)
+                    text = told(turn, done)
                 else:
-                    done = _do(turn, ranks[turn.who], samples, ruler, usual_ns)
-                announce(f"round {number + 1} of {num_rounds}: {done}")
+                    _do(turn, ranks[turn.who], samples, ruler, usual_ns)
+                    last = samples.find(turn.who, turn.cases[-1].name)[-1]
+                    text = f"{turn.who}: {turn.cases[-1].name} {last.step_ms:.2f} ms"
+                announce(f"round {number + 1} of {num_rounds}: {text}")
     return samples
 
 
-def _do_pair(pair: PlannedPair, ranks: Mapping[Who, ResidentRanks], samples: Samples, ruler: Ruler) -> str:
-    """Do a pair, add the sample of either side, and return what is to be announced."""
-    last_cpus = {who: found.report.cpus[-1] for who, found in samples.first.items() if found.report.cpus}
-    found = alternate(pair, ranks, last_cpus, ruler)
-    samples.num_repeated += 2 * found.num_repeated
-    samples.num_moved += 0 if found.lay_still else 2
-    for side, report in ((pair.one, found.one), (pair.other, found.other)):
-        reading = samples.readings[-1]
-        samples.add(side.who, side.case.name, report, report.cases[0], reading, reading)
-    return f"{_told(pair.one, found.one)}; {_told(pair.other, found.other)}"
-
-
-def _told(side: Side, report: BenchReport) -> str:
-    (case,) = report.cases
-    step_ms = statistics.median(case.step_ms)
-    return f"{side.who}: {side.case.name}: first token {case.first_token_ms:.2f} ms, next {step_ms:.2f} ms"
-
-
-def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler, usual_ns: float) -> str:
-    """Do a turn, add the samples of its cases, and return what is to be announced."""
+def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler, usual_ns: float) -> None:
+    cpus = samples.first[turn.who].report.cpus
+    assert cpus, "our ranks report them"
     for number in range(_MAX_TRIES if turn.is_read else 1):
         samples.num_repeated += number > 0
         started_s = time.monotonic()
-        found = ranks.turn(turn.cases)
+        with busy(cpus[-1] if turn.is_busy else None):
+            found = ranks.turn(turn.cases)
         lasted_s = time.monotonic() - started_s
         before = samples.readings[-1]
         if turn.is_read:
@@ -129,6 +118,20 @@ def _do(turn: PlannedTurn, ranks: ResidentRanks, samples: Samples, ruler: Ruler,
             break
     samples.num_moved += turn.is_read and not lay_still
     for case, report in zip(turn.cases, found.report.cases, strict=True):
-        samples.add(turn.who, case.name, found.report, report, before, after)
-    last = samples.find(turn.who, turn.cases[-1].name)[-1]
-    return f"{turn.who}: {turn.cases[-1].name}: {last.step_ms:.2f} ms"
+        of_case = samples.of_case.setdefault((turn.who, case.name), [])
+        of_case.append(Sample(engine=found.report, case=report, before=before, after=after, number=len(of_case)))
+
+
+@contextlib.contextmanager
+def busy(cpu: int | None) -> Iterator[None]:
+    """Enter with another process that never rests on a CPU; with none without a CPU."""
+    if cpu is None:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, "-S", "-c", _BUSY])
+    try:
+        os.sched_setaffinity(process.pid, {cpu})
+        yield
+    finally:
+        process.kill()
+        process.wait()

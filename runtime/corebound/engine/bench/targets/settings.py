@@ -39,7 +39,7 @@ class Settings:
     new_tokens: int = 48
     few_tokens: int = 16
     num_rounds: int = 5
-    num_pairs: int = 4
+    num_pairs: int = 5
 
     def one(self, name: str, num_prompt_tokens: int, num_new_tokens: int, vocab_size: int, batch: int = 1) -> TurnCase:
         """Return the case of prompts of one length."""
@@ -55,15 +55,16 @@ class Settings:
         case = self.one("prompt", self.prompt_tokens, self.few_tokens, vocab_size)
         return dataclasses.replace(case, num_times=num_times)
 
-    def ranks(self, vocab_size: int) -> list[TurnCase]:
-        """Return what two ranks and one do in pairs: some steps, a short prompt, and a long one."""
-        short = self.one("ranks: short", self.short_prompt_tokens, 2, vocab_size)
-        return [
-            self.one("ranks: decode", self.short_prompt_tokens, self.few_tokens, vocab_size),
+    def ranks(self, vocab_size: int) -> dict[str, TurnCase]:
+        """Return what two ranks and one do in pairs, by the name of the pair: some steps, short prompts, a long one."""
+        length = self.short_prompt_tokens
+        short = self.one("short", length, 2, vocab_size)
+        return {
+            "ranks: decode": self.one("steps", length, self.few_tokens, vocab_size),
             # So short that one which is disturbed should not be all.
-            dataclasses.replace(short, num_times=3),
-            self.one("ranks: prompt", self.prompt_tokens, 2, vocab_size),
-        ]
+            "ranks: short": dataclasses.replace(short, num_times=3),
+            "ranks: prompt": self.one("long", self.prompt_tokens, 2, vocab_size),
+        }
 
     def cached_ranks(self, vocab_size: int) -> TurnCase:
         """Return a short prompt that is continued, some times: steps in the caches are short."""
@@ -83,11 +84,11 @@ class Settings:
 
     def beams(self, vocab_size: int) -> tuple[TurnCase, TurnCase]:
         """Return as many short prompts as beams, and the beams of one."""
-        batch = self.one("beams: batch", self.short_prompt_tokens, self.few_tokens, vocab_size, NUM_BEAMS)
-        single = self.one("beams: beam", self.short_prompt_tokens, self.few_tokens, vocab_size)
+        batch = self.one("batch", self.short_prompt_tokens, self.few_tokens, vocab_size, NUM_BEAMS)
+        single = self.one("beams", self.short_prompt_tokens, self.few_tokens, vocab_size)
         return batch, dataclasses.replace(single, num_beams=NUM_BEAMS)
 
-    def busy(self, vocab_size: int) -> tuple[TurnCase, TurnCase]:
-        """Return a short prompt, continued without and with another process on one core."""
-        free = self.one("busy: free", self.short_prompt_tokens, self.few_tokens, vocab_size)
-        return free, dataclasses.replace(free, name="busy: taken")
+    def busy(self, vocab_size: int, *, is_taken: bool) -> TurnCase:
+        """Return a short prompt, continued with and without another process on one core."""
+        name = "busy: taken" if is_taken else "busy: free"
+        return self.one(name, self.short_prompt_tokens, self.new_tokens // 2, vocab_size)

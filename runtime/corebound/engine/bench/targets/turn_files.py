@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +55,16 @@ class TurnCase:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What the ranks do between two readings of the machine."""
+    """What the ranks do when it is their turn; with `warm_up` each case once before it counts, with other prompts."""
 
     cases: Sequence[TurnCase]
+    warm_up: bool = True
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Turn:
         """Return the turn of parsed JSON."""
-        return cls(cases=[TurnCase(**{**case, "case": BenchCase(**case["case"])}) for case in fields["cases"]])
+        cases = [TurnCase(**{**case, "case": BenchCase(**case["case"])}) for case in fields["cases"]]
+        return cls(**{**fields, "cases": cases})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +81,6 @@ class TurnReport:
         report = fields["report"]
         cases = [CaseReport(**case) for case in report["cases"]]
         return cls(**{**fields, "report": BenchReport(**{**report, "cases": cases})})
-
-
-def together(reports: Sequence[CaseReport]) -> CaseReport:
-    """Return the report of a case that was done several times: the median first token, and all steps."""
-    return dataclasses.replace(
-        reports[0],
-        first_token_ms=statistics.median(report.first_token_ms for report in reports),
-        step_ms=[step for report in reports for step in report.step_ms],
-        elapsed_s=sum(report.elapsed_s for report in reports),
-    )
 
 
 def write_whole(path: Path, fields: object) -> None:

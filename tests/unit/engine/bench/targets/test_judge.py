@@ -9,6 +9,7 @@ from corebound.engine.bench.ruler import Reading
 from corebound.engine.bench.series import Sample
 from corebound.engine.bench.targets import judge
 from corebound.engine.bench.targets.finding import Finding
+from corebound.engine.bench.targets.pairs import Pair
 from corebound.engine.bench.targets.planned import Who
 from corebound.engine.bench.targets.samples import Samples
 from corebound.engine.bench.targets.settings import Settings
@@ -17,7 +18,7 @@ from corebound.engine.bench.work import Work
 
 SETTINGS = Settings(short_prompt_tokens=32, new_tokens=48, prompt_tokens=512, context=8000, few_tokens=16)
 WORK = Work(layer_elements=10**9, head_elements=0, num_layers=10, num_heads=8, num_kv_heads=4, head_dim=64)
-ONE, TWO = Who(dtype="bfloat16", num_ranks=1), Who(dtype="bfloat16", num_ranks=2)
+ONE = Who(dtype="bfloat16", num_ranks=1)
 INT4 = Who(dtype="int4", num_ranks=1)
 
 
@@ -75,25 +76,46 @@ def test_prefill_is_held_against_the_products_around_it() -> None:
     assert found.ratios == pytest.approx([1.0]) and found.is_met
 
 
+def pair(one_ms: float, other_ms: float, first_ms: float = 1.0, *lines_ns: float) -> Pair:
+    one, other = (
+        CaseReport(first_token_ms=first, step_ms=[step, step], elapsed_s=1.0)
+        for step, first in ((one_ms, first_ms), (other_ms, 1.0))
+    )
+    before, between, after = lines_ns or (50.0, 50.0, 50.0)
+    return Pair(one=one, other=other, lines_ns=(before, between, after))
+
+
 def test_two_ranks_are_held_against_one_in_every_figure() -> None:
     found = Samples(
-        of_case={
-            (ONE, "ranks: decode"): [sample(100, 1), sample(50, 1)],
-            (TWO, "ranks: decode"): [sample(104, 1), sample(52, 1)],
-            (ONE, "ranks: short"): [sample(1, 200), sample(1, 100)],
-            (TWO, "ranks: short"): [sample(1, 220), sample(1, 110)],
-            (ONE, "ranks: prompt"): [sample(1, 500)],
-            (TWO, "ranks: prompt"): [sample(1, 500)],
+        of_pair={
+            "ranks: decode": [[pair(104, 100, 9)], [pair(52, 50, 9)]],
+            "ranks: short": [[pair(9, 1, 1.1)]],
+            "ranks: prompt": [[pair(9, 1, 1.0)]],
         }
     )
     judged = judge.two_ranks(found, "x", SETTINGS)
-    measured = [one for one in judged if isinstance(one, Finding)]
-    assert [one.ratios for one in measured] == [pytest.approx([1.04] * 2), pytest.approx([1.1] * 2), [1.0]]
-    assert [one.is_met for one in measured] == [True, False, True]
-    alone = Who(dtype="bfloat16", num_ranks=1, cpus=(0,))
-    found.of_case |= {(alone, "cached"): [sample(208), sample(104)], (TWO, "cached"): [sample(104), sample(52)]}
-    (cached,) = judge.cached_two_ranks(found, "x", alone, TWO, "small")
-    assert cached.ratios == pytest.approx([2.0, 2.0]) and cached.is_met
+    assert [one.ratios for one in judged] == [pytest.approx([1.04] * 2), pytest.approx([1.1]), [1.0]]
+    assert [one.is_met for one in judged] == [True, False, True]
+    found = Samples(of_pair={"cached": [[pair(208, 104)], [pair(104, 52)]]})
+    (cached,) = judge.cached_two_ranks(found, "x", "small")
+    assert cached.ratios == pytest.approx([2.0, 2.0]) and cached.is_met and cached.note == "small"
+
+
+def test_a_round_is_the_median_of_its_pairs_that_lay_still() -> None:
+    moved = pair(90, 1, 1, 50, 50, 27)
+    rounds = [
+        [pair(10, 10), pair(12, 10), moved, pair(26, 20)],
+        [moved] * 4 + [pair(11, 10)],
+        [moved] * 3 + [pair(8, 10)],
+    ]
+    (found,) = judge.beams(Samples(of_pair={"beams": rounds}), "x")
+    # Neither the medians of either side over each other, nor a round of which less than a quarter lay still.
+    assert found.ratios == pytest.approx([1.2, 0.8])
+    assert found.measured is not None and found.measured.rounds == [12, 8]
+    assert (found.row()["pairs_per_round"], found.note) == ([3, 1], "")
+    (found,) = judge.beams(Samples(of_pair={"beams": [[moved, moved], [moved]]}), "x")
+    assert (found.ratios, found.pairs_per_round) == ([90, 90], [2, 1])
+    assert found.note == "in no round did the processors lay the same for both"
 
 
 def test_rounds_in_which_the_processors_were_moved_do_not_count_where_there_are_others() -> None:
@@ -108,20 +130,18 @@ def test_rounds_in_which_the_processors_were_moved_do_not_count_where_there_are_
 def test_what_is_compared_lies_alike() -> None:
     near, far = sample(10, lines_ns=(50, 55)), sample(10, lines_ns=(190, 200))
     slow_near, slow_far = sample(11, lines_ns=(45, 45)), sample(40, lines_ns=(195, 195))
-    found = samples(**{"beams: batch": [near, near, far], "beams: beam": [slow_near, slow_far, slow_far]})
-    (judged,) = judge.beams(found, "x")
+    found = samples(**{"busy: free": [near, near, far], "busy: taken": [slow_near, slow_far, slow_far]})
+    (judged,) = judge.busy_core(found, "x")
     assert (judged.ratios, judged.note) == ([1.1, 4.0], "")
-    found = samples(**{"beams: batch": [near], "beams: beam": [slow_far]})
-    (judged,) = judge.beams(found, "x")
+    found = samples(**{"busy: free": [near], "busy: taken": [slow_far]})
+    (judged,) = judge.busy_core(found, "x")
     assert (judged.ratios, judged.note) == ([4.0], "in no round did the processors lay the same for both")
 
 
-def test_beams_batches_and_a_taken_core_are_ratios_of_neighbours() -> None:
-    found = samples(**{"beams: batch": [sample(10)], "beams: beam": [sample(12)], "busy: free": [sample(10)]})
-    found.of_case[ONE, "busy: taken"] = [sample(24)]
+def test_batches_and_a_taken_core_are_ratios_of_neighbours() -> None:
+    found = samples(**{"busy: free": [sample(10)], "busy: taken": [sample(24)]})
     found.of_case |= {(ONE, f"batch {batch}"): [sample(10 + batch)] for batch in judge.BATCHES}
-    assert [one.is_met for one in judge.beams(found, "x")] == [False]
-    assert [one.is_met for one in judge.busy_core(found, "x")] == [True]
+    assert [(one.is_met, one.ratios) for one in judge.busy_core(found, "x")] == [(True, [2.4])]
     speeds = judge.batches(found, "x")
     assert [one.ratios[0] for one in speeds] == pytest.approx([batch * 11 / (10 + batch) for batch in judge.BATCHES])
     assert {one.is_met for one in speeds} == {None}
@@ -139,7 +159,7 @@ def test_memory_is_promised_less_what_python_and_torch_held_and_the_whole_proces
 
 
 def test_two_ranks_of_one_core_are_rows_with_the_reason() -> None:
-    rows = [one.row() for one in judge.two_ranks(Samples(), "x", SETTINGS)]
+    rows = [one.row() for one in judge.without_two_ranks("x", SETTINGS)]
     assert len(rows) == 3
     assert {(row["found"], row["promised"], row["note"]) for row in rows} == {
         (None, "at most 1.05", "this machine has one core")
@@ -159,3 +179,4 @@ def test_what_nobody_measured_is_no_finding() -> None:
     empty = Samples()
     assert judge.decode(empty, "x", WORK, SETTINGS) == judge.prefill(empty, "x", WORK, SETTINGS) == []
     assert judge.beams(empty, "x") == judge.batches(empty, "x") == judge.busy_core(empty, "x") == []
+    assert judge.two_ranks(empty, "x", SETTINGS) == judge.cached_two_ranks(empty, "x", "") == []

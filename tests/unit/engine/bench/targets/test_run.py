@@ -14,10 +14,10 @@ from corebound.engine.bench.targets import run as module
 from corebound.engine.bench.targets.finding import NotMeasured
 from corebound.engine.bench.targets.plan_turns import main_turns
 from corebound.engine.bench.targets.planned import PlannedPair, PlannedTurn, Who
+from corebound.engine.bench.targets.resident_rank import together
 from corebound.engine.bench.targets.run import Run, longer_model
 from corebound.engine.bench.targets.samples import Samples
 from corebound.engine.bench.targets.settings import LINES, Settings
-from corebound.engine.bench.targets.turn_files import together
 from corebound.topology import Topology, read_topology
 from fixtures.topology_trees import shared_machine
 
@@ -38,13 +38,31 @@ def test_a_longer_context_shares_the_weights(tmp_path: Path) -> None:
     assert longer_model(source, tmp_path, 16000) is None
 
 
-def test_two_ranks_are_paired_with_one_on_the_same_case_and_one_core_has_no_two_ranks() -> None:
+def test_two_ranks_are_paired_with_one_on_the_same_case() -> None:
     pairs = main_turns({"ranks"}, SETTINGS, 1000, 2, is_first=True)
     assert [[who.num_ranks for who in pair.everyone] for pair in pairs] == [[2, 1]] * 3
-    cases = [(pair.one.case, pair.other.case) for pair in pairs if isinstance(pair, PlannedPair)]
-    assert [one.name for one, other in cases if one == other] == ["ranks: decode", "ranks: short", "ranks: prompt"]
+    cases = {pair.name: (pair.one.case, pair.other.case) for pair in pairs if isinstance(pair, PlannedPair)}
+    assert [name for name, (one, other) in cases.items() if one == other] == [
+        "ranks: decode",
+        "ranks: short",
+        "ranks: prompt",
+    ]
     on_one_core = main_turns(set(LINES), SETTINGS, 1000, 1, is_first=True)
     assert {who.num_ranks for turn in on_one_core for who in turn.everyone} == {1}
+
+
+def test_one_core_has_a_row_with_the_reason_for_every_promise_of_two_ranks(tmp_path: Path) -> None:
+    run = Run(
+        topology=two_sockets(40, (0,)),
+        settings=Settings(shapes=("llama-tiny", "llama-9m")),
+        lines=["ranks"],
+        model_dir=lambda shape: shapes.write_shape(shape, tmp_path, lambda text: None),
+        announce=lambda text: None,
+    )
+    run.all_groups()
+    rows = [found.row() for found in run.found]
+    assert [row["promised"] for row in rows] == ["at most 1.05"] * 3 + ["at least 1.7"]
+    assert {(row["found"], row["note"]) for row in rows} == {(None, "this machine has one core")}
 
 
 def test_a_second_shape_is_measured_for_what_is_promised_of_it() -> None:
@@ -55,11 +73,11 @@ def test_a_second_shape_is_measured_for_what_is_promised_of_it() -> None:
     assert len(predicted) == 6 and {who.num_ranks for turn in predicted for who in turn.everyone} == {1, 2}
 
 
-def test_the_same_prompts_are_continued_with_and_without_a_busy_core() -> None:
-    (pair,) = main_turns({"busy"}, SETTINGS, 1000, 2, is_first=True)
-    assert isinstance(pair, PlannedPair)
-    assert (pair.one.is_busy, pair.other.is_busy, pair.one.who) == (True, False, pair.other.who)
-    assert pair.one.case.case == pair.other.case.case
+def test_only_one_turn_has_a_busy_core_and_the_free_one_comes_first() -> None:
+    turns = main_turns({"busy"}, SETTINGS, 1000, 2, is_first=True)
+    assert [turn.is_busy for turn in turns if isinstance(turn, PlannedTurn)] == [False, True]
+    (free,), (taken,) = (turn.cases for turn in turns if isinstance(turn, PlannedTurn))
+    assert free.case == taken.case
 
 
 def two_sockets(last_level_mib: int, allowed: tuple[int, ...]) -> Topology:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,7 +40,7 @@ class FakeRanks:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def turn(self, cases: Sequence[TurnCase]) -> TurnReport:
+    def turn(self, cases: Sequence[TurnCase], *, warm_up: bool = True) -> TurnReport:
         case = CaseReport(first_token_ms=1.0, step_ms=[float(self.num_turns)], elapsed_s=1.0)
         self.num_turns += 1
         report = BenchReport(num_threads=1, peak_rss_bytes=1, cases=[case for _ in cases], cpus=[0, 1])
@@ -105,51 +107,66 @@ def test_a_turn_that_lasts_long_is_done_once(monkeypatch: pytest.MonkeyPatch) ->
     assert (found.num_repeated, found.num_moved) == (0, 1)
 
 
-def test_a_pair_is_one_sample_of_either_side_that_is_of_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = TurnCase(name="other", case=CASE.case)
-    pair = PlannedPair(one=Side(who=ONE, case=CASE), other=Side(who=ONE, case=other), num_times=2)
-    # The first is the reading of the round. The processors are moved in the second of three pairs.
-    found = rounds(monkeypatch, FakeRuler(50, 50, 52, 51, 27, 50, 49, 50), pair)
-    ((one,), (two,)) = found.find(ONE, "c"), found.find(ONE, "other")
-    assert (one.case.step_ms, two.case.step_ms) == ([1.0, 5.0], [2.0, 6.0])
-    assert one.is_alike(two) and one.case.lines_ns == [50]
-    assert (len(found.readings), found.num_repeated, found.num_moved) == (1, 2, 0)
+OTHER = Who(dtype="bfloat16", num_ranks=2)
 
 
-def test_a_pair_that_never_lay_still_is_told_and_is_not_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = PlannedPair(one=Side(who=ONE, case=CASE), other=Side(who=ONE, case=CASE), num_times=1)
-    found = rounds(monkeypatch, FakeRuler(50, 50, 27, 50, 27, 195), pair)
-    one, other = found.find(ONE, "c")
-    assert (one.case.step_ms, other.case.step_ms) == ([1.0, 3.0], [2.0, 4.0])
-    assert not one.is_alike(other)
-    assert (found.num_repeated, found.num_moved) == (2, 2)
+def paired(monkeypatch: pytest.MonkeyPatch, num_times: int, *lines_ns: float) -> tuple[Any, list[tuple[float, float]]]:
+    pair = PlannedPair(name="p", one=Side(who=ONE, case=CASE), other=Side(who=OTHER, case=CASE), num_times=num_times)
+    found = rounds(monkeypatch, FakeRuler(*lines_ns), pair)
+    (of_round,) = found.of_pair["p"]
+    return found, [(made.one.step_ms[0], made.other.step_ms[0]) for made in of_round]
 
 
-def test_another_process_takes_the_last_cpu_of_the_busy_side_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = []
-
-    @contextlib.contextmanager
-    def busy(cpu: int | None) -> Iterator[None]:
-        taken.append(cpu)
-        yield
-
-    monkeypatch.setattr(pairs, "busy", busy)
-    pair = PlannedPair(one=Side(who=ONE, case=CASE, is_busy=True), other=Side(who=ONE, case=CASE), num_times=2)
-    rounds(monkeypatch, FakeRuler(*[50] * 6), pair)
-    assert taken == [1, None] * 2
+def test_pairs_are_done_until_enough_lay_still_and_need_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The processors are moved in the second of three pairs.
+    found, done = paired(monkeypatch, 2, 50, 52, 51, 27, 50, 49, 50)
+    assert done == [(1, 1), (2, 2), (3, 3)]
+    assert [made.lay_still for made in found.of_pair["p"][0]] == [True, False, True]
+    assert found.of_pair["p"][0][1].lines_ns == (51, 27, 50)
+    assert (found.readings, found.of_case, found.num_repeated) == ([], {}, 0)
 
 
-def test_a_busy_process_is_where_it_should_be_and_leaves_with_the_turn() -> None:
+def test_pairs_that_never_lie_still_are_done_twice_as_often_or_for_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    restless = (50, 50, 27, 50, 27, 195, 50, 27, 50)
+    assert len(paired(monkeypatch, 2, *restless)[1]) == 4
+    monkeypatch.setattr(pairs, "_MAX_REPEATED_S", -1.0)
+    assert len(paired(monkeypatch, 2, *restless)[1]) == 2
+
+
+def test_either_side_goes_first_in_every_other_pair_and_is_warmed_up_before_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    class Ranks(FakeRanks):
+        def __init__(self, model_dir: Path, dtype: str, num_ranks: int, **_: object) -> None:
+            super().__init__()
+            self.num_ranks = num_ranks
+
+        def turn(self, cases: Sequence[TurnCase], *, warm_up: bool = True) -> TurnReport:
+            asked.append((self.num_ranks, warm_up))
+            return super().turn(cases)
+
+    monkeypatch.setattr(sys.modules[__name__], "FakeRanks", Ranks)
+    _, done = paired(monkeypatch, 3, *[50] * 7)
+    assert asked[2:] == [(1, True), (2, True), (2, False), (1, False), (1, False), (2, False)]
+    assert done == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_a_busy_process_is_on_its_cpu_and_ends_with_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, words: list[str]) -> None:
+            super().__init__(words)
+            started.append(self)
+
+    monkeypatch.setattr(module.subprocess, "Popen", Popen)
     cpu = max(os.sched_getaffinity(0))
-    before = set(Path("/proc").glob("[0-9]*"))
-    with pairs.busy(cpu):
-        (mine,) = [
-            path
-            for path in set(Path("/proc").glob("[0-9]*")) - before
-            if path.joinpath("cmdline").read_bytes().endswith(b"while True: pass\0")
-        ]
-        assert os.sched_getaffinity(int(mine.name)) == {cpu}
-    assert not mine.exists()
+    with module.busy(cpu):
+        (process,) = started
+        assert (os.sched_getaffinity(process.pid), process.poll()) == ({cpu}, None)
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_reading_is_taken_again_while_the_processors_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
