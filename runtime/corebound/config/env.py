@@ -30,6 +30,7 @@ VARIABLES: dict[str, str] = {
     "COREBOUND_JOB_ID": "set by the agent: unique name of this launch, part of every segment name",
     "COREBOUND_KERNELS": f"kernel implementation: {', '.join(KERNEL_CHOICES)}",
     "COREBOUND_LOG_LEVEL": f"least severe message shown: {', '.join(LOG_LEVELS)}",
+    "COREBOUND_START_TIMEOUT_S": "seconds within which agents that MPI or Slurm starts must have come (default 60)",
 }
 
 # Kubernetes puts the first kind in every pod beside a service of ours; the second is read by its tests.
@@ -50,6 +51,7 @@ class Settings:
     isa: str | None = None
     kernels: str = "auto"
     log_level: str = "info"
+    start_timeout_s: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,7 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
         isa=env.get("COREBOUND_ISA") or None,
         kernels=choice("COREBOUND_KERNELS", KERNEL_CHOICES, "auto"),
         log_level=choice("COREBOUND_LOG_LEVEL", LOG_LEVELS, "info"),
+        start_timeout_s=_positive_float(env, "COREBOUND_START_TIMEOUT_S", 60.0),
     )
 
 

@@ -20,7 +20,6 @@ from corebound.launcher.signals import SignalPipe
 from corebound.launcher.streams import Pump
 from corebound.logs import get_logger
 
-START_S = 60.0
 # A starter that gave up leaves agents that may still be on their way.
 _AFTERWARDS_S = 1.0
 _TURN_S = 0.2
@@ -36,10 +35,14 @@ class StartInterruptedError(Exception):
 
 
 class Rendezvous:
-    """A listening socket at which agents prove that they belong to this launch. Use as a context manager."""
+    """A listening socket at which agents prove that they belong to this launch, all of them within `timeout_s`.
 
-    def __init__(self, secret: str) -> None:
+    Use as a context manager.
+    """
+
+    def __init__(self, secret: str, timeout_s: float) -> None:
         self._secret = secret
+        self._timeout_s = timeout_s
         if socket.has_dualstack_ipv6():
             self._listener = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
         else:
@@ -67,7 +70,7 @@ class Rendezvous:
         Raises: LaunchError when the starter gives up or the time is over, naming the hosts that are missing.
         """
         links: dict[str, Link] = {}
-        deadline_s = time.monotonic() + START_S
+        deadline_s = time.monotonic() + self._timeout_s
         gave_up = False
         with selectors.DefaultSelector() as selector:
             for source in (self._listener, self._wake_read, signals):
@@ -123,7 +126,9 @@ class Rendezvous:
     ) -> LaunchError:
         words.join(0.5)
         missing = [host for host in hosts.values() if host not in links]
-        ended = f"its starter ended with {starter.returncode}" if starter.returncode is not None else "time is over"
+        ended = f"its starter ended with {starter.returncode}"
+        if starter.returncode is None:
+            ended = f"the {self._timeout_s:g} s of COREBOUND_START_TIMEOUT_S are over"
         lines = [f"no agent arrived from {', '.join(missing)} ({len(missing)} of {len(hosts)} hosts): {ended}"]
         lines.extend(f"    {line}" for line in words.tail())
         for link in links.values():

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from corebound.config import env
 from corebound.errors import HostError, LaunchError
 from corebound.launcher.addresses import own_addresses, source_address
 from corebound.launcher.allocation import node_names
@@ -219,8 +220,10 @@ def started(
 ) -> Iterator[list[Link]]:
     """Start an agent on each host and yield the links, in the order of the hosts; afterwards nothing runs any more.
 
-    Raises: HostError when the program is not installed; LaunchError naming the hosts whose agents did not connect.
+    Raises: HostError when the program is not installed; LaunchError naming the hosts whose agents did not connect
+    within COREBOUND_START_TIMEOUT_S; ConfigError when that is no time.
     """
+    timeout_s = env.settings(environ).start_timeout_s
     tool = starter.find(environ)
     if tool is None:
         raise HostError(
@@ -232,7 +235,7 @@ def started(
     secret = new_secret()
     # Where TMPDIR is on NFS, a file that is still open keeps its folder from being removed: no reason to end a launch.
     folder = tempfile.TemporaryDirectory(prefix="corebound-", ignore_cleanup_errors=True)
-    with folder, Rendezvous(secret) as rendezvous:
+    with folder, Rendezvous(secret, timeout_s) as rendezvous:
         hostfile = Path(folder.name) / "hosts"
         hostfile.write_text(render_machinefile([Host(name, 1) for name in hosts], starter.dialect), encoding="ascii")
         start = Start(spec, known, str(hostfile), _places(hosts, rendezvous.port), interface_to(hosts))
