@@ -34,11 +34,11 @@ BROKEN = 50
 class Served:
     """A running server of a model, by default the demo model, on two ranks."""
 
-    def __init__(self, cwd: Path, model: str = "demo") -> None:
+    def __init__(self, cwd: Path, model: str = "demo", **environ: str) -> None:
         with closing(socket.create_server(("127.0.0.1", 0))) as free:
             self.port = free.getsockname()[1]
         words = ["serve", "--model", model, "--num-accelerators", "2", "--dtype", "float32", "--port", str(self.port)]
-        self.launch = Launch(sys.executable, "-m", "corebound", *words, cwd=cwd)
+        self.launch = Launch(sys.executable, "-m", "corebound", *words, cwd=cwd, env=environ)
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -70,8 +70,8 @@ class Served:
 
 
 @contextmanager
-def served(cwd: Path, model: str = "demo") -> Iterator[Served]:
-    server = Served(cwd, model)
+def served(cwd: Path, model: str = "demo", **environ: str) -> Iterator[Served]:
+    server = Served(cwd, model, **environ)
     try:
         assert eventually(server.is_ready, START_S)
         yield server
@@ -191,8 +191,9 @@ def test_a_killed_rank_ends_it_and_is_named(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_stands_still_ends_it_though_nobody_asks(tmp_path: Path) -> None:
-    with served(tmp_path) as server:
+    with served(tmp_path, COREBOUND_COMM_TIMEOUT_S="10") as server:
         os.kill(server.ranks()[1], signal.SIGSTOP)
-        assert server.launch.end(timeout_s=120) == 5
+        # 5 s until they are asked, 10 s to answer, and no 30 s to finish what nobody can.
+        assert server.launch.end(timeout_s=35) == 5
         assert "rank" in server.launch.stderr
         server.launch.assert_nothing_left(timeout_s=20)

@@ -10,6 +10,7 @@ from typing import Any, Self
 from corebound import models
 from corebound.comm.base import Collectives
 from corebound.comm.launch_group import join_launch
+from corebound.config import env
 from corebound.engine import kv_cache as kv
 from corebound.engine.cache_size import allocate_cache, common_num_blocks
 from corebound.engine.engine import Engine
@@ -32,6 +33,8 @@ OnText = Callable[[int, str], None]
 
 # A model without position limit (alibi) still needs a bound on how much cache is useful.
 _UNLIMITED_CONTEXT = 4096
+# Between requests a rank may be slow, but not for as long as one that has its part of a long prompt to compute.
+_ANSWER_LIMIT_S = 30.0
 
 
 class LLM:
@@ -139,14 +142,16 @@ class LLM:
             raise RequestError(answer["error"], hint=answer["hint"])
         return [RequestOutput.from_message(message) for message in answer["outputs"]]
 
-    def serve(self, inbox: Inbox, *, heartbeat_s: float = 5.0, answer_limit_s: float = 30.0) -> None:
+    def serve(self, inbox: Inbox, *, heartbeat_s: float = 5.0, answer_limit_s: float | None = None) -> None:
         """Answer the requests of `inbox` until it drains; on several ranks all call this, and rank 0's inbox counts.
 
-        Requests join those that run. When none does, every `heartbeat_s` all ranks must answer within `answer_limit_s`.
+        Requests join those that run. When none does, every `heartbeat_s` all ranks must answer within `answer_limit_s`,
+        by default 30 s, or the timeout of collectives where that is shorter.
 
         Raises: CommError when a rank is gone; any error leaves the LLM unusable on every rank.
         """
-        self._together("serve", lambda: self._serve(inbox, heartbeat_s, answer_limit_s))
+        limit_s = min(_ANSWER_LIMIT_S, env.settings().comm_timeout_s) if answer_limit_s is None else answer_limit_s
+        self._together("serve", lambda: self._serve(inbox, heartbeat_s, limit_s))
 
     def ranks(self) -> list[dict[str, Any]]:
         """Return where every rank runs and with what: CPUs, memory nodes, ISA, collectives, peak memory.

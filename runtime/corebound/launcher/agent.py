@@ -1,8 +1,8 @@
 """The agent of one node: binds and starts its ranks, supervises them and cleans up.
 
 Run as `python -m corebound.launcher.agent`. Its part of the plan is the first line of standard input. Later lines are
-`{"signal": n}`; the end of standard input means that the launcher is gone. `--events-fd N` names a descriptor for
-events; without it they are logged.
+`{"signal": n}`, with `"failed": true` where a rank or a host is gone; the end of standard input means that the launcher
+is gone. `--events-fd N` names a descriptor for events; without it they are logged.
 
 Under a launcher elsewhere it is `--link stdio`, or `--link HOST:PORT,... VARIABLE` to connect back, where the variable
 says which of the agents we are. Then the launcher's first line is a greeting, the part comes after our answer, empty

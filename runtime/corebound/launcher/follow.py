@@ -45,6 +45,8 @@ class Follower:
         self._sinks: dict[Kind, QueueWriter] = {"stdout": QueueWriter(1), "stderr": QueueWriter(2)}
         self._stop_at_s: float | None = None
         self._stopped = False
+        # Stopped in order, on one of its hosts: the others may finish what they do.
+        self._in_order = False
         self._failed_hosts: set[str] = set()
         self._running: set[str] = set()
         self.outcome = LaunchOutcome()
@@ -148,6 +150,7 @@ class Follower:
         elif kind == "stopping" and not self._stopped:
             reason = f"is being stopped on its own host by {signal.Signals(event['signal']).name}"
             exit_code = 128 + event["signal"]
+            self._in_order = self.outcome.failure is None
             self._fail(Failure(host=link.host, pid=link.agent_pid, exit_code=exit_code, reason=reason))
         elif kind == "failed" and link.host not in self._hellos:
             self._refusals[link.host] = failure_from_event(event)
@@ -183,7 +186,7 @@ class Follower:
             self._stopped = True
             for link in self._links:
                 if not link.ended and link.done is None:
-                    link.stop(signal.SIGTERM)
+                    link.stop(signal.SIGTERM, has_failed=not self._in_order)
 
     def _finish(self) -> None:
         failure, interrupted = self.outcome.failure, self.outcome.interrupted

@@ -33,7 +33,7 @@ class LaunchSpec:
     each host that bash reads before the agent starts. `rank0_stdin` is what rank 0 reads on standard input; all else
     reads nothing. `remote_python` is the Python of other hosts where it has another path than here. `wait_for_hosts_s`
     is how long to wait until all other hosts answer at their SSH port; 0 does not look. `grace_s` is the time between
-    asking ranks to stop and killing them.
+    asking ranks to stop and killing them; after a failure it is two seconds at most.
 
     Raises: ConfigError for values that are out of range or contradict each other.
     """

@@ -31,6 +31,8 @@ _CONTROL_FD = 0
 _CAUSE_WAIT_S = 1.0
 # A signal to all processes of a service comes several times: all of them are one.
 _SAME_STOP_S = 0.5
+# Who waits for a rank that is gone cannot finish what it does, however long a service may take to stop otherwise.
+_FAILED_GRACE_S = 2.0
 _KILL_REPEAT_S = 0.1
 _KILL_LIMIT_S = 5.0
 
@@ -121,7 +123,7 @@ class Supervisor:
     def fail(self, failure: Failure) -> None:
         """Record the first failure and stop everything."""
         if self._record(failure):
-            self.stop(signal.SIGTERM)
+            self.stop(signal.SIGTERM, has_failed=True)
 
     def _record(self, failure: Failure) -> bool:
         if self._failure is not None or self._interrupt is not None:
@@ -149,15 +151,18 @@ class Supervisor:
             ended = self._not_started(rank, "ended without a status")
             self._record(replace(ended, tail=tuple(rank.stderr.tail())))
 
-    def stop(self, number: signal.Signals, way: str = "own") -> None:
-        """Ask all processes of the job to stop; who asks a second time, by the same `way`, wants them killed."""
+    def stop(self, number: signal.Signals, way: str = "own", *, has_failed: bool = False) -> None:
+        """Ask all processes of the job to stop; who asks a second time, by the same `way`, wants them killed.
+
+        With `has_failed` a rank is gone, here or on another host.
+        """
         now_s = time.monotonic()
         first_s = self._stopped_at_s.setdefault(way, now_s)
         if self.stopping:
             if now_s - first_s > _SAME_STOP_S:
                 self._kill_at_s = now_s
             return
-        self._kill_at_s = now_s + self._grace_s
+        self._kill_at_s = now_s + (min(self._grace_s, _FAILED_GRACE_S) if has_failed else self._grace_s)
         self._give_up_at_s = self._kill_at_s + _KILL_LIMIT_S
         for rank in self._ranks:
             if rank.exit_code is None:
@@ -273,13 +278,13 @@ class Supervisor:
         *lines, self._control = self._control.split(b"\n")
         for word in map(json.loads, lines):
             if "signal" in word:  # an empty word is a sign of life
-                self._interrupted(signal.Signals(word["signal"]), "control")
+                self._interrupted(signal.Signals(word["signal"]), "control", has_failed=word.get("failed", False))
 
-    def _interrupted(self, number: signal.Signals, way: str) -> None:
+    def _interrupted(self, number: signal.Signals, way: str, *, has_failed: bool = False) -> None:
         self._blame_suspect()
         if self._failure is None and self._interrupt is None:
             self._interrupt = number
-        self.stop(number, way)
+        self.stop(number, way, has_failed=has_failed)
 
 
 def _session(pid: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from corebound.launcher.events import Failure
 from corebound.launcher.follow import Follower
 from corebound.launcher.frames import LOST_S
 from corebound.launcher.signals import SignalPipe
@@ -39,26 +40,36 @@ def test_an_agent_whose_words_wait_is_not_lost_however_late_they_are_read(words:
     assert (failure is not None and "node2" in failure.host) == lost
 
 
+def link(host: str, told: list[tuple[str, int, bool]]) -> Any:
+    return SimpleNamespace(
+        host=host,
+        ended=False,
+        done=None,
+        agent_pid=7,
+        heard_at_s=time.monotonic(),
+        stop=lambda number, has_failed: told.append((host, int(number), has_failed)),
+    )
+
+
+def test_a_failed_rank_stops_all_hosts_and_not_in_order() -> None:
+    told: list[tuple[str, int, bool]] = []
+    links = [link("node1", told), link("node2", told)]
+    with SignalPipe(()) as signals:
+        follower = Follower(links, signals, lambda words: None)
+        follower._fail(Failure(host="node1", rank=0, pid=8, exit_code=1, reason="exited"))
+        follower._check()
+    assert told == [("node1", 15, True), ("node2", 15, True)]
+
+
 def test_a_launch_that_is_stopped_on_one_host_is_stopped_on_all_and_in_order() -> None:
-    told: list[tuple[str, int]] = []
-
-    def link(host: str) -> Any:
-        return SimpleNamespace(
-            host=host,
-            ended=False,
-            done=None,
-            agent_pid=7,
-            heard_at_s=time.monotonic(),
-            stop=lambda number: told.append((host, int(number))),
-        )
-
-    links = [link("node1"), link("node2")]
+    told: list[tuple[str, int, bool]] = []
+    links = [link("node1", told), link("node2", told)]
     with SignalPipe(()) as signals:
         follower = Follower(links, signals, lambda words: None)
         follower._on_event(links[1], {"event": "stopping", "signal": 15})
         follower._check()
         follower._on_event(links[1], {"event": "done", "exit_code": 143})
-    assert told == [("node1", 15), ("node2", 15)]
+    assert told == [("node1", 15, False), ("node2", 15, False)]
     failure = follower.outcome.failure
     assert failure is not None
     assert (failure.host, failure.exit_code) == ("node2", 143)

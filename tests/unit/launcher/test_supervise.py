@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,7 +60,7 @@ def hear(*reports: dict[str, Any], several_memory_nodes: bool = True) -> Heard:
             several_memory_nodes=several_memory_nodes,
         )
         supervisor._selector = SimpleNamespace(unregister=lambda fd: None)
-        supervisor.stop = lambda number, way="own": None
+        supervisor.stop = lambda number, way="own", has_failed=False: None
         for rank, report in enumerate(reports):
             supervisor._on_status(reporting(rank, report, pid=10_000 + rank))
     return heard
@@ -88,7 +89,7 @@ def test_an_agent_that_did_not_get_to_run_does_not_take_the_launcher_for_lost(
     try:
         with SignalPipe(()) as signals:
             supervisor: Any = Supervisor(host="h", grace_s=1.0, events=heard, signals=signals, lost_s=0.0)
-            supervisor.stop = lambda number, way="own": None
+            supervisor.stop = lambda number, way="own", has_failed=False: None
             os.write(write_fd, words)
             supervisor._check_launcher()
     finally:
@@ -148,3 +149,26 @@ def test_an_interrupt_that_arrived_with_the_part_is_obeyed(monkeypatch: pytest.M
         )
         assert supervisor.run() == 130
         assert supervisor.stopping
+
+
+@pytest.mark.parametrize(
+    ("words", "grace_s"),
+    [
+        (b'{"signal": 15}\n', 30.0),
+        (b'{"signal": 15, "failed": true}\n', 2.0),
+        (b"", 2.0),
+    ],
+)
+def test_a_service_has_its_time_to_stop_but_not_after_a_failure_here_or_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, words: bytes, grace_s: float
+) -> None:
+    monkeypatch.setattr(supervise, "descendants", lambda pid: ())
+    heard: Any = Heard()
+    with SignalPipe(()) as signals:
+        supervisor = Supervisor(host="h", grace_s=30.0, events=heard, signals=signals, control=words)
+        before_s = time.monotonic()
+        supervisor._obey()
+        if not words:
+            supervisor.fail(Failure(host="h", exit_code=1, reason="exited"))
+    assert supervisor._kill_at_s is not None
+    assert grace_s <= supervisor._kill_at_s - before_s < grace_s + 1
