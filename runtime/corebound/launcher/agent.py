@@ -1,7 +1,7 @@
 """The agent of one node: binds and starts its ranks, supervises them and cleans up.
 
 Run as `python -m corebound.launcher.agent`. Its part of the plan is the first line of standard input. Later lines are
-`{"signal": n}`, with `"failed": true` where a rank or a host is gone; the end of standard input means that the launcher
+`{"signal": n}`, from elsewhere with the `"cause"`, see `StopCause`; the end of standard input means that the launcher
 is gone. `--events-fd N` names a descriptor for events; without it they are logged.
 
 Under a launcher elsewhere it is `--link stdio`, or `--link HOST:PORT,... VARIABLE` to connect back, where the variable

@@ -40,7 +40,10 @@ class Channel:
         )]  # fmt: skip
 
     def word(self, timeout_s: float = WORD_TIMEOUT_S) -> str | None:
-        """Return the launcher's next line, None when the launcher is gone. Signs of life are passed over."""
+        """Return the launcher's next line, None when the launcher is gone, or silent for so long.
+
+        Signs of life are passed over: the launcher may wait for agents of other hosts for as long as it likes.
+        """
         deadline_s = time.monotonic() + timeout_s
         poll = select.poll()
         poll.register(0, select.POLLIN)
@@ -59,6 +62,7 @@ class Channel:
             if not data:
                 return None
             self._pending += data
+            deadline_s = time.monotonic() + timeout_s
 
     def rest(self) -> bytes:
         """Return what was read beyond the last word."""

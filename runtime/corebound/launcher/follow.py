@@ -119,7 +119,11 @@ class Follower:
             self._stopped = True
             for link in self._links:
                 if not link.ended:
-                    link.stop(number)
+                    link.stop(number, "failure" if self._has_failed else "user")
+
+    @property
+    def _has_failed(self) -> bool:
+        return self.outcome.failure is not None and not self._in_order
 
     def _read(self, link: Link) -> None:
         for kind, content in link.read():
@@ -150,7 +154,7 @@ class Follower:
         elif kind == "stopping" and not self._stopped:
             reason = f"is being stopped on its own host by {signal.Signals(event['signal']).name}"
             exit_code = 128 + event["signal"]
-            self._in_order = self.outcome.failure is None
+            self._in_order = self._in_order or self.outcome.failure is None
             self._fail(Failure(host=link.host, pid=link.agent_pid, exit_code=exit_code, reason=reason))
         elif kind == "failed" and link.host not in self._hellos:
             self._refusals[link.host] = failure_from_event(event)
@@ -186,7 +190,7 @@ class Follower:
             self._stopped = True
             for link in self._links:
                 if not link.ended and link.done is None:
-                    link.stop(signal.SIGTERM, has_failed=not self._in_order)
+                    link.stop(signal.SIGTERM, "host" if self._in_order else "failure")
 
     def _finish(self) -> None:
         failure, interrupted = self.outcome.failure, self.outcome.interrupted

@@ -12,6 +12,7 @@ import time
 
 from corebound.launcher.frames import BEAT_S, FrameReader, Kind
 from corebound.launcher.queuewriter import QueueWriter
+from corebound.launcher.signals import StopCause
 from corebound.launcher.streams import Pump
 
 _READ_BYTES = 1 << 18
@@ -58,9 +59,9 @@ class Link:
         """Send the agent a line; never waits."""
         self._writer.put(line.encode() + b"\n")
 
-    def stop(self, number: signal.Signals, *, has_failed: bool = False) -> None:
-        """Have the agent bring its ranks down; with `has_failed` because a rank or a host is gone."""
-        self.say(json.dumps({"signal": int(number), **({"failed": True} if has_failed else {})}))
+    def stop(self, number: signal.Signals, cause: StopCause) -> None:
+        """Have the agent bring its ranks down."""
+        self.say(json.dumps({"signal": int(number), "cause": cause}))
 
     def read(self) -> list[tuple[Kind, bytes]]:
         """Return what came; sets `ended` at the end, and `broken` to the reason if what came makes no sense."""

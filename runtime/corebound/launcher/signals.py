@@ -8,6 +8,11 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import Literal
+
+# Why the launcher has a job stopped: somebody asked it to, somebody asked one of the hosts to, or a rank or a host is
+# gone. Whoever asks for the same a second time wants it at once.
+StopCause = Literal["user", "host", "failure"]
 
 
 class SignalPipe:

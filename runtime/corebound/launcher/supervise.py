@@ -21,7 +21,7 @@ from corebound.launcher.corelist import render_core_list
 from corebound.launcher.events import EventWriter, Failure, failure_of_exit
 from corebound.launcher.processes import descendants, send
 from corebound.launcher.ranks import RankProcess
-from corebound.launcher.signals import SignalPipe
+from corebound.launcher.signals import SignalPipe, StopCause
 from corebound.launcher.streams import readable
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -161,15 +161,25 @@ class Supervisor:
         if self.stopping:
             if now_s - first_s > _SAME_STOP_S:
                 self._kill_at_s = now_s
+            elif has_failed:
+                self._hurry()
             return
-        self._kill_at_s = now_s + (min(self._grace_s, _FAILED_GRACE_S) if has_failed else self._grace_s)
+        self._kill_at_s = now_s + self._grace_s
         self._give_up_at_s = self._kill_at_s + _KILL_LIMIT_S
+        if has_failed:
+            self._hurry()
         for rank in self._ranks:
             if rank.exit_code is None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(rank.pid, number)
         grouped = {rank.pid for rank in self._ranks}
         send((pid for pid in descendants(os.getpid()) if _session(pid) not in grouped), number)
+
+    def _hurry(self) -> None:
+        """Leave a job that is being stopped no more time than one that has failed gets."""
+        assert self._kill_at_s is not None
+        self._kill_at_s = min(self._kill_at_s, time.monotonic() + _FAILED_GRACE_S)
+        self._give_up_at_s = self._kill_at_s + _KILL_LIMIT_S
 
     def _kill(self) -> bool:
         """Kill what is left; return False when the kernel cannot end it."""
@@ -212,6 +222,8 @@ class Supervisor:
     def _on_end(self, rank: RankProcess) -> None:
         if rank.status_fd >= 0:
             self._on_status(rank)
+        if self._interrupt is not None and self.stopping and rank.exit_code == EXIT_COMM:
+            self._hurry()  # it lost a peer while it finished what it does: so will the others
         if rank.exit_code and self._failure is None and self._interrupt is None:
             rank.stderr.join(0.2)  # its last words may still be in the pipe
             log = None if rank.log is None else str(rank.log.name)
@@ -278,7 +290,8 @@ class Supervisor:
         *lines, self._control = self._control.split(b"\n")
         for word in map(json.loads, lines):
             if "signal" in word:  # an empty word is a sign of life
-                self._interrupted(signal.Signals(word["signal"]), "control", has_failed=word.get("failed", False))
+                cause: StopCause = word.get("cause", "user")
+                self._interrupted(signal.Signals(word["signal"]), f"control: {cause}", has_failed=cause == "failure")
 
     def _interrupted(self, number: signal.Signals, way: str, *, has_failed: bool = False) -> None:
         self._blame_suspect()

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import os
-import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from corebound.errors import EXIT_COMM
 from corebound.launcher import supervise
 from corebound.launcher.binding import Binding
 from corebound.launcher.events import Failure
@@ -151,24 +151,40 @@ def test_an_interrupt_that_arrived_with_the_part_is_obeyed(monkeypatch: pytest.M
         assert supervisor.stopping
 
 
-@pytest.mark.parametrize(
-    ("words", "grace_s"),
-    [
-        (b'{"signal": 15}\n', 30.0),
-        (b'{"signal": 15, "failed": true}\n', 2.0),
-        (b"", 2.0),
-    ],
-)
-def test_a_service_has_its_time_to_stop_but_not_after_a_failure_here_or_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, words: bytes, grace_s: float
-) -> None:
+USER, HOST, FAILURE = b'{"signal": 15}\n', b'{"signal": 15, "cause": "host"}\n', b'{"signal": 15, "cause": "failure"}\n'
+
+
+def left_s(monkeypatch: pytest.MonkeyPatch, *words: bytes, fails: bool = False, lost_a_peer: bool = False) -> float:
+    """Return how long a job has from now on that was told these words, a second after each other."""
     monkeypatch.setattr(supervise, "descendants", lambda pid: ())
     heard: Any = Heard()
+    now_s = 1000.0
+    monkeypatch.setattr(supervise.time, "monotonic", lambda: now_s)
     with SignalPipe(()) as signals:
-        supervisor = Supervisor(host="h", grace_s=30.0, events=heard, signals=signals, control=words)
-        before_s = time.monotonic()
-        supervisor._obey()
-        if not words:
+        supervisor = Supervisor(host="h", grace_s=30.0, events=heard, signals=signals)
+        for word in words:
+            now_s += 1.0
+            supervisor._control = word
+            supervisor._obey()
+        now_s += 1.0
+        if fails:
             supervisor.fail(Failure(host="h", exit_code=1, reason="exited"))
-    assert supervisor._kill_at_s is not None
-    assert grace_s <= supervisor._kill_at_s - before_s < grace_s + 1
+        if lost_a_peer:
+            supervisor._on_end(cast(Any, SimpleNamespace(status_fd=-1, exit_code=EXIT_COMM)))
+    assert supervisor._kill_at_s is not None and supervisor._give_up_at_s is not None
+    assert supervisor._give_up_at_s >= supervisor._kill_at_s
+    return supervisor._kill_at_s - now_s
+
+
+def test_a_service_has_its_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert left_s(monkeypatch, USER) == left_s(monkeypatch, HOST) == 29.0
+    # A host that is stopped, and then the launcher as well: nobody asked twice.
+    assert left_s(monkeypatch, HOST, USER) == 28.0
+    assert left_s(monkeypatch, USER, USER) <= 0
+
+
+def test_after_a_failure_here_or_elsewhere_nobody_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert left_s(monkeypatch, fails=True) == 2.0
+    assert left_s(monkeypatch, FAILURE) == 1.0
+    assert left_s(monkeypatch, USER, FAILURE) == 1.0
+    assert left_s(monkeypatch, HOST, lost_a_peer=True) == 2.0
