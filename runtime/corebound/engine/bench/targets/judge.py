@@ -26,7 +26,6 @@ BEAMS_BOUND = 1.15
 MEMORY_BOUND = 1.10
 BUSY_CORE_BOUND = 2.5
 Figure = Literal["first", "next"]
-_NEVER_ALIKE = "in no round did the processors lay the same for both"
 ONE_RANK, TWO_RANKS = Who(dtype="bfloat16", num_ranks=1), Who(dtype="bfloat16", num_ranks=2)
 
 
@@ -213,7 +212,7 @@ def _times(
         ratios=ratios_of(values, others),
         measured=Measured(name="time", unit="ms", rounds=values),
         limit=Measured(name="time of the other", unit="ms", rounds=others),
-        note="" if alike else _NEVER_ALIKE,
+        note="" if alike else "in no round did the processors lay the same for both",
     )
 
 
@@ -226,15 +225,10 @@ def _paired(
     figure: Figure,
     note: str = "",
 ) -> list[Finding]:
-    """Return one side over the other: a round is the median of its pairs that lay still, in all rounds with enough.
-
-    Where no round has enough of them, all pairs of all rounds count.
-    """
+    """Return one side over the other: a round is the median of its pairs, see `rounds_that_count`."""
     if not rounds:
         return []
-    if not (kept := rounds_that_count(rounds)):
-        kept = [list(of_round) for of_round in rounds]
-        note = f"{note}; {_NEVER_ALIKE}" if note else _NEVER_ALIKE
+    kept, said = rounds_that_count(rounds)
     ones, others = (
         [[_ms(getattr(pair, side), figure) for pair in pairs] for pairs in kept] for side in ("one", "other")
     )
@@ -248,7 +242,7 @@ def _paired(
             measured=Measured(name="time", unit="ms", rounds=[statistics.median(times) for times in ones]),
             limit=Measured(name="time of the other", unit="ms", rounds=[statistics.median(times) for times in others]),
             pairs_per_round=[len(pairs) for pairs in kept],
-            note=note,
+            note="; ".join(part for part in (note, said) if part),
         )
     ]
 

@@ -61,10 +61,18 @@ def _do(side: Side, ranks: Mapping[Who, ResidentRanks], *, is_cold: bool) -> Cas
     return case
 
 
-def rounds_that_count(rounds: Sequence[Sequence[Pair]]) -> list[list[Pair]]:
-    """Return the pairs that lay still of the rounds that have enough of them; none where no round has."""
+def rounds_that_count(rounds: Sequence[Sequence[Pair]]) -> tuple[list[list[Pair]], str]:
+    """Return the pairs that lay still of the rounds that have enough of them, and what is to be said of them.
+
+    Where no round has enough, those of all rounds count; where none lay still, all do. Either is said.
+    """
     still = [[made for made in of_round if made.lay_still] for of_round in rounds]
-    return [kept for kept, tried in zip(still, rounds, strict=True) if len(kept) >= _LEAST_SHARE * len(tried)]
+    enough = [kept for kept, tried in zip(still, rounds, strict=True) if len(kept) >= _LEAST_SHARE * len(tried)]
+    if enough:
+        return enough, ""
+    if found := [kept for kept in still if kept]:
+        return found, "in no round did the processors lie still for a quarter of the pairs"
+    return [list(of_round) for of_round in rounds], "in no pair did the processors lie still"
 
 
 def told(pair: PlannedPair, done: Sequence[Pair]) -> str:

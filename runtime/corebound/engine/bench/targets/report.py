@@ -14,16 +14,16 @@ METHOD = """\
 
 Our ranks load each model once and then take turns; between turns the same cores read memory that no cache holds and
 multiply bfloat16 matrices. *Found* is the median over the rounds of the ratio of *measured* and *limit*, each of the
-same round, beside its p10 and p90. The first token is the median of three long prompts. A round of the long context
-computes its prompt anew and is judged by the steps after it. Predictions are made from ceilings that every round
-measures again.
+same round, beside its p10 and p90. The first token is the median of three long prompts, in the oldest run of one. A
+round of the long context computes its prompt anew and is judged by the steps after it. Predictions are made from
+ceilings that every round measures again.
 
 Two ranks are held against one, beams against a batch, and not against the machine: no reading comes between them. Both
 take short turns, several in every round and either first in every other pair, with a glance at how long a cache line
 takes between two cores before, between and after them. A pair counts when the glances are alike, a round when a quarter
-of its pairs do, up to twice as many as it wants; its ratio is the median of theirs. Runs that say nothing of pairs are
-older: there both had one long turn a round, one right after the other, with a reading between; the first token was the
-median of nine short prompts or three long ones.
+of its pairs do; its ratio is the median of theirs. A round begins up to twice as many pairs as it wants to count, for
+30 seconds. Runs that say nothing of pairs are older: there each side was measured once a round, for longer, one right
+after the other.
 
 Memory is that of the process after its first prompt. What is promised is the part that came with the model, less what
 Python and torch held before any model was there, since the promise is that weights are in memory once; the whole
@@ -82,8 +82,8 @@ def _pairs(pairs: dict[str, int] | None) -> str:
     if pairs is None or pairs["done"] == 0:
         return ""
     return (
-        f"In {pairs['still']} of {pairs['done']} pairs of turns that are held against each other the processors lay "
-        "still, and those count. "
+        f"Of {pairs['done']} pairs of turns that are held against each other the processors lay still in "
+        f"{pairs['still']}. "
     )
 
 
@@ -110,7 +110,9 @@ def cells_of(row: dict[str, Any]) -> tuple[str, ...]:
     met = {True: "yes", False: "no", None: ""}[row["is_met"]]
     spread = tuple(f"{found[name]:.3f}" for name in ("median", "p10", "p90"))
     quantities = (_quantity(row["measured"]), _quantity(row["limit"]))
-    return (row["what"], row["promised"], *spread, str(row["num_rounds"]), *quantities, met)
+    pairs = sum(row.get("pairs_per_round", ()))
+    rounds = f"{row['num_rounds']}, {pairs} pairs" if pairs else str(row["num_rounds"])
+    return (row["what"], row["promised"], *spread, rounds, *quantities, met)
 
 
 def _quantity(measured: dict[str, Any] | None) -> str:

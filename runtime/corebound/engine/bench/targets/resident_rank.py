@@ -54,6 +54,7 @@ def _serve(collectives: Collectives) -> None:
             state(f"turn {number}, {case.name}")
             if turn.warm_up:
                 _run(llm, case.for_warm_up())
+            collectives.barrier()  # each rank found the turn in its own time
             cases.append(together([_run(llm, case) for _ in range(case.num_times)]))
         state(f"turn {number}, summing up")
         resident = _sum(collectives, resident_bytes())

@@ -113,9 +113,15 @@ def test_a_round_is_the_median_of_its_pairs_that_lay_still() -> None:
     assert found.ratios == pytest.approx([1.2, 0.8])
     assert found.measured is not None and found.measured.rounds == [12, 8]
     assert (found.row()["pairs_per_round"], found.note) == ([3, 1], "")
+    few = [[moved] * 4 + [pair(11, 10)], [moved]]
+    (found,) = judge.beams(Samples(of_pair={"beams": few}), "x")
+    assert (found.ratios, found.pairs_per_round) == (pytest.approx([1.1]), [1])
+    assert found.note == "in no round did the processors lie still for a quarter of the pairs"
     (found,) = judge.beams(Samples(of_pair={"beams": [[moved, moved], [moved]]}), "x")
     assert (found.ratios, found.pairs_per_round) == ([90, 90], [2, 1])
-    assert found.note == "in no round did the processors lay the same for both"
+    assert found.note == "in no pair did the processors lie still"
+    judged = judge.cached_two_ranks(Samples(of_pair={"cached": [[moved]]}), "x", "small")
+    assert judged[0].note == "small; in no pair did the processors lie still"
 
 
 def test_rounds_in_which_the_processors_were_moved_do_not_count_where_there_are_others() -> None:
