@@ -85,7 +85,7 @@ def test_8_kib_is_20_times_faster_than_gloo_and_within_twice_the_floor() -> None
 def test_a_small_shared_memory_is_one_error_and_no_bus_error() -> None:
     bench_command = f"{sys.executable} -m corebound bench allreduce --bytes 8MiB --rounds 1"
     result = subprocess.run(
-        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=12m tmpfs /dev/shm && exec {bench_command}"],
+        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=16m tmpfs /dev/shm && exec {bench_command}"],
         capture_output=True,
         text=True,
         timeout=100,

@@ -157,7 +157,7 @@ def test_too_little_shared_memory_is_explained_and_gloo_takes_over() -> None:
         job.run(tasks.limit_file_size, None)
         assert [state["name"] for state in states] == ["gloo", "gloo"]
         (line,) = [text for state in states for text in state["log"] if text.startswith("collectives:")]
-        assert "/dev/shm is too small: 2 ranks need 6.0 MiB (3.0 MiB each)" in line
+        assert "/dev/shm is too small: 2 ranks need 12.0 MiB (6.0 MiB each)" in line
         assert "--shm-size=1g" in line
         job.run(tasks.call, "world", "all_reduce")
 

@@ -31,7 +31,7 @@ class SegmentOptions:
     """Where segments live and how large they are. Longer messages go in chunks of `chunk_bytes`."""
 
     directory: Path = Path("/dev/shm")  # noqa: S108 - the shared memory file system, not a temporary directory
-    chunk_bytes: int = 512 * 1024
+    chunk_bytes: int = 1024 * 1024
     probe_budget_s: float = 0.04
 
 

@@ -20,7 +20,7 @@ MODEL_MOUNT = "/models"
 # A name that a DNS label may begin with; the operator makes `<name>-worker-<index>` of it, which must be one too.
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 MAX_LABEL = 63
-# What collectives of one pod keep in /dev/shm: a segment of 3 MiB for each rank and group, and what `corebound doctor`
+# What collectives of one pod keep in /dev/shm: a segment of 6 MiB for each rank and group, and what `corebound doctor`
 # asks for at least.
 SHM_BASE_BYTES = 256 * MIB
 SHM_RANK_BYTES = 16 * MIB
